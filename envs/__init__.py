@@ -1,0 +1,1 @@
+"""What the agent can do: tasks, tools and environments. No torch, and nothing else of ours, is imported here."""

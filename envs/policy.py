@@ -1,0 +1,62 @@
+"""The policy protocol: token ids in, sampled token ids with their log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one completion is sampled. Training uses temperature only: the learner can reproduce it exactly.
+
+    `temperature` 0 is greedy (evaluation only). `seed` identifies the request's random stream.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSpan:
+    """Tokens [start, end) of a completion were sampled by policy `version`."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What one request to the policy gave: L sampled ids, the stop token included where one was sampled.
+
+    `logprobs` has length L: log-probability (nats, fp32) of each sampled id under the distribution it was
+    sampled from. `version_spans` cover [0, L) without gap or overlap.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    version_spans: tuple[VersionSpan, ...]
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        length = len(self.token_ids)
+        if len(self.logprobs) != length:
+            raise ValueError(f"Completion.logprobs has {len(self.logprobs)} entries; token_ids has {length}")
+        edges = [0, *(span.end for span in self.version_spans)]
+        starts = [span.start for span in self.version_spans]
+        if starts != edges[:-1] or edges[-1] != length:
+            raise ValueError(f"version_spans {self.version_spans} do not cover the {length} tokens exactly once")
+
+
+class Policy(Protocol):
+    """Anything that continues a token sequence: a vLLM engine, a transformers model, a script in a test."""
+
+    async def complete(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> Completion:
+        """Sample a continuation of `prompt_ids`."""
+        ...

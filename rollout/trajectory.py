@@ -1,0 +1,98 @@
+"""Turns, trajectories, groups: the token side of an episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from envs.episode import Episode, Score
+from envs.messages import StopReason, Task
+from envs.policy import Completion, FinishReason, VersionSpan
+
+__all__ = [
+    "Completion",
+    "FinishReason",
+    "StopReason",
+    "Trajectory",
+    "TrajectoryError",
+    "TrajectoryGroup",
+    "Turn",
+    "VersionSpan",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One request to the policy: a node of the trajectory's tree.
+
+    `context_ids` is what was appended after the parent's sampled ids (the whole prompt for a root), never a
+    token that the policy sampled. `parent` is the index of an earlier turn, None for a fresh context.
+
+    Example, a plain two-turn episode with prompt P, answers A0 and A1, tool reply E:
+        turns[0] = Turn(parent=None, context_ids=P, completion=A0)
+        turns[1] = Turn(parent=0,    context_ids=E, completion=A1)      # its prompt is P + A0 + E
+    """
+
+    parent: int | None
+    context_ids: tuple[int, ...]
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrajectoryError:
+    """The typed error of a world that failed: `kind` is the exception's class name."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One episode with the exact tokens that made it. `score.value` None: unscored, trained on nowhere.
+
+    `timings_s` splits the trajectory's wall time: generate, tools, reward.
+    """
+
+    id: str
+    episode: Episode
+    turns: tuple[Turn, ...]
+    score: Score
+    error: TrajectoryError | None = None
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for index, turn in enumerate(self.turns):
+            if turn.parent is not None and not 0 <= turn.parent < index:
+                raise ValueError(f"trajectory {self.id}: turn {index} has parent {turn.parent}, not an earlier turn")
+
+    def prompt_ids(self, index: int) -> tuple[int, ...]:
+        """The exact prompt of turn `index`: the path from its root, sampled ids included, its context last."""
+        turn = self.turns[index]
+        if turn.parent is None:
+            return turn.context_ids
+        parent = self.turns[turn.parent]
+        return self.prompt_ids(turn.parent) + parent.completion.token_ids + turn.context_ids
+
+    @cached_property
+    def leaves(self) -> tuple[int, ...]:
+        """Turns that are nobody's parent: each becomes one training sample."""
+        parents = {turn.parent for turn in self.turns}
+        return tuple(index for index in range(len(self.turns)) if index not in parents)
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        return sum(len(turn.completion.token_ids) for turn in self.turns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryGroup:
+    """The trajectories that share one task: what GRPO and RLOO compare."""
+
+    task: Task
+    index: int  # the task's index in the task stream
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The scored members' rewards, in order; unscored members are in no statistic."""
+        return [t.score.value for t in self.trajectories if t.score.value is not None]
