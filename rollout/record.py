@@ -1,0 +1,229 @@
+"""Trajectories as JSON lines, lossless: what was sampled, what the tools said, how it was scored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.episode import Episode, Score
+from envs.messages import Message, ParseStatus, StopReason, Task, TextPart, ToolCall
+from rollout.jsonl import JsonlWriter, encode_line, read_jsonl
+from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One line: a trajectory and where in the run it came from.
+
+    `group` is the task's index in the task stream, `member` the place in the group. `old_logprobs` holds the
+    learner's log-probabilities before the update (nats): one tuple a turn, one number a sampled id; None where
+    the learner has not scored the trajectory. The loss mask is not stored: it is 0 on every `context_ids` and
+    1 on every sampled id of a scored trajectory.
+    """
+
+    step: int
+    split: str  # "train" or "eval"
+    group: int
+    member: int
+    trajectory: Trajectory
+    old_logprobs: tuple[tuple[float, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.old_logprobs is None:
+            return
+        given = [len(turn) for turn in self.old_logprobs]
+        expected = [len(turn.completion.token_ids) for turn in self.trajectory.turns]
+        if given != expected:
+            raise ValueError(
+                f"trajectory {self.trajectory.id}: old_logprobs has {given} numbers a turn; the turns sampled {expected}"
+            )
+
+
+class TrajectoryRecorder:
+    """Appends records to one file until it would pass `max_bytes`; then says so once and writes no more.
+
+    `write` makes all its records durable together (one fsync): call it once a step.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int) -> None:
+        self._writer = JsonlWriter(path)
+        self.max_bytes = max_bytes
+        self.is_full = False
+
+    def write(self, records: Iterable[Record]) -> int:
+        """Append records, in order; returns how many were written (fewer than given: the file is full)."""
+        lines: list[bytes] = []
+        size = self._writer.num_bytes
+        for record in records:
+            line = encode_line(encode_record(record))
+            self.is_full = self.is_full or size + len(line) > self.max_bytes
+            if self.is_full:
+                logger.warning(
+                    "%s has reached max_bytes = %d at step %d: no further trajectory is recorded",
+                    self._writer.path,
+                    self.max_bytes,
+                    record.step,
+                )
+                break
+            size += len(line)
+            lines.append(line)
+        self._writer.append_lines(lines)
+        return len(lines)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Every finished record of a file, lazily and in order."""
+    return (decode_record(row) for row in read_jsonl(path))
+
+
+def encode_record(record: Record) -> Json:
+    """A record as JSON values. Task metadata and final state must be JSON values already (dict, list, str, ...)."""
+    trajectory = record.trajectory
+    episode = trajectory.episode
+    row: Json = {
+        "step": record.step,
+        "split": record.split,
+        "group": record.group,
+        "member": record.member,
+        "id": trajectory.id,
+        "task": _encode_task(episode.task),
+        "stop_reason": episode.stop_reason.value,
+        "score": {
+            "value": trajectory.score.value,
+            "parts": dict(trajectory.score.parts),
+            "success": trajectory.score.success,
+            "error": trajectory.score.error,
+        },
+        "error": trajectory.error and {"kind": trajectory.error.kind, "message": trajectory.error.message},
+        "timings_s": trajectory.timings_s,
+        "transcript": [_encode_message(message) for message in episode.transcript],
+        "final_state": dict(episode.final_state),
+        "metrics": dict(episode.metrics),
+        "turns": [_encode_turn(turn) for turn in trajectory.turns],
+    }
+    if record.old_logprobs is not None:
+        for turn, old_logprobs in zip(row["turns"], record.old_logprobs, strict=True):
+            turn["old_logprobs"] = [float(logprob) for logprob in old_logprobs]
+    return row
+
+
+def decode_record(row: Json) -> Record:
+    """The inverse of `encode_record`."""
+    episode = Episode(
+        task=_decode_task(row["task"]),
+        transcript=tuple(_decode_message(message) for message in row["transcript"]),
+        stop_reason=StopReason(row["stop_reason"]),
+        final_state=row["final_state"],
+        metrics=row["metrics"],
+    )
+    trajectory = Trajectory(
+        id=row["id"],
+        episode=episode,
+        turns=tuple(_decode_turn(turn) for turn in row["turns"]),
+        score=Score(**row["score"]),
+        error=row["error"] and TrajectoryError(**row["error"]),
+        timings_s=row["timings_s"],
+    )
+    scored = [turn["old_logprobs"] for turn in row["turns"] if "old_logprobs" in turn]
+    return Record(
+        step=row["step"],
+        split=row["split"],
+        group=row["group"],
+        member=row["member"],
+        trajectory=trajectory,
+        old_logprobs=tuple(tuple(turn) for turn in scored) if scored else None,
+    )
+
+
+def _encode_task(task: Task) -> Json:
+    return {
+        "id": task.id,
+        "env": task.env,
+        "level": task.level,
+        "seed": task.seed,
+        "answer": task.answer,
+        "metadata": dict(task.metadata),
+        "messages": [_encode_message(message) for message in task.messages],
+    }
+
+
+def _decode_task(row: Json) -> Task:
+    return Task(**{**row, "messages": tuple(_decode_message(message) for message in row["messages"])})
+
+
+def _encode_message(message: Message) -> Json:
+    return {
+        "role": message.role,
+        "content": [{"type": "text", "text": part.text} for part in message.content],
+        "tool_calls": [_encode_call(call) for call in message.tool_calls],
+        "tool_call_id": message.tool_call_id,
+        "is_error": message.is_error,
+    }
+
+
+def _decode_message(row: Json) -> Message:
+    return Message(
+        role=row["role"],
+        content=tuple(_decode_part(part) for part in row["content"]),
+        tool_calls=tuple(_decode_call(call) for call in row["tool_calls"]),
+        tool_call_id=row["tool_call_id"],
+        is_error=row["is_error"],
+    )
+
+
+def _decode_part(row: Mapping[str, Any]) -> TextPart:
+    if row["type"] != "text":
+        raise ValueError(f"message part of type {row['type']!r}: expected 'text'; a newer version wrote this record")
+    return TextPart(row["text"])
+
+
+def _encode_call(call: ToolCall) -> Json:
+    return {
+        "id": call.id,
+        "name": call.name,
+        "arguments": dict(call.arguments),
+        "status": call.status.value,
+        "text": call.text,
+        "problem": call.problem,
+    }
+
+
+def _decode_call(row: Json) -> ToolCall:
+    return ToolCall(**{**row, "status": ParseStatus(row["status"])})
+
+
+def _encode_turn(turn: Turn) -> Json:
+    completion = turn.completion
+    return {
+        "parent": turn.parent,
+        "context_ids": _integers(turn.context_ids),
+        "token_ids": _integers(completion.token_ids),
+        # A float32 is a float64 exactly, and JSON writes the float64's shortest round-tripping form.
+        "rollout_logprobs": [float(logprob) for logprob in completion.logprobs],
+        "version_spans": [[span.version, span.start, span.end] for span in completion.version_spans],
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def _decode_turn(row: Json) -> Turn:
+    completion = Completion(
+        token_ids=tuple(row["token_ids"]),
+        logprobs=tuple(row["rollout_logprobs"]),
+        version_spans=tuple(VersionSpan(version=v, start=start, end=end) for v, start, end in row["version_spans"]),
+        finish_reason=row["finish_reason"],
+    )
+    return Turn(parent=row["parent"], context_ids=tuple(row["context_ids"]), completion=completion)
+
+
+def _integers(ids: Sequence[int]) -> list[int]:
+    return [int(token_id) for token_id in ids]
