@@ -96,7 +96,7 @@ def _spec_of(function: Callable[..., Any]) -> ToolSpec:
         json_type = _JSON_TYPES.get(hints.get(parameter.name, object))
         if json_type is None or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
             raise TypeError(
-                f"tool {name}: parameter {str(parameter)!r} must be positional, of type str, int, float or bool"
+                f"tool {name}: parameter {str(parameter)!r} must be positional, a str, int, float or bool"
             )
         properties[parameter.name] = {"type": json_type}
         if parameter.default is parameter.empty:

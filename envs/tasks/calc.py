@@ -60,7 +60,7 @@ LEVELS: Mapping[int, Level] = {
 
 
 def _level(level: int | None) -> Level:
-    if level not in LEVELS:
+    if level is None or level not in LEVELS:
         raise ValueError(unknown_name("level of environment 'calc'", level, LEVELS))
     return LEVELS[level]
 
@@ -228,7 +228,7 @@ def lengths(level: int) -> Lengths:
 
 
 def _then_answer(*calls: Callable[[Task], str]) -> Player:
-    """A player that makes these calls, one message each, then gives the right answer without having earned it."""
+    """A player that makes these calls, one message each, then gives the right answer all the same."""
 
     def player(task: Task, transcript: Sequence[Message]) -> str:
         num_spoken = sum(spoken.role == "assistant" for spoken in transcript)

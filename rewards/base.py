@@ -1,0 +1,140 @@
+"""Rewards: how well an episode went. A reward is a function of the episode and of nothing else."""
+
+from __future__ import annotations
+
+import math
+import random
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+from envs.deadline import in_thread, within
+from envs.episode import Episode, RewardFn, Score
+from envs.names import load_object, unknown_name
+from envs.registry import EnvDefinition
+
+__all__ = ["Reward", "RewardFn", "Score", "resolve_reward", "score_episode", "shuffle_scores", "weighted"]
+
+_SHUFFLED = "shuffled:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """A reward by name. `shuffled` asks the collector to apply `shuffle_scores` to each batch."""
+
+    name: str
+    fn: RewardFn
+    shuffled: bool = False
+
+
+def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
+    """The reward that `spec` names.
+
+    "" or the environment's name: its own score. "file.py:function" or "package.module:function": that one.
+    "shuffled:<any of these>": the same, permuted within the batch, the control that must not learn.
+    """
+    if spec.startswith(_SHUFFLED):
+        inner = spec.removeprefix(_SHUFFLED)
+        if inner.startswith(_SHUFFLED):
+            raise ValueError(f"reward {spec!r} is shuffled twice; write {inner!r}")
+        reward = resolve_reward(inner, definition)
+        return replace(reward, name=_SHUFFLED + reward.name, shuffled=True)
+    if spec in ("", definition.name):
+        return Reward(name=definition.name, fn=definition.score)
+    if ":" not in spec:
+        problem = unknown_name("reward", spec, [definition.name, _SHUFFLED + definition.name])
+        raise ValueError(f"{problem}; your own is 'my_rewards.py:function' or 'package.module:function'")
+    function = load_object(spec)
+    if not callable(function):
+        raise ValueError(
+            f"reward {spec!r} is a {type(function).__name__}; expected a function Episode -> Score"
+        )
+    return Reward(name=spec, fn=cast(RewardFn, function))  # what it returns is checked at each call
+
+
+async def score_episode(reward: Reward, episode: Episode, *, timeout_s: float) -> Score:
+    """The reward's Score; *unscored*, never 0, with the reason in `error` when it failed to give a valid one.
+
+    The function runs in a thread, so a slow one does not hold up the agents. At `timeout_s` (wall seconds)
+    its episode is unscored and the thread is left behind; a thread cannot be killed.
+    """
+    try:
+        score = await within(timeout_s, in_thread(partial(reward.fn, episode)))
+    except (Exception, SystemExit) as error:  # user code may call sys.exit; the run must not
+        return _unscored(reward, _describe(error))
+    problem = _problem(score)
+    return score if problem is None else _unscored(reward, problem)
+
+
+def _unscored(reward: Reward, problem: str) -> Score:
+    return Score(value=None, error=f"reward {reward.name}: {problem}")
+
+
+def _problem(score: object) -> str | None:
+    """What is wrong with what a reward returned; None for a Score of finite numbers."""
+    if not isinstance(score, Score):
+        return f"returned {type(score).__name__}, expected a Score"
+    if score.value is None:
+        return score.error or "returned a Score of value None without saying why in its error"
+    numbers = {"value": score.value, **{f"parts[{name!r}]": part for name, part in score.parts.items()}}
+    if score.success is not None:
+        numbers["success"] = score.success
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            return f"Score.{name} is {number!r}, expected a finite number"
+    return None
+
+
+def _describe(error: BaseException) -> str:
+    """Type, message and the line that raised."""
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno} in {frame.name}: {frame.line})"
+
+
+def weighted(components: Mapping[str, tuple[RewardFn, float]]) -> RewardFn:
+    """The weighted sum of named rewards; each one's own value is logged as a part. Weight 0 only logs.
+
+    One unscored component makes the whole unscored: a sum without it would be another reward. The whole is a
+    success when every component that reports success does.
+    """
+    if not components:
+        raise ValueError("weighted() was given no rewards; expected {name: (function, weight)}")
+    for name, (_, weight) in components.items():
+        if not math.isfinite(weight):
+            raise ValueError(f"reward {name!r} has weight {weight}; expected a finite number")
+
+    def score(episode: Episode) -> Score:
+        value = 0.0
+        parts: dict[str, float] = {}
+        successes: list[float] = []
+        for name, (function, weight) in components.items():
+            component = function(episode)
+            if component.value is None:
+                return Score(value=None, error=f"{name}: {component.error or 'unscored'}")
+            value += weight * component.value
+            parts[name] = component.value
+            parts |= {f"{name}/{part}": number for part, number in component.parts.items()}
+            if component.success is not None:
+                successes.append(component.success)
+        return Score(value=value, parts=parts, success=min(successes, default=None))
+
+    return score
+
+
+def shuffle_scores(scores: Sequence[Score], rng: random.Random) -> list[Score]:
+    """The values permuted among the scored, at random: the same distribution, and no information.
+
+    Unscored ones stay where they are. Success and parts stay with their trajectory, which did earn them; the
+    part "unshuffled" keeps the value that was taken away.
+    """
+    values = [score.value for score in scores if score.value is not None]
+    rng.shuffle(values)
+    shuffled = iter(values)
+    return [
+        score
+        if score.value is None
+        else replace(score, value=next(shuffled), parts={**score.parts, "unshuffled": score.value})
+        for score in scores
+    ]
