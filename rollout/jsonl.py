@@ -50,13 +50,18 @@ class JsonlWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 def encode_line(row: Mapping[str, Any]) -> bytes:
-    """One row as UTF-8 JSON with its newline. Floats round-trip exactly; NaN and infinities as Python writes them."""
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+    """One row as JSON with its newline, in ASCII: a policy may write what is not valid Unicode.
+
+    Every float round-trips exactly; NaN and infinities are written as Python's json reads them.
+    """
+    return json.dumps(row, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -66,9 +71,11 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line.decode("utf-8", "surrogatepass"))
+                yield json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}); the file was changed or damaged") from error
+                raise ValueError(
+                    f"{path}, line {number}: not JSON ({error}); the file was changed or damaged"
+                ) from error
 
 
 def fsync_folder(path: Path) -> None:

@@ -23,9 +23,9 @@ class Record:
     """One line: a trajectory and where in the run it came from.
 
     `group` is the task's index in the task stream, `member` the place in the group. `old_logprobs` holds the
-    learner's log-probabilities before the update (nats): one tuple a turn, one number a sampled id; None where
-    the learner has not scored the trajectory. The loss mask is not stored: it is 0 on every `context_ids` and
-    1 on every sampled id of a scored trajectory.
+    learner's log-probabilities before the update (nats), one tuple a turn and one number a sampled id; None
+    where the learner has not scored the trajectory. The loss mask is not stored: it is 0 on every id of
+    `context_ids` and 1 on every sampled id of a scored trajectory.
     """
 
     step: int
@@ -42,7 +42,8 @@ class Record:
         expected = [len(turn.completion.token_ids) for turn in self.trajectory.turns]
         if given != expected:
             raise ValueError(
-                f"trajectory {self.trajectory.id}: old_logprobs has {given} numbers a turn; the turns sampled {expected}"
+                f"trajectory {self.trajectory.id}: old_logprobs has {given} numbers a turn; expected one a "
+                f"sampled id, {expected}"
             )
 
 
@@ -59,20 +60,22 @@ class TrajectoryRecorder:
 
     def write(self, records: Iterable[Record]) -> int:
         """Append records, in order; returns how many were written (fewer than given: the file is full)."""
+        if self.is_full:
+            return 0
         lines: list[bytes] = []
         size = self._writer.num_bytes
         for record in records:
-            line = encode_line(encode_record(record))
-            self.is_full = self.is_full or size + len(line) > self.max_bytes
-            if self.is_full:
+            line = _encode_record_line(record)
+            size += len(line)
+            if size > self.max_bytes:
+                self.is_full = True
                 logger.warning(
-                    "%s has reached max_bytes = %d at step %d: no further trajectory is recorded",
+                    "%s: the next trajectory (step %d) would pass max_bytes = %d; nothing more is recorded",
                     self._writer.path,
-                    self.max_bytes,
                     record.step,
+                    self.max_bytes,
                 )
                 break
-            size += len(line)
             lines.append(line)
         self._writer.append_lines(lines)
         return len(lines)
@@ -86,11 +89,22 @@ def read_records(path: Path) -> Iterator[Record]:
     return (decode_record(row) for row in read_jsonl(path))
 
 
+def _encode_record_line(record: Record) -> bytes:
+    try:
+        return encode_line(encode_record(record))
+    except (TypeError, ValueError) as error:
+        error.add_note(
+            f"trajectory {record.trajectory.id}: task metadata, final_state and tool arguments must be JSON"
+        )
+        raise
+
+
 def encode_record(record: Record) -> Json:
-    """A record as JSON values. Task metadata and final state must be JSON values already (dict, list, str, ...)."""
+    """A record as JSON values. Task metadata, final state and tool arguments must be JSON values already."""
     trajectory = record.trajectory
     episode = trajectory.episode
-    row: Json = {
+    old_logprobs = record.old_logprobs
+    return {
         "step": record.step,
         "split": record.split,
         "group": record.group,
@@ -110,11 +124,8 @@ def encode_record(record: Record) -> Json:
         "final_state": dict(episode.final_state),
         "metrics": dict(episode.metrics),
         "turns": [_encode_turn(turn) for turn in trajectory.turns],
+        "old_logprobs": None if old_logprobs is None else [_floats(turn) for turn in old_logprobs],
     }
-    if record.old_logprobs is not None:
-        for turn, old_logprobs in zip(row["turns"], record.old_logprobs, strict=True):
-            turn["old_logprobs"] = [float(logprob) for logprob in old_logprobs]
-    return row
 
 
 def decode_record(row: Json) -> Record:
@@ -134,14 +145,14 @@ def decode_record(row: Json) -> Record:
         error=row["error"] and TrajectoryError(**row["error"]),
         timings_s=row["timings_s"],
     )
-    scored = [turn["old_logprobs"] for turn in row["turns"] if "old_logprobs" in turn]
+    old_logprobs = row["old_logprobs"]
     return Record(
         step=row["step"],
         split=row["split"],
         group=row["group"],
         member=row["member"],
         trajectory=trajectory,
-        old_logprobs=tuple(tuple(turn) for turn in scored) if scored else None,
+        old_logprobs=None if old_logprobs is None else tuple(tuple(turn) for turn in old_logprobs),
     )
 
 
@@ -183,7 +194,9 @@ def _decode_message(row: Json) -> Message:
 
 def _decode_part(row: Mapping[str, Any]) -> TextPart:
     if row["type"] != "text":
-        raise ValueError(f"message part of type {row['type']!r}: expected 'text'; a newer version wrote this record")
+        raise ValueError(
+            f"message part of type {row['type']!r}: expected 'text'; a newer version wrote this record"
+        )
     return TextPart(row["text"])
 
 
@@ -208,8 +221,7 @@ def _encode_turn(turn: Turn) -> Json:
         "parent": turn.parent,
         "context_ids": _integers(turn.context_ids),
         "token_ids": _integers(completion.token_ids),
-        # A float32 is a float64 exactly, and JSON writes the float64's shortest round-tripping form.
-        "rollout_logprobs": [float(logprob) for logprob in completion.logprobs],
+        "rollout_logprobs": _floats(completion.logprobs),
         "version_spans": [[span.version, span.start, span.end] for span in completion.version_spans],
         "finish_reason": completion.finish_reason,
     }
@@ -219,10 +231,17 @@ def _decode_turn(row: Json) -> Turn:
     completion = Completion(
         token_ids=tuple(row["token_ids"]),
         logprobs=tuple(row["rollout_logprobs"]),
-        version_spans=tuple(VersionSpan(version=v, start=start, end=end) for v, start, end in row["version_spans"]),
+        version_spans=tuple(
+            VersionSpan(version=v, start=start, end=end) for v, start, end in row["version_spans"]
+        ),
         finish_reason=row["finish_reason"],
     )
     return Turn(parent=row["parent"], context_ids=tuple(row["context_ids"]), completion=completion)
+
+
+def _floats(logprobs: Sequence[float]) -> list[float]:
+    # Lossless for float32 too: it is a float64 exactly, and JSON writes a float64 in its round-tripping form.
+    return [float(logprob) for logprob in logprobs]
 
 
 def _integers(ids: Sequence[int]) -> list[int]:

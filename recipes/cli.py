@@ -1,0 +1,34 @@
+"""The command line of a recipe: every field of its Config is an option."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from rl.config import Config, with_smoke_defaults
+from rl.machine import Machine
+from rl.validation import ConfigError, validate
+
+BAD_CONFIG = 2
+"""Exit status of a run that was refused before it began; 1 is a FAIL at its end."""
+
+
+def parse(default: Config, argv: Sequence[str] | None = None, *, description: str = "") -> Config:
+    """`default` with the options of `argv` (sys.argv's without it), validated for this machine.
+
+    `--smoke` changes the defaults, so an option beside it still counts. Exits with BAD_CONFIG, and says what
+    to do, on an unknown option (the nearest one is named), a value of the wrong type, or values that cannot
+    run.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--smoke" in arguments:
+        default = with_smoke_defaults(default)
+    config = tyro.cli(Config, args=arguments, default=default, description=description)
+    try:
+        validate(config, Machine.here())
+    except ConfigError as error:
+        print(f"This run was not started:\n{error}", file=sys.stderr)
+        raise SystemExit(BAD_CONFIG) from None
+    return config

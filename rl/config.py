@@ -1,0 +1,262 @@
+"""Everything that defines a run, in one flat value. `rl/validation.py` says which values fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Annotated, Literal
+
+from rl.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values a number may take, ends included; `above_zero` leaves 0 out."""
+
+    low: float
+    high: float = inf
+    above_zero: bool = False
+
+
+Count = Annotated[int, Range(1)]
+Size = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above_zero=True)]
+NonNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 0.999999)]
+
+Device = Literal["auto", "cpu", "cuda"]
+EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
+LearnerDtype = Literal["float32", "bfloat16"]
+SyncBackend = Literal["auto", "shm", "ipc", "nccl"]
+LrSchedule = Literal["constant", "linear", "cosine"]
+Sabotage = Literal[
+    "", "skip_tensor", "skip_fused_half", "swap_rows", "no_retie", "dead_copy", "perturb_learner"
+]
+
+# Largest |log-prob difference| (nats) of a sampled token between engine and learner that still counts as one
+# policy. float32: 1e-6 measured, 1e-2 when a tied head is stale. bfloat16: 5e-3 measured on half a million
+# parameters, more on deeper models. float16 has 3 more bits of mantissa.
+GAP_LIMITS = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. A recipe holds one such value; the command line overrides any field.
+
+    Fields that are "auto" (0 or None for numbers) are filled in by `resolve`, so that the recorded
+    configuration holds what was used.
+    """
+
+    # What is learned
+    seed: Size = 0
+    """Seed of everything random. The same seed gives the same tasks, prompts and order."""
+    env: str = "calc"
+    """Environment by name, `my_env.py:MyEnv` or `package.module:attribute`."""
+    level: Size = 1
+    """Difficulty of the tasks; which levels there are is the environment's affair."""
+    reward: str = ""
+    """Reward by name or `file.py:function`; empty: the environment's own. `shuffled:calc` deals calc's
+    rewards at random within the batch: a control that must not learn."""
+    algorithm: str = "grpo"
+    """Row of the table in rl/algorithms.py."""
+    model: str = ""
+    """Folder or hub id of a Hugging Face model; empty: the recipe makes its own small one. Code that comes
+    with a model is never run."""
+
+    # The step
+    num_steps: Count = 60
+    """Training steps. Each samples num_groups x group_size trajectories and makes num_minibatches updates."""
+    num_groups: Count = 16
+    """Tasks a step."""
+    group_size: Count = 8
+    """Trajectories a task: what GRPO and RLOO compare with each other."""
+    num_minibatches: Count = 1
+    """Optimizer updates a step, each on an equal share of the trajectories. 1 is on policy: nothing is
+    clipped."""
+    micro_batch_size: Count = 32
+    """Trajectories in one forward and backward pass: memory only, the gradient does not depend on it."""
+    temperature: Positive = 1.0
+    """Sampling temperature of training; the learner applies the same one, so log-probs agree."""
+
+    # The optimizer (AdamW)
+    learning_rate: NonNegative = 3e-4
+    """Peak learning rate. 0 trains nothing: a control that must end in FAIL."""
+    lr_schedule: LrSchedule = "constant"
+    """After warm-up: constant, or falling to 0 at the last update linearly or as a half cosine."""
+    warmup_steps: Size = 0
+    """Steps over which the learning rate rises linearly from 0 to its peak."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay. 0: RL moves little, and decay pulls an untouched weight away from its value."""
+    adam_beta1: Decay = 0.9
+    """Decay of AdamW's first moment."""
+    adam_beta2: Decay = 0.95
+    """Decay of AdamW's second moment; below the usual 0.999, since runs are short and gradients change."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this global L2 norm."""
+
+    # Overrides of the algorithm's row; None: the row's own value
+    clip_ratio_low: Share | None = None
+    """How far the ratio may fall below 1 before it is clipped."""
+    clip_ratio_high: NonNegative | None = None
+    """How far the ratio may rise above 1 before it is clipped."""
+    clip_ratio_c: Annotated[float, Range(1)] | None = None
+    """Dual clip: the largest ratio that counts where the advantage is negative."""
+    loss_agg_mode: str | None = None
+    """How token losses become one number, e.g. token-mean or seq-mean-token-mean."""
+    kl_loss_coef: NonNegative | None = None
+    """Weight of the KL penalty against the starting policy."""
+    kl_loss_type: str | None = None
+    """Estimator of that KL: k1, k2 or k3."""
+    entropy_coeff: NonNegative | None = None
+    """Weight of the entropy bonus."""
+    loss_scale_factor: Positive | None = None
+    """The constant that seq-mean-token-sum-norm divides by, in tokens."""
+    rollout_is: str | None = None
+    """Correction of the difference between engine and learner by importance weights: none, token, ..."""
+    rollout_is_threshold: Positive | None = None
+    """Cap of those weights."""
+
+    # Limits of one trajectory; reaching one ends it with its own stop reason
+    max_turns: Count = 8
+    """Turns."""
+    max_turn_tokens: Count = 64
+    """Tokens that the policy may sample in one turn."""
+    max_total_tokens: Count = 384
+    """Tokens in all: prompts, sampled and tool results."""
+    max_tool_calls: Size = 16
+    """Tool calls."""
+    max_wall_s: Positive = 60.0
+    """Wall seconds, waiting included."""
+
+    # Placement and precision
+    device: Device = "auto"
+    """Where engines and learner compute. auto: a GPU where there is one."""
+    engines: Count = 1
+    """vLLM engines."""
+    engine_threads: Size = 0
+    """CPU threads of each engine. 0 is auto: 1, with which results do not depend on what shares a batch."""
+    learner_threads: Size = 0
+    """CPU threads of the learner. 0 is auto: every core up to 8, since engines idle while it works."""
+    engine_dtype: EngineDtype = "auto"
+    """Precision of the engines. auto: float32 on a CPU, bfloat16 on a GPU."""
+    learner_dtype: LearnerDtype = "float32"
+    """Precision in which the learner computes; weights and optimizer stay in float32."""
+    context_length: Count = 512
+    """Longest prompt plus answer that the engines accept, in tokens."""
+    num_concurrent: Size = 0
+    """Trajectories that one engine works on at a time. 0 is auto: an engine's share of a step."""
+    max_staleness: Size = 0
+    """Steps by which the sampling policy may lag behind the learner. Only 0, synchronous, for now."""
+
+    # Weight sync and its proof
+    sync_backend: SyncBackend = "auto"
+    """Channel for weights. shm: shared memory on one host; ipc: within one GPU; nccl: between GPUs."""
+    max_gap: Positive | None = None
+    """Largest log-prob difference (nats) of a sampled token between engine and learner before the run stops.
+    None: by precision, 1e-4 for float32."""
+    num_gap_groups: Count = 2
+    """Groups of real trajectories on which the gap is measured before the first step."""
+    num_canaries: Count = 4
+    """Fixed prompts that both sides score after every sync."""
+    canary_tokens: Annotated[int, Range(2)] = 64
+    """Length of each of them in tokens."""
+
+    # Evaluation and verdict
+    eval_tasks: Count = 256
+    """Held-out tasks on which the starting and the trained policy are compared."""
+    eval_temperature: NonNegative = 1.0
+    """Sampling temperature of evaluation; 0 is greedy."""
+    min_gain: Share = 0.3
+    """PASS needs a rise in success of at least this much, and 95 % intervals that are apart."""
+
+    # What is written and shown
+    save_every: Size = 0
+    """Save the policy every so many steps; 0: only at the end."""
+    show_every: Size = 10
+    """Show one trajectory every so many steps; 0: never."""
+    run_dir: str = ""
+    """Directory of the run, new or empty. Empty: runs/<recipe>-<time>."""
+    max_record_mb: Positive = 1000.0
+    """Trajectories are recorded until their file has this size."""
+    cache_dir: str = ""
+    """Where starting policies are kept. Empty: ~/.cache/whetstone."""
+
+    # Deadlines: no wait without one
+    engine_start_s: Positive = 300.0
+    """For an engine to load and answer."""
+    group_deadline_s: Positive = 300.0
+    """For the groups of one step."""
+    learner_deadline_s: Positive = 600.0
+    """For one call of the learner."""
+    sync_deadline_s: Positive = 120.0
+    """For one weight sync with its proof."""
+
+    # Drills
+    sabotage: Sabotage = ""
+    """Break the run on purpose, to see that it notices: the first weight sync, or (perturb_learner) the
+    learner's weights before the start. Empty: off."""
+    smoke: bool = False
+    """A short real run: other defaults for the number of steps and their sizes (see SMOKE)."""
+
+    @property
+    def num_trajectories(self) -> int:
+        """Trajectories a step."""
+        return self.num_groups * self.group_size
+
+    @property
+    def num_minibatch_trajectories(self) -> int:
+        """Trajectories an optimizer update."""
+        return self.num_trajectories // self.num_minibatches
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Forward and backward passes an optimizer update."""
+        return self.num_minibatch_trajectories // self.micro_batch_size
+
+    @property
+    def num_optimizer_steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        return self.num_steps * self.num_minibatches
+
+    @property
+    def gap_limit(self) -> float:
+        """The largest log-prob gap allowed (nats); of a resolved configuration."""
+        if self.max_gap is not None:
+            return self.max_gap
+        return max(GAP_LIMITS[self.engine_dtype], GAP_LIMITS[self.learner_dtype])
+
+
+SMOKE = {
+    "num_steps": 3,
+    "num_groups": 4,
+    "group_size": 4,
+    "micro_batch_size": 16,
+    "eval_tasks": 32,
+    "show_every": 2,
+}
+
+
+def with_smoke_defaults(config: Config) -> Config:
+    """`config` as a short run: other defaults, which the command line may override in turn."""
+    return replace(config, smoke=True, **SMOKE)
+
+
+def resolve(config: Config, machine: Machine) -> Config:
+    """`config` with every "auto" replaced by what this machine gives. What is set already stays."""
+    device = _chosen(config.device, "cuda" if machine.gpus else "cpu")
+    on_gpu = device == "cuda"
+    gpu_backend = "nccl" if len(machine.gpus) > 1 else "ipc"
+    return replace(
+        config,
+        device=device,
+        engine_dtype=_chosen(config.engine_dtype, "bfloat16" if on_gpu else "float32"),
+        sync_backend=_chosen(config.sync_backend, gpu_backend if on_gpu else "shm"),
+        engine_threads=config.engine_threads or 1,
+        learner_threads=config.learner_threads or min(machine.cores, 8),
+        num_concurrent=config.num_concurrent or -(-config.num_trajectories // config.engines),
+    )
+
+
+def _chosen(value: str, automatic: str) -> str:
+    return automatic if value == "auto" else value

@@ -1,0 +1,58 @@
+"""What a Hugging Face model folder lacks, found from its files alone: nothing is loaded, nothing is run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rollout.renderer import TURN_END, TURN_START
+
+MARKERS = (TURN_START, TURN_END)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def model_problems(model: str) -> Iterator[str]:
+    """Why `model` cannot be used. A hub id is checked once it is fetched; "" is the recipe's own model."""
+    folder = Path(model).expanduser()
+    if not model or (HUB_ID.fullmatch(model) and not folder.exists()):
+        return
+    if not folder.is_dir():
+        yield f"model = {model!r}: no such folder, and not a hub id of the form owner/name"
+        return
+    settings = _read_json(folder / "config.json")
+    if settings is None:
+        yield f"model = {model!r}: no readable config.json; expected a Hugging Face model folder"
+    elif "auto_map" in settings:
+        yield f"model = {model!r}: its config.json asks to run its own code (auto_map), which is never done"
+    if not any(folder.glob("*.safetensors")):
+        yield f"model = {model!r}: no *.safetensors weights; save it with save_pretrained"
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        yield f"model = {model!r}: no tokenizer (one of {', '.join(TOKENIZER_FILES)}); save it there too"
+    tokenizer = _read_json(folder / "tokenizer.json")
+    missing = [] if tokenizer is None else [token for token in MARKERS if token not in _tokens(tokenizer)]
+    if missing:
+        yield (
+            f"model = {model!r}: its tokenizer lacks {' and '.join(missing)}, which ChatML needs; use "
+            "a model that has them, or add them and resize the embeddings"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The file's content; None where there is no file or it holds no JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _tokens(tokenizer: dict[str, Any]) -> set[str]:
+    """Every token that a tokenizer.json names."""
+    vocabulary = tokenizer["model"].get("vocab", ())
+    # BPE and WordPiece map token to id; Unigram lists (token, score).
+    named = vocabulary if isinstance(vocabulary, dict) else (entry[0] for entry in vocabulary)
+    return {*named, *(token["content"] for token in tokenizer.get("added_tokens", ()))}

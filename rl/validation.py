@@ -1,0 +1,168 @@
+"""What is refused before anything expensive starts: every problem of a Config, each with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isfinite
+from types import NoneType, UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
+
+from envs.names import unknown_name
+from envs.registry import resolve_env
+from rewards.base import resolve_reward
+from rl.config import Config, Range
+from rl.machine import Machine
+from rl.model_folder import model_problems
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run. The message has one line a problem."""
+
+
+def validate(config: Config, machine: Machine) -> None:
+    """Raise ConfigError with every problem that `config` has on this machine.
+
+    In rounds, since each takes the one before for granted: single values, how they fit, what they name.
+    """
+    for round_ in (value_problems(config), fit_problems(config, machine), name_problems(config)):
+        problems = list(round_)
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def value_problems(config: Config) -> Iterator[str]:
+    """Types, choices and ranges, as `Config` annotates them."""
+    for field, hint in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, field)
+        problem = _problem_of(value, hint)
+        if problem:
+            yield f"{field} = {value!r}: {problem}"
+
+
+def _problem_of(value: object, hint: object) -> str | None:
+    """What is wrong with `value` under the annotation `hint`; None when it fits."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):  # only `X | None` occurs
+        (inner,) = (argument for argument in arguments if argument is not NoneType)
+        return None if value is None else _problem_of(value, inner)
+    if origin is Literal:
+        return None if value in arguments else unknown_name("choice", value, filter(None, arguments))
+    if origin is Annotated:
+        return _problem_of(value, arguments[0]) or _range_problem(value, arguments[1])
+    assert isinstance(hint, type), f"Config has a field of a kind that is not checked: {hint}"
+    accepted = (int, float) if hint is float else (hint,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        return f"expected {hint.__name__}, not {type(value).__name__}"
+    return None
+
+
+def _range_problem(value: object, allowed: Range) -> str | None:
+    assert isinstance(value, int | float)  # its type was checked first
+    inside = isfinite(value) and allowed.low <= value <= allowed.high
+    if inside and not (allowed.above_zero and value == 0):
+        return None
+    low = "more than 0" if allowed.above_zero else f"at least {allowed.low:g}"
+    return f"expected {low} and " + (f"at most {allowed.high:g}" if isfinite(allowed.high) else "finite")
+
+
+def fit_problems(config: Config, machine: Machine) -> Iterator[str]:
+    """Values that are fine alone and wrong together, or too much for this machine."""
+    yield from _batch_problems(config)
+    yield from _length_problems(config)
+    yield from _schedule_problems(config)
+    yield from _placement_problems(config, machine)
+
+
+def _batch_problems(config: Config) -> Iterator[str]:
+    total, minibatches, share = (
+        config.num_trajectories,
+        config.num_minibatches,
+        config.num_minibatch_trajectories,
+    )
+    batch = f"num_groups x group_size = {config.num_groups} x {config.group_size} = {total} trajectories"
+    if total % minibatches:
+        nearest = _nearest_divisor(total, minibatches)
+        yield f"num_minibatches = {minibatches} does not divide {batch}; use {nearest}"
+    elif share % config.micro_batch_size:
+        nearest = _nearest_divisor(share, config.micro_batch_size)
+        yield (
+            f"micro_batch_size = {config.micro_batch_size} does not divide the {share} trajectories of a "
+            f"minibatch ({batch}, num_minibatches = {minibatches}); use {nearest}"
+        )
+    if config.engines > total:
+        yield f"engines = {config.engines} for {batch} a step: some would always idle; use at most {total}"
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of `number` that is nearest to `wanted`, the smaller of two."""
+    divisors = (candidate for candidate in range(1, number + 1) if number % candidate == 0)
+    return min(divisors, key=lambda divisor: (abs(divisor - wanted), divisor))
+
+
+def _length_problems(config: Config) -> Iterator[str]:
+    for name, limit_name in (
+        ("max_turn_tokens", "max_total_tokens"),
+        ("max_total_tokens", "context_length"),
+        ("canary_tokens", "context_length"),
+    ):
+        length, limit = getattr(config, name), getattr(config, limit_name)
+        if length > limit:
+            yield (
+                f"{name} = {length} can never be reached, {limit_name} = {limit} comes first; "
+                f"lower {name} or raise {limit_name}"
+            )
+
+
+def _schedule_problems(config: Config) -> Iterator[str]:
+    if config.warmup_steps >= config.num_steps:
+        yield (
+            f"warmup_steps = {config.warmup_steps} of num_steps = {config.num_steps}: the learning rate "
+            "would never reach its peak; lower warmup_steps"
+        )
+    if config.learning_rate == 0 and (config.warmup_steps or config.lr_schedule != "constant"):
+        yield "learning_rate = 0 has no schedule; leave warmup_steps and lr_schedule at their defaults"
+    if config.save_every > config.num_steps:
+        yield (
+            f"save_every = {config.save_every} of num_steps = {config.num_steps} has no effect, the end is "
+            "always saved; lower it or leave it 0"
+        )
+    if config.max_staleness:
+        yield f"max_staleness = {config.max_staleness}: only 0 (synchronous) is implemented; leave it 0"
+
+
+def _placement_problems(config: Config, machine: Machine) -> Iterator[str]:
+    num_gpus = 0 if config.device == "cpu" else len(machine.gpus)
+    if config.device == "cuda" and not num_gpus:
+        yield "device = 'cuda': torch sees no GPU on this machine; use cpu or auto"
+    elif config.sync_backend in ("ipc", "nccl") and not num_gpus:
+        yield f"sync_backend = {config.sync_backend!r} needs a GPU and this run uses none; use shm or auto"
+    elif config.sync_backend == "nccl" and num_gpus == 1:
+        yield "sync_backend = 'nccl' needs a GPU each for engine and learner, and there is 1; use ipc or auto"
+    for name, wanted in (
+        ("engines x engine_threads", config.engines * config.engine_threads),
+        ("learner_threads", config.learner_threads),
+    ):
+        if wanted > machine.cores:
+            yield f"{name} = {wanted} needs {wanted} cores and there are {machine.cores}; lower it"
+
+
+def name_problems(config: Config) -> Iterator[str]:
+    """Environment, level and model: what the configuration names must exist and be usable."""
+    yield from _env_problems(config)
+    yield from model_problems(config.model)
+
+
+def _env_problems(config: Config) -> Iterator[str]:
+    try:
+        definition = resolve_env(config.env)
+        definition.require_level(config.level)
+        resolve_reward(config.reward, definition)
+    except ValueError as error:
+        yield str(error)
+        return
+    needed = definition.lengths(config.level).turns
+    if config.max_turns < needed:
+        yield (
+            f"max_turns = {config.max_turns}: level {config.level} of {config.env} takes {needed} turns, "
+            "so nothing could be solved; raise it"
+        )
