@@ -1,0 +1,122 @@
+"""Where the run distrusts itself: what must hold before the first step, and in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from rl.batch import TrainBatch, make_batch
+from rl.weight_sync import Receiver, Sender, WeightSync
+from rollout.trajectory import TrajectoryGroup
+
+PERTURBATION = 1e-2
+"""Noise of the trial sync, relative to each tensor's RMS: far above every tolerance, far below breaking a model."""
+
+
+class GateError(RuntimeError):
+    """The run refuses to start, or to go on; the message says what was measured and what was allowed."""
+
+
+class PerturbableLearner(Sender, Protocol):
+    async def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch: ...
+    async def perturb(self, scale: float, seed: int) -> None: ...
+    async def restore(self) -> None: ...
+
+
+class ProbeRollouts(Protocol):
+    @property
+    def runners(self) -> Sequence[Receiver]: ...
+    async def probe_groups(self, num_groups: int) -> list[TrajectoryGroup]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """|log-prob of the engine - log-prob of the learner| in nats over `num_tokens` sampled tokens."""
+
+    mean: float
+    max: float
+    num_tokens: int
+
+
+def gap_of(batch: TrainBatch) -> Gap:
+    """The gap over every trained token of a scored batch. Raises GateError when there is none."""
+    if batch.old_logprobs is None:
+        raise ValueError("the batch has no old_logprobs; score it first")
+    differences = [
+        np.abs(sample.rollout_logprobs - old)[sample.loss_mask]
+        for sample, old in zip(batch.samples, batch.old_logprobs, strict=True)
+    ]
+    flat = np.concatenate([np.zeros(0, np.float32), *differences])
+    if not flat.size:
+        raise GateError("the probe sampled no token that could be compared; look at the trajectories' errors")
+    return Gap(mean=float(flat.mean()), max=float(flat.max()), num_tokens=flat.size)
+
+
+async def measure_gap(learner: PerturbableLearner, rollouts: ProbeRollouts, *, num_groups: int) -> Gap:
+    """Sample real multi-turn trajectories, score them with the learner, and compare."""
+    groups = await rollouts.probe_groups(num_groups)
+    return gap_of(await learner.score(make_batch(groups), frozenset({"old_logprobs"})))
+
+
+async def prove_engines(
+    learner: PerturbableLearner, rollouts: ProbeRollouts, sync: WeightSync, *, num_groups: int, limit: float
+) -> tuple[Gap, Gap]:
+    """The gap before any sync, and after one sync of weights that all differ from the engine's own.
+
+    A stale tensor is invisible while learner and engine start from one file; so every tensor is perturbed,
+    published and measured, then the starting policy is restored and published as version 0.
+
+    Raises:
+        GateError: a gap is above `limit`.
+        WeightSyncError: a sync did not bring what the learner holds.
+    """
+    before = await measure_gap(learner, rollouts, num_groups=num_groups)
+    _require(before, limit, "before any sync", "learner and engine read different weights or compute differently")
+    await learner.perturb(PERTURBATION, seed=1)
+    await sync.publish(learner, rollouts, version=-1)
+    after = await measure_gap(learner, rollouts, num_groups=num_groups)
+    _require(after, limit, "after a sync of perturbed weights", "the sync does not carry every weight")
+    await learner.restore()
+    await sync.publish(learner, rollouts, version=0)
+    return before, after
+
+
+def _require(gap: Gap, limit: float, when: str, cause: str) -> None:
+    if not gap.max <= limit:
+        raise GateError(
+            f"the log-prob gap between engine and learner {when} is {gap.max:.2e} at most and {gap.mean:.2e} on "
+            f"average over {gap.num_tokens} tokens; the limit is {limit:.1e}: {cause}. The run does not start. "
+            f"(--engine-dtype and --max-gap set the limit.)"
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class StepGates:
+    """What must hold in every step.
+
+    The gap may touch its limit once (single spikes are harmless) but not `patience` steps in a row, nor ten times
+    over. On the first update the policy is the one that sampled: its ratio to itself is 1 and nothing is clipped.
+    """
+
+    gap_limit: float
+    patience: int = 3
+    _above: int = 0
+
+    def check(self, step: int, metrics: dict[str, float]) -> None:
+        """Raise GateError when `metrics` of step `step` (from 1) break a rule."""
+        gap = metrics.get("gap/abs_max", 0.0)
+        self._above = self._above + 1 if gap > self.gap_limit else 0
+        if self._above >= self.patience or gap > 10 * self.gap_limit:
+            raise GateError(
+                f"step {step}: the log-prob gap between engine and learner is {gap:.2e} (limit {self.gap_limit:.1e}, "
+                f"above it for {self._above} step(s)): the engine no longer samples from the policy that is trained"
+            )
+        if step == 1 and metrics["policy/first_ratio_error"] > 1e-4:
+            raise GateError(
+                f"step 1: before the first update the ratio of the policy to itself is off 1 by "
+                f"{metrics['policy/first_ratio_error']:.2e}; scoring and updating do not compute the same log-probs "
+                f"(dropout, dtype, temperature or padding)"
+            )

@@ -1,0 +1,200 @@
+"""The learner: scores batches, updates the policy, publishes its weights. One process, one device."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from rl.algorithms import PolicyGradient
+from rl.batch import PaddedLayout, TrainBatch, TrainSample, pad
+from rl.durable import atomic_folder
+from rl.metrics import MetricSums
+from rl.model import PolicyModel, load_causal_lm
+from rl.weights import SharedWeights, perturb, sketch_weights
+from rollout.manifest import Manifest
+from rollout.tokenizer import load_tokenizer
+from rollout.weight_sketch import Sketch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSpec:
+    """Everything a learner is made from.
+
+    `compute_dtype` is what matrix products run in; weights, optimizer, log-probs and losses are float32.
+    `wire_dtype` is the engines' dtype, in which weights are published. `num_updates` is the length of the
+    learning-rate schedule in optimizer updates.
+    """
+
+    model: str
+    algorithm: PolicyGradient
+    learning_rate: float
+    num_updates: int
+    lr_schedule: str = "constant"
+    warmup_updates: int = 0
+    weight_decay: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    micro_batch_size: int = 32
+    device: str = "cpu"
+    compute_dtype: str = "float32"
+    wire_dtype: str = "float32"
+    num_threads: int = 1
+    num_gpus: float = 0
+    seed: int = 0
+    run_name: str = "run"
+
+
+def learning_rate_factor(update: int, *, schedule: str, num_updates: int, warmup_updates: int) -> float:
+    """The factor on the peak learning rate at optimizer update `update` (from 0).
+
+    Linear warm-up from 1 / warmup_updates, then constant, or linear or half-cosine decay to 0 at `num_updates`.
+    """
+    if update < warmup_updates:
+        return (update + 1) / warmup_updates
+    progress = min(1.0, (update - warmup_updates) / max(1, num_updates - warmup_updates))
+    return {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[schedule]
+
+
+class Learner:
+    """Holds the policy, its optimizer, and the reference policy where the algorithm's row needs one."""
+
+    def __init__(self, spec: LearnerSpec) -> None:
+        torch.set_num_threads(spec.num_threads)
+        torch.manual_seed(spec.seed)
+        self.spec = spec
+        self.device = torch.device(spec.device)
+        self.tokenizer = load_tokenizer(spec.model)
+        self.policy = self._load_policy()
+        self.reference = self._load_policy() if "ref_logprobs" in spec.algorithm.needs else None
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(),
+            lr=spec.learning_rate,
+            betas=spec.adam_betas,
+            weight_decay=spec.weight_decay,
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda update: learning_rate_factor(
+                update,
+                schedule=spec.lr_schedule,
+                num_updates=spec.num_updates,
+                warmup_updates=spec.warmup_updates,
+            ),
+        )
+        self._wire_dtype: torch.dtype = getattr(torch, spec.wire_dtype)
+        self._shared: SharedWeights | None = None
+        self._kept: list[torch.Tensor] | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The Hugging Face model inside the policy."""
+        return self.policy.model
+
+    def facts(self) -> dict[str, float]:
+        """What the start screen tells of this learner."""
+        parameters = list(self.policy.parameters())
+        num_parameters = sum(p.numel() for p in parameters)
+        return {
+            "num_parameters": float(num_parameters),
+            "num_tensors": float(len(parameters)),
+            "sync_bytes": float(num_parameters * self._wire_dtype.itemsize),
+        }
+
+    @torch.no_grad()
+    def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
+        """Add `old_logprobs` and, where `needs` says so, `ref_logprobs`: float32 arrays (T,) per sample."""
+        scored = replace(batch, old_logprobs=self._score(self.policy, batch.samples))
+        if "ref_logprobs" in needs:
+            if self.reference is None:
+                raise ValueError("ref_logprobs are needed, but this learner was made for a row without a reference")
+            scored = replace(scored, ref_logprobs=self._score(self.reference, batch.samples))
+        return scored
+
+    def update(self, minibatch: TrainBatch) -> MetricSums:
+        """One optimizer update on a scored and weighed minibatch.
+
+        The loss is normalised by the minibatch's own global counts, so the gradient does not depend on
+        micro_batch_size. A gradient that is not finite is not applied: it is counted in `optim/skipped_updates`.
+        """
+        raise NotImplementedError
+
+    def publish(self, version: int) -> Manifest:
+        """Write every weight where the engines can read it, and say what was written."""
+        if self._shared is None:
+            self._shared = SharedWeights(f"{self.spec.run_name}-{os.getpid()}", self.model, self._wire_dtype)
+        return self._shared.write(self.model, version)
+
+    def sketch_weights(self, seed: int) -> dict[str, Sketch]:
+        """What the engines must show of the published weights."""
+        return sketch_weights(self.model, self._wire_dtype, seed)
+
+    @torch.no_grad()
+    def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Log-probability of each id after the first of each sequence: float32 (len - 1,). Temperature 1."""
+        scores = []
+        for ids in sequences:
+            tokens = torch.tensor([list(ids)], device=self.device)
+            with self._autocast():
+                logits = self.model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+            picked = torch.log_softmax(logits, dim=-1).gather(1, tokens[0, 1:, None])[:, 0]
+            scores.append(picked.cpu().numpy())
+        return scores
+
+    def perturb(self, scale: float, seed: int) -> None:
+        """Add noise to every weight (rl/weights.py: perturb); `restore` takes it back exactly."""
+        self._kept = [p.detach().clone() for p in self.policy.parameters()]
+        perturb(self.model, scale, seed)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo the last `perturb`, bit for bit."""
+        if self._kept is None:
+            raise ValueError("restore without a perturb before it")
+        for parameter, kept in zip(self.policy.parameters(), self._kept, strict=True):
+            parameter.copy_(kept)
+        self._kept = None
+
+    def save(self, path: str) -> None:
+        """Save policy and tokenizer in Hugging Face format: whole or not at all (rl/durable.py)."""
+        with atomic_folder(path) as folder:
+            self.model.save_pretrained(folder, safe_serialization=True)  # pyright: ignore[reportCallIssue]
+            self.tokenizer.save_pretrained(folder)
+
+    def close(self) -> None:
+        """Give back what outlives the process."""
+        if self._shared is not None:
+            self._shared.close()
+
+    def _load_policy(self) -> PolicyModel:
+        return PolicyModel(load_causal_lm(self.spec.model), temperature=self.spec.temperature).to(self.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        dtype: torch.dtype = getattr(torch, self.spec.compute_dtype)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
+
+    def _layouts(self, samples: Sequence[TrainSample]) -> Iterator[tuple[slice, PaddedLayout]]:
+        """Micro-batches, in order."""
+        for start in range(0, len(samples), self.spec.micro_batch_size):
+            rows = slice(start, start + self.spec.micro_batch_size)
+            yield rows, pad(samples[rows]).to(self.device)
+
+    def _score(self, policy: PolicyModel, samples: Sequence[TrainSample]) -> tuple[np.ndarray, ...]:
+        scores: list[np.ndarray] = []
+        for rows, layout in self._layouts(samples):
+            with self._autocast():
+                logprobs, _ = policy(layout)
+            padded = logprobs.cpu().numpy()
+            scores += [row[: len(s.token_ids)] for row, s in zip(padded, samples[rows], strict=True)]
+        return tuple(scores)

@@ -1,0 +1,76 @@
+"""The policy as one nn.Module: everything that touches weights happens inside its forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rl.batch import PaddedLayout
+from rl.logprobs import token_logprobs
+
+
+class PolicyModel(nn.Module):
+    """A Hugging Face causal language model whose forward gives log-probabilities of tokens, not logits.
+
+    Sharded weights exist only inside a wrapped module's forward (ZeRO-3 leaves shape (0,) outside), so the head
+    and its cross-entropy are in here too, and only for the positions that are trained.
+    """
+
+    def __init__(self, model: nn.Module, *, temperature: float, chunk_size: int = 4096) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.chunk_size = chunk_size
+
+    def forward(self, layout: PaddedLayout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and entropies of the sampled tokens.
+
+        Args:
+            layout: B right-padded rows of T tokens.
+
+        Returns:
+            logprobs (B, T) and entropy (B, T), float32, nats; position t describes token t given tokens < t.
+            Zero where loss_mask is 0. Entropy carries no gradient unless the layout asks for it.
+        """
+        # Right padding: a causal model's real tokens never see it, so no attention mask has to be built.
+        backbone: Any = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
+        hidden = backbone(
+            input_ids=layout.token_ids, position_ids=layout.position_ids, use_cache=False
+        ).last_hidden_state
+        trained = layout.loss_mask[:, 1:]
+        head: Any = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+        selected, entropies = token_logprobs(
+            hidden[:, :-1][trained],
+            head.weight,
+            layout.token_ids[:, 1:][trained],
+            temperature=self.temperature,
+            chunk_size=self.chunk_size,
+        )
+        logprobs = torch.zeros(layout.token_ids.shape, dtype=torch.float32, device=selected.device)
+        entropy = torch.zeros_like(logprobs)
+        logprobs[:, 1:][trained] = selected
+        entropy[:, 1:][trained] = entropies
+        return logprobs, entropy
+
+
+def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A model folder or hub id, in `dtype`, in evaluation mode (no dropout: log-probs must be repeatable).
+
+    Code that comes with a model is never run, and only safetensors are read.
+
+    Raises:
+        ValueError: the folder or hub id cannot be read as a causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        ).eval()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--model {path!r} cannot be loaded as a causal language model: {error}. Expected a folder with "
+            f"config.json and safetensors, or the id of such a model on the Hugging Face hub"
+        ) from error

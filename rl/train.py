@@ -1,0 +1,85 @@
+"""The training step, and the loop around it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from rl.algorithms import PolicyGradient
+from rl.batch import TrainBatch, make_batch
+from rl.gates import StepGates
+from rl.metrics import Metrics, MetricSums, batch_metrics, check_names, mean_metrics, rollout_metrics
+from rl.weight_sync import Receiver, Sender, WeightSync
+from rollout.trajectory import TrajectoryGroup
+
+
+class Rollouts(Protocol):
+    """Where groups come from, and the engines that sample them."""
+
+    @property
+    def runners(self) -> Sequence[Receiver]: ...
+    async def next_groups(self, num_groups: int) -> list[TrajectoryGroup]: ...
+    def take_seconds(self) -> dict[str, float]: ...
+
+
+class LearnerHandle(Sender, Protocol):
+    """A learner, in this process or in another one."""
+
+    async def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch: ...
+    async def update(self, minibatch: TrainBatch) -> MetricSums: ...
+    def take_seconds(self) -> dict[str, float]: ...
+
+
+Observer = Callable[[list[TrajectoryGroup], TrainBatch], None]
+
+
+async def train_step(
+    rollouts: Rollouts,
+    learner: LearnerHandle,
+    algorithm: PolicyGradient,
+    sync: WeightSync,
+    observe: Observer,
+    *,
+    num_groups: int,
+    num_minibatches: int,
+) -> Metrics:
+    """One step: sample, score, weigh, update, publish."""
+    groups = await rollouts.next_groups(num_groups)  # o_1..o_G ~ pi_old(. | q), scored r_1..r_G
+    batch = make_batch(groups)
+    batch = await learner.score(batch, algorithm.needs)  # log pi_old; log pi_ref where the row needs it
+    batch = algorithm.assign_advantages(batch)  # A_t
+    updates = [await learner.update(minibatch) for minibatch in batch.minibatches(num_minibatches)]
+    synced = await sync.publish(learner, rollouts)  # pi_old <- pi_theta
+    observe(groups, batch)
+    return rollout_metrics(groups) | batch_metrics(batch) | mean_metrics(updates) | synced
+
+
+async def train(
+    rollouts: Rollouts,
+    learner: LearnerHandle,
+    algorithm: PolicyGradient,
+    sync: WeightSync,
+    observe: Observer,
+    *,
+    num_steps: int,
+    num_groups: int,
+    num_minibatches: int,
+    gates: StepGates,
+    after_step: Callable[[int, Metrics], object],
+) -> None:
+    """`num_steps` training steps; every metric is defined, every gate is checked, then the step is reported.
+
+    Raises:
+        GateError: the run's own numbers say that it is not learning from what it sampled.
+    """
+    for step in range(1, num_steps + 1):
+        started = time.monotonic()
+        metrics = await train_step(
+            rollouts, learner, algorithm, sync, observe, num_groups=num_groups, num_minibatches=num_minibatches
+        )
+        metrics |= rollouts.take_seconds() | learner.take_seconds()
+        metrics["time/total_s"] = time.monotonic() - started
+        check_names(metrics)
+        gates.check(step, metrics)
+        after_step(step, metrics)

@@ -1,0 +1,92 @@
+"""The sending side of a weight sync: parameters into shared memory, a manifest of them, and their sketches."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rollout.manifest import Manifest, TensorSpec
+from rollout.weight_sketch import Sketch, sketch_tensor
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def wire_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter by its Hugging Face name, in the engine's dtype. A tied head is one tensor, sent once."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter.detach().to(dtype).contiguous()
+
+
+class SharedWeights:
+    """One file in shared memory that holds the latest published policy; written in place, so it stays warm.
+
+    The engine has copied every tensor out of it by the time a sync returns, so overwriting is safe.
+    """
+
+    def __init__(self, name: str, model: nn.Module, dtype: torch.dtype, folder: Path = SHARED_MEMORY) -> None:
+        self.path = folder / f"whetstone-{name}"
+        self._dtype = dtype
+        size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+        stat = os.statvfs(folder)
+        if size > stat.f_bavail * stat.f_frsize:
+            raise OSError(
+                f"{folder} has {stat.f_bavail * stat.f_frsize / 1e6:,.0f} MB free; a weight sync needs "
+                f"{size / 1e6:,.0f} MB there. Enlarge it (in a container: --shm-size) or free some"
+            )
+        with open(self.path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        self._file = open(self.path, "r+b")  # noqa: SIM115  (held until close)
+        self._view = mmap.mmap(self._file.fileno(), size)
+
+    def write(self, model: nn.Module, version: int) -> Manifest:
+        """Write every parameter of `model` and say what was written."""
+        specs: list[TensorSpec] = []
+        offset = 0
+        for name, tensor in wire_tensors(model, self._dtype):
+            payload = memoryview(tensor.cpu().view(torch.uint8).numpy()).cast("B")
+            self._view[offset : offset + len(payload)] = payload
+            specs.append(
+                TensorSpec(
+                    name=name,
+                    dtype=str(self._dtype).removeprefix("torch."),
+                    shape=tuple(tensor.shape),
+                    offset=offset,
+                    crc32=zlib.crc32(payload),
+                )
+            )
+            offset += len(payload)
+        return Manifest(version=version, path=str(self.path), tensors=tuple(specs))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._view.close()
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def sketch_weights(model: nn.Module, dtype: torch.dtype, seed: int) -> dict[str, Sketch]:
+    """What an engine that serves `model` in `dtype` must show (rollout/weight_sketch.py).
+
+    A tied head is expected under its own name as well: on some devices the engine keeps a copy of its own.
+    """
+    sketches = {name: sketch_tensor(tensor, seed) for name, tensor in wire_tensors(model, dtype)}
+    embedding = next((name for name in sketches if name.endswith("embed_tokens.weight")), None)
+    if embedding is not None and "lm_head.weight" not in sketches:
+        sketches["lm_head.weight"] = sketches[embedding]
+    return sketches
+
+
+@torch.no_grad()
+def perturb(model: nn.Module, scale: float, seed: int) -> None:
+    """Add seeded noise to every parameter: normal, with standard deviation `scale` x the tensor's RMS."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        rms = parameter.float().square().mean().sqrt().clamp(min=1e-3)
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        parameter.add_(noise * (scale * rms).to(parameter))

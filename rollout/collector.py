@@ -1,0 +1,183 @@
+"""next_groups: from a task stream to the groups that one training step consumes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from envs.messages import Task
+from rewards.base import shuffle_scores
+from rollout.task_stream import TaskStream
+from rollout.trajectory import TrajectoryGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRequest:
+    """One group to run. (run seed, step, index, member, turn) determine every random draw in it."""
+
+    task: Task
+    index: int
+    step: int
+    group_size: int
+    temperature: float
+
+
+class GroupRunner(Protocol):
+    """Who runs groups: a Ray rollout worker, or an engine of this process."""
+
+    async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
+        """Run all members of one group to their end. A failed member is data of the group, not an exception."""
+        ...
+
+
+PROBE_INDEX = 2**40
+"""Task indices from here on are for measurements: no training run is that long."""
+
+
+class NoSignalError(RuntimeError):
+    """Too many groups in a row were dropped: there is nothing to learn from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectorSpec:
+    """How groups are collected.
+
+    `drop_uniform_groups` is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups whose rewards are all
+    equal are replaced by the next tasks of the stream, at most `max_draws_per_group` tasks for one kept group.
+    `max_staleness` 0 is synchronous: every group is sampled by the version that the learner holds.
+    `max_groups_per_runner` bounds what one runner works on at a time.
+    """
+
+    group_size: int
+    temperature: float = 1.0
+    run_seed: int = 0
+    drop_uniform_groups: bool = False
+    max_draws_per_group: int = 8
+    shuffle_rewards: bool = False
+    max_staleness: int = 0
+    max_groups_per_runner: int = 64
+    deadline_s: float = 300.0
+
+
+class Collector:
+    """Draws tasks in stream order and hands whole groups to runners, never more than they can hold.
+
+    The groups that come back depend on (stream, cursor, step) and the policy only, not on which runner was
+    faster: they are considered in the order of their index.
+    """
+
+    def __init__(self, stream: TaskStream, runners: Sequence[GroupRunner], spec: CollectorSpec) -> None:
+        if not runners:
+            raise ValueError("a collector needs at least one runner; 0 given")
+        if spec.max_staleness != 0:
+            raise ValueError(f"max_staleness {spec.max_staleness} given; only 0 (synchronous) is offered yet")
+        self.stream = stream
+        self.runners = runners
+        self.spec = spec
+        self.cursor = 0  # committed: index of the next task that no consumed group has used
+        self.step = 0
+        self.num_dropped_groups = 0  # of the last call
+        self._seconds = 0.0
+
+    async def next_groups(self, num_groups: int) -> list[TrajectoryGroup]:
+        """The groups of the next step, in stream order.
+
+        Raises:
+            TimeoutError: the groups were not done within the deadline; the message says how many were.
+            NoSignalError: dynamic sampling used up its draws.
+        """
+        started = time.monotonic()
+        kept: list[TrajectoryGroup] = []
+        index = self.cursor
+        budget = num_groups * (self.spec.max_draws_per_group if self.spec.drop_uniform_groups else 1)
+        while len(kept) < num_groups:
+            count = min(num_groups - len(kept), self.cursor + budget - index)
+            if count == 0:
+                raise NoSignalError(
+                    f"step {self.step}: {index - self.cursor} tasks gave {len(kept)} of {num_groups} groups with "
+                    f"unequal rewards; the tasks are too hard or too easy for this policy: change the level, or "
+                    f"use an algorithm that keeps uniform groups"
+                )
+            requests = [self._request(index + i, self.step, self.spec.group_size) for i in range(count)]
+            kept += [group for group in await self.run(requests) if self._has_signal(group)]
+            index += count
+        self.num_dropped_groups = index - self.cursor - num_groups
+        self.cursor = index
+        self.step += 1
+        self._seconds += time.monotonic() - started
+        return self._shuffled(kept) if self.spec.shuffle_rewards else kept
+
+    async def probe_groups(self, num_groups: int) -> list[TrajectoryGroup]:
+        """Groups from tasks that training never reaches; the cursor stays where it is."""
+        requests = [self._request(PROBE_INDEX + i, -1, self.spec.group_size) for i in range(num_groups)]
+        return await self.run(requests)
+
+    async def evaluate(self, tasks: Sequence[Task], *, temperature: float) -> list[TrajectoryGroup]:
+        """One trajectory for each task. Two policies evaluated so meet the same tasks and random streams."""
+        requests = [
+            GroupRequest(task=task, index=index, step=-2, group_size=1, temperature=temperature)
+            for index, task in enumerate(tasks)
+        ]
+        return await self.run(requests)
+
+    def take_seconds(self) -> dict[str, float]:
+        """Wall seconds of next_groups since last asked."""
+        taken, self._seconds = self._seconds, 0.0
+        return {"time/rollout_s": taken}
+
+    async def run(self, requests: Sequence[GroupRequest]) -> list[TrajectoryGroup]:
+        """Run any requests, spread evenly over the runners, bounded; results in the order of the requests."""
+        slots = [asyncio.Semaphore(self.spec.max_groups_per_runner) for _ in self.runners]
+        turns = itertools.cycle(zip(self.runners, slots, strict=True))
+        jobs = [_bounded(slot, runner.run_group, request) for request, (runner, slot) in zip(requests, turns)]  # noqa: B905  (the runners cycle)
+        tasks = [asyncio.ensure_future(job) for job in jobs]
+        try:
+            async with asyncio.timeout(self.spec.deadline_s):
+                return list(await asyncio.gather(*tasks))
+        except TimeoutError:
+            done = sum(task.done() for task in tasks)
+            raise TimeoutError(
+                f"the collector waited {self.spec.deadline_s:g} s for {len(tasks)} groups; {done} were done. An engine "
+                f"hangs, or the deadline is too short for this model: raise --group-deadline-s"
+            ) from None
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _request(self, index: int, step: int, group_size: int) -> GroupRequest:
+        return GroupRequest(
+            task=self.stream[index],
+            index=index,
+            step=step,
+            group_size=group_size,
+            temperature=self.spec.temperature,
+        )
+
+    def _has_signal(self, group: TrajectoryGroup) -> bool:
+        if not self.spec.drop_uniform_groups:
+            return True
+        rewards = group.rewards
+        return len(rewards) > 1 and max(rewards) - min(rewards) > 1e-6
+
+    def _shuffled(self, groups: list[TrajectoryGroup]) -> list[TrajectoryGroup]:
+        """The control experiment: the same rewards, dealt at random within the batch."""
+        scores = [t.score for group in groups for t in group.trajectories]
+        dealt = iter(shuffle_scores(scores, random.Random(f"{self.spec.run_seed}/{self.step}")))
+        return [
+            replace(group, trajectories=tuple(replace(t, score=next(dealt)) for t in group.trajectories))
+            for group in groups
+        ]
+
+
+async def _bounded(
+    slot: asyncio.Semaphore,
+    run_group: Callable[[GroupRequest], Awaitable[TrajectoryGroup]],
+    request: GroupRequest,
+) -> TrajectoryGroup:
+    async with slot:
+        return await run_group(request)

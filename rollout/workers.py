@@ -1,0 +1,159 @@
+"""Ray actors for rollouts: one engine, and every agent that it drives, in one process and one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from envs.registry import resolve_env
+from rewards.base import resolve_reward
+from rollout.agent import request_seed, run_group
+from rollout.collector import GroupRequest
+from rollout.engine import EngineSpec, VllmEngine
+from rollout.limits import Limits
+from rollout.manifest import Manifest
+from rollout.renderer import ChatMLRenderer
+from rollout.tokenizer import load_tokenizer
+from rollout.trajectory import TrajectoryGroup
+from rollout.weight_sketch import Sketch
+
+T = TypeVar("T")
+
+
+class PeerFailedError(RuntimeError):
+    """Another process of the run failed or did not answer; the message names waiter, peer and cause."""
+
+
+async def within(awaitable: Awaitable[T], deadline_s: float, *, waiter: str, awaited: str) -> T:
+    """Await another process, but not for ever.
+
+    Raises:
+        PeerFailedError: no answer within `deadline_s` seconds, the peer died, or it raised; with the peer's text.
+    """
+    started = time.monotonic()
+    try:
+        return await asyncio.wait_for(awaitable, deadline_s)
+    except TimeoutError:
+        raise PeerFailedError(f"{waiter} waited {deadline_s:g} s for {awaited}, which did not answer") from None
+    except RayTaskError as error:
+        raise PeerFailedError(f"{awaited} failed: {type(error.cause).__name__}: {error.cause}") from error
+    except RayActorError as error:
+        waited = time.monotonic() - started
+        raise PeerFailedError(f"{awaited} died after {waiter} had waited {waited:.1f} s: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSpec:
+    """Everything one rollout worker is made from; strings and numbers, so that it can be recorded."""
+
+    engine: EngineSpec
+    env: str
+    reward: str
+    limits: Limits
+    run_seed: int
+
+
+class RolloutWorker:
+    """One engine and its agents: coroutines of one loop, each awaiting its own tool and the engine.
+
+    Ray sees one call a group, never one a step of an agent.
+    """
+
+    def __init__(self, spec: RolloutSpec) -> None:
+        self.spec = spec
+        self.engine = VllmEngine(spec.engine)
+        self.definition = resolve_env(spec.env)
+        self.reward = resolve_reward(spec.reward, self.definition)
+        self.renderer = ChatMLRenderer(load_tokenizer(spec.engine.model))
+
+    async def start(self) -> float:
+        """Bring the engine up; returns the seconds that took."""
+        started = time.monotonic()
+        await self.engine.start()
+        return time.monotonic() - started
+
+    async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
+        """Run every member of one group to its end."""
+        return await run_group(
+            request.task,
+            self.definition,
+            self.engine,
+            self.renderer,
+            self.reward.fn,
+            index=request.index,
+            group_size=request.group_size,
+            trajectory_id=lambda member: f"{request.step}-{request.index}-{member}",
+            request_seed=partial(request_seed, self.spec.run_seed, request.step, request.index),
+            limits=self.spec.limits,
+            context_length=self.spec.engine.context_length,
+            temperature=request.temperature,
+        )
+
+    async def receive_weights(self, manifest: Mapping[str, Any], drill: str) -> int:
+        """Load a policy version; returns the version that new tokens are labelled with."""
+        await self.engine.receive_weights(Manifest.from_dict(manifest), drill=drill)
+        return await self.engine.served_version()
+
+    async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
+        return await self.engine.sketch_served_weights(seed)
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Log-probabilities of canaries: see VllmEngine.score."""
+        return list(await asyncio.gather(*(self.engine.score(ids) for ids in sequences)))
+
+    async def stop(self) -> None:
+        await self.engine.stop()
+
+
+class RemoteRollouts:
+    """The driver's view of one rollout worker (a GroupRunner): every call is awaited with a deadline."""
+
+    def __init__(self, spec: RolloutSpec, *, start_s: float, group_s: float, sync_s: float) -> None:
+        self.name = spec.engine.name
+        self._start_s, self._group_s, self._sync_s = start_s, group_s, sync_s
+        on_gpu = spec.engine.device == "cuda"
+        self._actor: Any = (
+            ray.remote(RolloutWorker)
+            .options(
+                name=None,
+                num_cpus=spec.engine.num_threads,
+                num_gpus=spec.engine.gpu_memory_utilization if on_gpu else 0,
+                # Agents wait for tools and the engine: far more of them than Ray's default of 1,000 may be in flight.
+                max_concurrency=10_000,
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.engine.num_threads)}},
+            )
+            .remote(spec)
+        )
+
+    def _within(self, reference: Awaitable[T], deadline_s: float, what: str) -> Awaitable[T]:
+        return within(reference, deadline_s, waiter="the driver", awaited=f"{self.name} ({what})")
+
+    async def start(self) -> float:
+        return await self._within(self._actor.start.remote(), self._start_s, "start")
+
+    async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
+        return await self._within(self._actor.run_group.remote(request), self._group_s, f"group {request.index}")
+
+    async def receive_weights(self, manifest: Manifest, drill: str = "") -> int:
+        return await self._within(
+            self._actor.receive_weights.remote(manifest.to_dict(), drill), self._sync_s, "weight sync"
+        )
+
+    async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
+        return await self._within(self._actor.sketch_served_weights.remote(seed), self._sync_s, "weight sketch")
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        return await self._within(self._actor.score.remote(sequences), self._sync_s, "canaries")
+
+    async def stop(self) -> None:
+        """Ask the engine to end its processes, then the actor."""
+        await self._within(self._actor.stop.remote(), 30.0, "stop")
+        ray.kill(self._actor)
