@@ -1,7 +1,7 @@
 """Which releases of the heavy packages belong together, checked before any of them is imported.
 
-An engine and a learner that differ by a minor release still run; they only compute other log-probs. So the set is
-exact, it is the one pinned in pyproject.toml, and anything else is refused with the command that mends it.
+An engine and a learner that differ by a minor release still run; they only compute other log-probs. So the
+set is exact, it is pinned in pyproject.toml, and whatever differs is refused with the command that mends it.
 """
 
 import sys
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-# Import name -> release. A build label (`2.13.0+cpu`) does not change the release. pyproject.toml has the same four.
+# Import name -> release, as pyproject.toml pins it; a build label (`2.13.0+cpu`) is not part of it.
 SUPPORTED: Final = {"torch": "2.13.0", "vllm": "0.32.0", "ray": "2.60.0", "transformers": "5.19.0"}
 
 # vLLM's GPU and CPU builds are two distributions of one import package.

@@ -26,7 +26,7 @@ NEEDS_GIB: Final = {"cpu": 6, "gpu": 24}
 HEADER: Final = """\
 # Made from pyproject.toml (extras {device}, dev) by scripts/lock.py: `make lock`. Do not edit.
 # Complete for Linux x86_64 with Python {pythons}; install with --no-deps, as scripts/install.py does.
-# No hashes: torch+cpu is not on PyPI, so its file, and with it its hash, depends on the configured package index.
+# No hashes: torch+cpu is not on PyPI, so which file it is depends on the configured index.
 # needs-gib: {gib}
 """
 
@@ -38,7 +38,9 @@ class LockError(Exception):
 def main() -> int:
     """Renew both locks, or neither; 1 when they cannot be resolved."""
     parser = argparse.ArgumentParser(description="Renew the locks in requirements/ from pyproject.toml.")
-    parser.add_argument("--upgrade", action="store_true", help="take the newest release that pyproject.toml allows")
+    parser.add_argument(
+        "--upgrade", action="store_true", help="take the newest release that pyproject.toml allows"
+    )
     args = parser.parse_args()
     try:
         uv = find_uv()
@@ -67,7 +69,12 @@ def find_uv() -> str:
 def resolve(uv: str, device: str, *, upgrade: bool) -> str:
     """The text of one lock, resolved for the first of PYTHONS and checked for the others."""
     command = [uv, "pip", "compile", "pyproject.toml", f"--extra={device}", "--extra=dev", "--quiet"]
-    command += ["--no-header", "--annotation-style=line", "--index-strategy=unsafe-best-match", *pip_sources()]
+    command += [
+        "--no-header",
+        "--annotation-style=line",
+        "--index-strategy=unsafe-best-match",
+        *pip_sources(),
+    ]
     if device == "cpu":
         command += [f"--no-emit-package={name}" for name in CUDA_ONLY]
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +86,9 @@ def resolve(uv: str, device: str, *, upgrade: bool) -> str:
         body = compile_lock([*command, f"--python-version={first}"], lock, device)
         for python in others:
             try:
-                other = compile_lock([*command, f"--python-version={python}", f"--constraint={lock}"], check, device)
+                other = compile_lock(
+                    [*command, f"--python-version={python}", f"--constraint={lock}"], check, device
+                )
             except LockError as error:
                 # The configured sources may have no torch+cpu for this Python.
                 print(f"lock: not checked for Python {python}: {error}", file=sys.stderr)
@@ -90,12 +99,16 @@ def resolve(uv: str, device: str, *, upgrade: bool) -> str:
 
 
 def compile_lock(command: list[str], output: Path, device: str) -> str:
-    """uv's resolution from the configured sources; for the CPU, only when they fail, with PyTorch's index too."""
+    """uv's resolution from the configured sources; when they fail, for the CPU, with PyTorch's index too."""
     attempts = [[], [f"--extra-index-url={TORCH_CPU_INDEX}"]] if device == "cpu" else [[]]
     errors = []
     for extra in attempts:
         done = subprocess.run(
-            [*command, f"--output-file={output}", *extra], cwd=ROOT, capture_output=True, text=True, check=False
+            [*command, f"--output-file={output}", *extra],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode == 0:
             return output.read_text()
@@ -111,7 +124,11 @@ def pins(text: str) -> set[str]:
 
 def pip_sources() -> list[str]:
     """pip's configured indexes and find-links as uv's options: uv reads neither pip.conf nor PIP_*."""
-    options = {"index-url": "--default-index", "extra-index-url": "--extra-index-url", "find-links": "--find-links"}
+    options = {
+        "index-url": "--default-index",
+        "extra-index-url": "--extra-index-url",
+        "find-links": "--find-links",
+    }
     listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout
