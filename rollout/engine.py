@@ -197,6 +197,7 @@ class VllmEngine:
         """Shut the engine's processes down."""
         if self._llm is not None:
             self._llm.shutdown()
+            self._llm = None
 
 
 def _sketch(entry: Mapping[str, Any]) -> Sketch:

@@ -1,0 +1,166 @@
+"""The engine and the weight sync, on real vLLM: what it serves is what the learner holds, or the sync says no."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+from transformers import Qwen3ForCausalLM
+
+from envs.policy import Completion, SamplingParams
+from rl.weights import SharedWeights, perturb, sketch_weights
+from rollout.engine import EngineError, EngineSpec, VllmEngine
+from rollout.manifest import Manifest, WeightSyncError
+from rollout.sabotage import DRILLS
+from rollout.weight_sketch import compare_sketches
+from tests.tiny import load, make_tiny_model, reference_logprobs
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+MAX_GAP = 1e-4
+
+
+@dataclass
+class Pair:
+    """An engine and the model whose weights it is to serve."""
+
+    engine: VllmEngine
+    model: Qwen3ForCausalLM
+    shared: SharedWeights
+    version: int = 0
+
+    def change_weights(self) -> Manifest:
+        """A non-zero update of every tensor, published."""
+        self.version += 1
+        perturb(self.model, 0.3, seed=self.version)
+        return self.shared.write(self.model, self.version)
+
+    async def proven(self) -> None:
+        served = await self.engine.sketch_served_weights(self.version)
+        expected = sketch_weights(self.model, torch.float32, self.version)
+        compare_sketches(served, expected, dtype="float32", who="engine")
+
+    async def gap(self, seed: int = 0) -> float:
+        """Largest |log-prob difference| on freshly sampled tokens, prompt and all."""
+        prompt = [3 + seed % 7] * 50
+        completion = await self.engine.complete(prompt, SamplingParams(max_tokens=30, seed=seed))
+        reference = reference_logprobs(self.model, [*prompt, *completion.token_ids])[len(prompt) - 1 :]
+        return float(np.abs(reference - completion.logprobs).max())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["tied", "untied"])
+async def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
+    folder = make_tiny_model(tmp_path_factory.mktemp("model"), tied=request.param == "tied")
+    engine = VllmEngine(engine_spec(folder))
+    await engine.start()
+    model = load(folder)
+    shared = SharedWeights(f"test-{request.param}", model, torch.float32)
+    yield Pair(engine, model, shared)
+    await engine.stop()
+    shared.close()
+
+
+def engine_spec(folder: Path) -> EngineSpec:
+    return EngineSpec(
+        name="engine",
+        model=str(folder),
+        device="cpu",
+        dtype="float32",
+        context_length=256,
+        max_num_seqs=64,
+        weight_transfer_backend="whetstone_shm",
+    )
+
+
+@pytest.fixture
+def drills(pair: Pair) -> Iterator[list[str]]:
+    tied = pair.model.config.tie_word_embeddings
+    yield [name for name in DRILLS if tied or name != "no_retie"]
+
+
+async def test_logprobs_equal_transformers_before_and_after_three_updates(pair: Pair) -> None:
+    assert await pair.gap() < MAX_GAP
+    for update in range(3):
+        await pair.engine.receive_weights(pair.change_weights())
+        assert await pair.engine.served_version() == pair.version
+        await pair.proven()
+        # The same prompt as before: keys and values of the old weights would answer from the prefix cache.
+        assert await pair.gap(seed=0) < MAX_GAP
+        assert await pair.gap(seed=update) < MAX_GAP
+
+
+async def test_seeded_prompts_beyond_the_token_budget_do_not_stop_the_engine(pair: Pair) -> None:
+    prompts = [[3 + i % 90] * (100 + i) for i in range(64)]
+    assert sum(map(len, prompts)) > 2 * 4096  # the engine's max_num_batched_tokens
+    sampling = [SamplingParams(max_tokens=8, seed=i) for i in range(64)]
+    completions = await asyncio.gather(*map(pair.engine.complete, prompts, sampling))
+    assert [len(completion.token_ids) for completion in completions] == [8] * 64
+    again = await asyncio.gather(*map(pair.engine.complete, prompts, sampling))
+    assert again == completions  # one engine thread: bit-equal, whatever shares the batch
+
+
+async def test_a_completion_ends_at_its_stop_token_and_keeps_it(pair: Pair) -> None:
+    free = await pair.engine.complete([5] * 40, SamplingParams(max_tokens=20, seed=4))
+    stop = free.token_ids[7]
+    first = free.token_ids.index(stop)
+    stopped = await pair.engine.complete([5] * 40, SamplingParams(max_tokens=20, seed=4, stop_token_ids=(stop,)))
+    assert stopped.token_ids == free.token_ids[: first + 1]
+    assert (free.finish_reason, stopped.finish_reason) == ("length", "stop")
+
+
+async def test_tokens_sampled_across_an_update_carry_both_versions(pair: Pair) -> None:
+    old = pair.version
+    running = asyncio.create_task(pair.engine.complete([9] * 8, SamplingParams(max_tokens=240, seed=1)))
+    await asyncio.sleep(0.05)
+    await pair.engine.receive_weights(pair.change_weights())
+    completion: Completion = await running
+    assert [span.version for span in completion.version_spans] == [old, pair.version]
+
+
+async def test_every_sabotage_is_caught_and_names_its_tensor(pair: Pair, drills: list[str]) -> None:
+    culprits = {
+        "skip_tensor": "layers.0.mlp.down_proj.weight differs",
+        "skip_fused_half": "layers.0.self_attn.k_proj.weight differs",
+        "swap_rows": "layers.0.self_attn.o_proj.weight differs in 2 of 128 rows, the first is row 0",
+        "no_retie": "lm_head.weight differs",
+        "dead_copy": "model.norm.weight differs",
+    }
+    for drill in drills:
+        await pair.engine.receive_weights(pair.change_weights(), drill=drill)
+        with pytest.raises(WeightSyncError, match=culprits[drill]) as caught:
+            await pair.proven()
+        if drill != "dead_copy":
+            assert str(caught.value).count("differs") == 1
+        await pair.engine.receive_weights(pair.change_weights())
+        await pair.proven()
+
+
+async def test_a_wrong_manifest_is_refused_before_anything_is_loaded(pair: Pair) -> None:
+    good = pair.change_weights()
+    await pair.engine.receive_weights(good)
+    first, *rest = good.tensors
+    flipped = replace(first, crc32=first.crc32 ^ 1)
+    wrong = {
+        f"missing {first.name}": tuple(rest),
+        f"{first.name} sent 2 times": (first, first, *rest),
+        "unknown model.extra.weight": (*good.tensors, replace(first, name="model.extra.weight")),
+        f"{first.name} has shape": (replace(first, shape=(first.shape[0] - 1, first.shape[1])), *rest),
+        f"do not match the manifest's CRC: {first.name}": (flipped, *rest),
+        f"{first.name} is short": (replace(first, offset=good.num_bytes), *rest),
+    }
+    for complaint, tensors in wrong.items():
+        with pytest.raises(EngineError, match=complaint):
+            await pair.engine.receive_weights(replace(good, tensors=tensors))
+        await pair.proven()
+        assert await pair.gap() < MAX_GAP
+
+
+async def test_scored_canaries_equal_transformers(pair: Pair) -> None:
+    ids = [int(i) for i in np.random.default_rng(0).integers(3, 100, size=60)]
+    for _ in range(2):  # the second time the prompt is in the prefix cache
+        np.testing.assert_allclose(await pair.engine.score(ids), reference_logprobs(pair.model, ids), atol=MAX_GAP)
