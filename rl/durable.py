@@ -33,7 +33,7 @@ def atomic_write_json(path: Path, value: object) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `path` when the block ends without an exception.
 
     Every file and folder inside is fsynced first, then renamed in one step, then the parent is fsynced: a
@@ -41,6 +41,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     never touched: FileExistsError, before the block if it is there already, after it if another process was
     faster. What a killed writer of the same path left behind is removed first.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_existing(path)
     _remove_abandoned(path)

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rl.config import Config
-from rl.durable import atomic_folder, atomic_write_json
+from rl.durable import atomic_write_json
 from rl.machine import Machine, command_line, source_commit, stack_versions
 from rollout.jsonl import JsonlWriter
 
@@ -68,12 +67,8 @@ class RunDir:
         return self.path / "checkpoints"
 
     def checkpoint(self, step: int) -> Path:
-        """Where the policy after `step` steps is or will be."""
+        """Where the policy after `step` steps is or will be, whole: fill it through `atomic_folder`."""
         return self.checkpoints / f"step_{step:06d}"
-
-    def write_checkpoint(self, step: int) -> AbstractContextManager[Path]:
-        """A folder to fill; it appears as `checkpoint(step)` whole or not at all (see `atomic_folder`)."""
-        return atomic_folder(self.checkpoint(step))
 
     def write_config(self, config: Config) -> None:
         atomic_write_json(self.path / "config.json", asdict(config))
