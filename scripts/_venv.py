@@ -1,6 +1,6 @@
 """What scripts/install.py knows about .venv: what is in it, whether it is whole, how it is made and filled.
 
-A package counts as present when it has one .dist-info, of the right version, and every file in its RECORD has its
+A package counts as present when it has one .dist-info, of the right version, and each file in its RECORD has its
 size: what a killed pip leaves behind does not count. Standard library only; parses on Python 3.6.
 """
 
@@ -139,7 +139,9 @@ def pip(*arguments: str, **environment: str) -> None:
         raise Offline(
             "no network: pip cannot reach its index; connect or set PIP_INDEX_URL, then run it again"
         )
-    errors = re.findall(r"^ERROR: (.*)", output, re.MULTILINE) or ["it ended without a reason"]
+    errors = re.findall(r"^error: (.*)", output, re.MULTILINE | re.IGNORECASE) or [
+        "it ended without a reason"
+    ]
     raise Stop(f"pip: {errors[-1]}; all it said is in {LOG}")
 
 
