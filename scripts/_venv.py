@@ -1,7 +1,7 @@
 """What scripts/install.py knows about .venv: what is in it, whether it is whole, how it is made and filled.
 
-A package counts as present when it has one .dist-info, of the right version, and each file in its RECORD has its
-size: what a killed pip leaves behind does not count. Standard library only; parses on Python 3.6.
+A package counts as present when it has one .dist-info, of the right version, and every file in its RECORD is
+there in full: what a killed pip leaves behind does not count. Standard library only; parses on Python 3.6.
 """
 
 import csv
@@ -62,7 +62,9 @@ def is_whole(folder: str) -> bool:
     """Whether pip finished this .dist-info (it writes INSTALLER last) and recorded files have their size."""
     try:
         with open(os.path.join(folder, "RECORD"), newline="") as file:
-            sizes = {row[0]: int(row[2]) for row in csv.reader(file) if row and row[2]}
+            rows = [row for row in csv.reader(file) if row and row[2]]
+        # Byte code is left out: Python writes it anew, also where a wheel ships it (numpy).
+        sizes = {path: int(size) for path, _, size in rows if not path.endswith(".pyc")}
         paths = {path: os.path.join(os.path.dirname(folder), path) for path in sizes}
         finished = os.path.basename(folder) + "/INSTALLER" in sizes
         return finished and all(os.path.getsize(paths[path]) == size for path, size in sizes.items())
