@@ -43,10 +43,11 @@ def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
         return replace(reward, name=_SHUFFLED + reward.name, shuffled=True)
     if spec in ("", definition.name):
         return Reward(name=definition.name, fn=definition.score)
-    if ":" not in spec:
+    try:
+        function = load_object(spec)
+    except ValueError as error:
         problem = unknown_name("reward", spec, [definition.name, _SHUFFLED + definition.name])
-        raise ValueError(f"{problem}; your own is 'my_rewards.py:function' or 'package.module:function'")
-    function = load_object(spec)
+        raise ValueError(f"{problem}; {error}") from error
     if not callable(function):
         raise ValueError(
             f"reward {spec!r} is a {type(function).__name__}; expected a function Episode -> Score"

@@ -1,0 +1,162 @@
+import math
+import random
+import sys
+import time
+
+import pytest
+
+from envs.episode import Episode, Score
+from envs.messages import StopReason, Task, message
+from envs.tasks.calc import ENV
+from rewards.base import Reward, resolve_reward, score_episode, shuffle_scores, weighted
+
+EPISODE = Episode(
+    task=Task(id="t", env="calc", messages=(message("user", "1+2"),)),
+    transcript=(message("user", "1+2"), message("assistant", "3")),
+    stop_reason=StopReason.ANSWERED,
+)
+
+
+def fixed(value: float | None, **fields):
+    return lambda episode: Score(value=value, **fields)
+
+
+async def scored(fn, timeout_s: float = 5.0) -> Score:
+    return await score_episode(Reward(name="r", fn=fn), EPISODE, timeout_s=timeout_s)
+
+
+async def test_a_valid_score_passes_unchanged():
+    score = Score(value=-0.5, parts={"a": 1}, success=0.0)
+    assert await scored(lambda episode: score) is score
+
+
+@pytest.mark.parametrize(
+    ("fn", "error"),
+    [
+        (fixed(math.nan), "Score.value is nan, expected a finite number"),
+        (fixed(-math.inf), "Score.value is -inf, expected a finite number"),
+        (fixed(True), "Score.value is True, expected a finite number"),
+        (fixed("1.0"), "Score.value is '1.0', expected a finite number"),
+        (fixed(1.0, parts={"a": math.nan}), "Score.parts['a'] is nan, expected a finite number"),
+        (fixed(1.0, success=math.inf), "Score.success is inf, expected a finite number"),
+        (fixed(None), "returned a Score of value None without saying why in its error"),
+        (fixed(None, error="judge is offline"), "judge is offline"),
+        (lambda episode: 1.0, "returned float, expected a Score"),
+        (lambda episode: None, "returned NoneType, expected a Score"),
+    ],
+)
+async def test_what_is_no_finite_score_is_unscored_and_never_zero(fn, error):
+    assert await scored(fn) == Score(value=None, error=f"reward r: {error}")
+
+
+async def test_a_raising_reward_is_unscored_with_the_line_that_raised():
+    def bad(episode):
+        return {}["answer"]
+
+    score = await scored(bad)
+    assert score.value is None
+    assert score.error.startswith("reward r: KeyError: 'answer' (")
+    assert score.error.endswith('in bad: return {}["answer"])')
+    assert "test_base.py:" in score.error
+
+
+async def test_a_reward_that_exits_does_not_end_the_run():
+    score = await scored(lambda episode: sys.exit(3))
+    assert score.value is None
+    assert "SystemExit: 3" in score.error
+
+
+async def test_a_hung_reward_is_unscored_at_its_deadline():
+    start = time.monotonic()
+    score = await scored(lambda episode: time.sleep(3), timeout_s=0.1)
+    assert time.monotonic() - start < 2
+    assert score.value is None
+    assert "DeadlineError: no result after 0.1 s" in score.error
+
+
+def test_a_weighted_sum_logs_each_value_by_name():
+    reward = weighted(
+        {
+            "right": (fixed(1.0, parts={"answer": 1.0}, success=1.0), 2.0),
+            "short": (fixed(-0.5), 0.5),
+            "style": (fixed(0.25), 0.0),
+        }
+    )
+    # 2 * 1 + 0.5 * -0.5 + 0 * 0.25 = 1.75
+    assert reward(EPISODE) == Score(
+        value=1.75, parts={"right": 1.0, "right/answer": 1.0, "short": -0.5, "style": 0.25}, success=1.0
+    )
+
+
+def test_success_needs_every_component_that_reports_it():
+    one, zero, silent = fixed(1.0, success=1.0), fixed(1.0, success=0.0), fixed(1.0)
+    assert weighted({"a": (one, 1), "b": (silent, 1)})(EPISODE).success == 1.0
+    assert weighted({"a": (one, 1), "b": (zero, 1)})(EPISODE).success == 0.0
+    assert weighted({"a": (silent, 1)})(EPISODE).success is None
+
+
+def test_one_unscored_component_makes_the_whole_unscored():
+    reward = weighted({"right": (fixed(1.0), 1.0), "judge": (fixed(None, error="offline"), 0.0)})
+    assert reward(EPISODE) == Score(value=None, error="judge: offline")
+
+
+def test_weights_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match="given no rewards"):
+        weighted({})
+    with pytest.raises(ValueError, match="reward 'a' has weight nan"):
+        weighted({"a": (fixed(1.0), math.nan)})
+
+
+def test_shuffling_permutes_the_scored_values_only():
+    scores = [
+        Score(value=None, error="lost")
+        if i % 5 == 0
+        else Score(value=float(i), success=float(i % 2), parts={"p": i})
+        for i in range(40)
+    ]
+    shuffled = shuffle_scores(scores, random.Random(0))
+    assert sorted(s.value for s in shuffled if s.value is not None) == [i for i in range(40) if i % 5]
+    assert sum(a.value != b.value for a, b in zip(scores, shuffled, strict=True)) > 24
+    for before, after in zip(scores, shuffled, strict=True):
+        assert (before.value is None) == (after.value is None)
+        assert (before.success, before.error) == (after.success, after.error)
+        if before.value is not None:
+            assert after.parts == {"p": before.parts["p"], "unshuffled": before.value}
+    assert shuffle_scores(scores, random.Random(0)) == shuffled
+    assert shuffle_scores(scores, random.Random(1)) != shuffled
+
+
+def test_the_environments_own_score_is_the_default():
+    assert resolve_reward("", ENV) == resolve_reward("calc", ENV) == Reward(name="calc", fn=ENV.score)
+    assert resolve_reward("shuffled:calc", ENV) == Reward(name="shuffled:calc", fn=ENV.score, shuffled=True)
+    assert resolve_reward("shuffled:", ENV).name == "shuffled:calc"
+
+
+def test_a_users_function_resolves_from_a_file_and_a_module(tmp_path):
+    file = tmp_path / "my_rewards.py"
+    file.write_text("from envs.episode import Score\ndef half(episode): return Score(value=0.5)\nN = 3\n")
+    reward = resolve_reward(f"shuffled:{file}:half", ENV)
+    assert reward.shuffled
+    assert reward.fn(EPISODE).value == 0.5
+    assert resolve_reward("envs.tasks.calc:score", ENV).fn is ENV.score
+    with pytest.raises(ValueError, match=r"my_rewards\.py: unknown name 'halv'; did you mean 'half'\?"):
+        resolve_reward(f"{file}:halv", ENV)
+    with pytest.raises(ValueError, match="is a int; expected a function Episode -> Score"):
+        resolve_reward(f"{file}:N", ENV)
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        (
+            "cacl",
+            "did you mean 'calc'? (known: calc, shuffled:calc); cannot load 'cacl': expected 'file.py:name'",
+        ),
+        ("shufled:calc", "unknown reward 'shufled:calc'; did you mean 'shuffled:calc'?"),
+        ("shuffled:shuffled:calc", "is shuffled twice; write 'shuffled:calc'"),
+    ],
+)
+def test_a_wrong_reward_is_refused(spec, complaint):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared whole, not as a pattern
+        resolve_reward(spec, ENV)
+    assert complaint in str(caught.value)
