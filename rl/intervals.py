@@ -65,7 +65,7 @@ class Verdict:
 
 
 def verdict(before: SuccessRate, after: SuccessRate, min_gain: float) -> Verdict:
-    """PASS if and only if the 95 % intervals are apart, `after` above, and the gain is at least `min_gain`."""
+    """PASS if and only if the 95 % intervals are apart, `after` above, and the gain is >= `min_gain`."""
     # Exact, because 0.7 - 0.4 < 0.3 in floats and a gain on the limit passes.
     gain = Fraction(after.num_successes, after.num_tasks) - Fraction(before.num_successes, before.num_tasks)
     apart = after.interval[0] > before.interval[1]

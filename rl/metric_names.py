@@ -1,0 +1,84 @@
+"""Every metric of a run, defined once in words. A name with <angle brackets> stands for a family.
+
+"Scored" trajectories have a reward. The others are in the counts that say so and in no other number.
+"""
+
+from __future__ import annotations
+
+from envs.messages import ParseStatus, StopReason
+
+ROLLOUT_METRICS = {
+    "rollout/reward_mean": "mean reward of the scored trajectories",
+    "rollout/reward_std": "population standard deviation of their rewards, over the whole step",
+    "rollout/reward_group_std": "population standard deviation of the rewards within a group, mean over the "
+    "groups with at least two scored members",
+    "rollout/zero_variance_groups": "share of the groups with at least two scored members in which all "
+    "rewards are equal: they have no relative advantage",
+    "rollout/small_groups": "share of all groups that have fewer than two scored members",
+    "rollout/success": "mean success, in [0, 1], of the scored trajectories that report it",
+    "rollout/turns": "turns of a scored trajectory, mean",
+    "rollout/response_tokens": "sampled tokens of a scored trajectory, mean",
+    "rollout/response_tokens_max": "sampled tokens of a scored trajectory, largest",
+    "rollout/tool_calls": "attempted tool calls of a scored trajectory, well-formed or not, mean",
+    "rollout/tool_errors": "tool messages of a scored trajectory that report an error, mean",
+    "rollout/trajectories": "trajectories that came back, unscored ones included; count",
+    "rollout/unscored": "share of those that have no reward",
+    "rollout/dropped_groups": "groups sampled and replaced because their rewards were all equal; count",
+    "reward/<part>": "one named part of the score, mean over the scored trajectories that have it",
+    "env/<metric>": "a metric that the environment reports, mean over the scored trajectories that have it",
+    "error/<kind>": "trajectories that ended in this error of the world; count",
+    **{f"parse/{status}": f"share of attempted tool calls parsed as {status}" for status in ParseStatus},
+    **{f"stop/{reason}": f"share of all trajectories that stopped for {reason}" for reason in StopReason},
+}
+
+TOKEN_METRICS = {
+    "tokens/sampled": "tokens sampled in this step's groups; = trained + masked + dropped",
+    "tokens/trained": "sampled tokens under the loss",
+    "tokens/masked": "sampled tokens of trajectories that count in the statistics and are not trained on",
+    "tokens/dropped": "sampled tokens of trajectories that are in no statistic and in no loss",
+    "dropped/<reason>": "trajectories that are in no statistic and in no loss, by reason; count",
+    "tokens/per_s": "tokens/sampled a second of time/rollout_s",
+    "version/oldest": "lowest policy version that sampled a token of this step",
+    "version/newest": "highest policy version that sampled a token of this step",
+    "version/staleness_mean": "learner's version less the version that sampled the token, mean over tokens",
+    "version/staleness_max": "learner's version less the version that sampled the token, largest",
+}
+
+GAP_METRICS = {
+    "gap/abs_mean": "|log-prob of the engine - log-prob of the learner|, mean over trained tokens, nats",
+    "gap/abs_max": "|log-prob of the engine - log-prob of the learner|, largest of trained tokens, nats",
+}
+
+OPTIMIZER_METRICS = {
+    "advantage/mean": "advantage, mean over trained tokens",
+    "advantage/std": "advantage, population standard deviation over trained tokens",
+    "advantage/abs_max": "|advantage|, largest of trained tokens",
+    "optim/lr": "learning rate, mean over the step's updates",
+    "optim/grad_norm": "global L2 norm of the gradient before clipping, mean over the step's updates",
+    "optim/skipped_updates": "share of the step's updates that were not applied: a gradient was not finite",
+    "policy/first_ratio_error": "|ratio - 1| before the step's first update, largest of trained tokens",
+}
+
+SYNC_METRICS = {
+    "sync/seconds": "weight sync with its proof, wall seconds",
+    "sync/proof_seconds": "the part of sync/seconds that proved what the engines serve",
+    "sync/bytes": "bytes of weights that went to the engines",
+    "sync/canary_gap_max": "|log-prob difference| of a canary token between an engine and the learner, "
+    "largest, nats",
+}
+
+TIME_METRICS = {
+    "time/total_s": "the whole step, wall seconds",
+    "time/rollout_s": "until this step's groups were there and scored, wall seconds",
+    "time/generate_s": "time/rollout_s x the share of the trajectories' time spent waiting for the engine",
+    "time/tools_s": "time/rollout_s x the share of the trajectories' time spent in environment and tools",
+    "time/reward_s": "time/rollout_s x the share of the trajectories' time spent on scoring",
+    "time/score_s": "the learner's log-probs before the update, wall seconds",
+    "time/update_s": "the learner's optimizer updates, wall seconds",
+    "time/train_s": "time/score_s + time/update_s",
+    "time/sync_s": "weight sync with its proof, wall seconds",
+    "time/other_s": "time/total_s less rollout, train and sync",
+    "time/trajectory_p50_s": "seconds that one trajectory took, median",
+    "time/trajectory_p95_s": "seconds that one trajectory took, 95th percentile",
+    "time/trajectory_max_s": "seconds that one trajectory took, largest",
+}

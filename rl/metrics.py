@@ -1,0 +1,234 @@
+"""The numbers of a step: from what was sampled, from the batch, and averaged over its updates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+
+from envs.messages import Message, ParseStatus, StopReason
+from envs.names import nearest
+from rl.batch import TrainBatch
+from rl.metric_names import (
+    GAP_METRICS,
+    OPTIMIZER_METRICS,
+    ROLLOUT_METRICS,
+    SYNC_METRICS,
+    TIME_METRICS,
+    TOKEN_METRICS,
+)
+from rollout.trajectory import Trajectory, TrajectoryGroup
+
+Metrics = dict[str, float]
+"""Metric name -> value. A metric without a value (a mean over nothing) is absent, never NaN or 0."""
+
+MetricSums = Mapping[str, tuple[float, float]]
+"""Metric name -> (numerator, denominator): added over the parts of a batch, they give the mean of the whole.
+
+A name that ends in `_max` or `_min` carries the extreme as its numerator.
+"""
+
+METRICS: dict[str, str] = (
+    ROLLOUT_METRICS | TOKEN_METRICS | GAP_METRICS | OPTIMIZER_METRICS | SYNC_METRICS | TIME_METRICS
+)
+"""Every metric in words. `reward/<part>` is a family; `eval/` before any name: the same on held-out tasks."""
+
+_FAMILIES = tuple(name[: name.index("<")] for name in METRICS if "<" in name)
+
+
+class UndefinedMetricError(ValueError):
+    """A metric was logged that METRICS does not define."""
+
+
+def check_names(metrics: Iterable[str]) -> None:
+    """Raise UndefinedMetricError, with the nearest defined name, unless METRICS defines every name."""
+    for logged in metrics:
+        name = logged.removeprefix("eval/")
+        in_family = any(name.startswith(family) and name != family for family in _FAMILIES)
+        if name not in METRICS and not in_family:
+            near = nearest(name, METRICS)
+            hint = f"did you mean {near!r}?" if near else "define it in rl/metric_names.py"
+            raise UndefinedMetricError(f"metric {logged!r} is not defined in words; {hint}")
+
+
+def mean_metrics(updates: Sequence[MetricSums]) -> Metrics:
+    """Sum of numerators over sum of denominators, by name; the extreme of `_max` and `_min` names.
+
+    Never a mean of means: with 1 clipped of 2 tokens and 0 of 6, clip_frac is 1/8, not 1/4.
+    """
+    sums: dict[str, list[tuple[float, float]]] = {}
+    for update in updates:
+        for name, pair in update.items():
+            sums.setdefault(name, []).append(pair)
+    return dict(chain.from_iterable(_reduce(name, pairs) for name, pairs in sums.items()))
+
+
+def _reduce(name: str, pairs: Sequence[tuple[float, float]]) -> Iterator[tuple[str, float]]:
+    numerators, denominators = zip(*pairs, strict=True)
+    if name.endswith(("_max", "_min")):
+        yield name, (max if name.endswith("_max") else min)(numerators)
+    elif sum(denominators):
+        yield name, sum(numerators) / sum(denominators)
+
+
+def rollout_metrics(groups: Sequence[TrajectoryGroup]) -> Metrics:
+    """What one step's groups say about the policy that sampled them: rollout/, reward/, parse/, stop/..."""
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    scored = [trajectory for trajectory in trajectories if trajectory.score.value is not None]
+    metrics = _reward_metrics(groups, scored)
+    metrics |= _behaviour_metrics(scored)
+    metrics |= _counts(trajectories)
+    return metrics
+
+
+def _reward_metrics(groups: Sequence[TrajectoryGroup], scored: Sequence[Trajectory]) -> Metrics:
+    rewards = list(chain.from_iterable(group.rewards for group in groups))
+    stds = [float(np.std(group.rewards)) for group in groups if len(group.rewards) > 1]
+    uniform = [min(group.rewards) == max(group.rewards) for group in groups if len(group.rewards) > 1]
+    return (
+        _mean("rollout/reward_mean", rewards)
+        | ({"rollout/reward_std": float(np.std(rewards))} if rewards else {})
+        | _mean("rollout/reward_group_std", stds)
+        | _mean("rollout/zero_variance_groups", uniform)
+        | _mean("rollout/small_groups", [len(group.rewards) < 2 for group in groups])
+        | _mean("rollout/success", [t.score.success for t in scored if t.score.success is not None])
+        | _means_by_name("reward/", [trajectory.score.parts for trajectory in scored])
+    )
+
+
+def _behaviour_metrics(scored: Sequence[Trajectory]) -> Metrics:
+    lengths = [trajectory.num_sampled_tokens for trajectory in scored]
+    transcripts = [trajectory.episode.transcript for trajectory in scored]
+    statuses = Counter(call.status for said in transcripts for message in said for call in message.tool_calls)
+    metrics = (
+        _mean("rollout/turns", [len(trajectory.turns) for trajectory in scored])
+        | _mean("rollout/response_tokens", lengths)
+        | ({"rollout/response_tokens_max": float(max(lengths))} if lengths else {})
+        | _mean("rollout/tool_calls", [sum(len(m.tool_calls) for m in said) for said in transcripts])
+        | _mean("rollout/tool_errors", [_num_tool_errors(said) for said in transcripts])
+    )
+    if statuses:
+        metrics |= {f"parse/{status}": statuses[status] / statuses.total() for status in ParseStatus}
+    # What is measured here for every environment is not repeated in the environment's own words.
+    own = [
+        {name: value for name, value in trajectory.episode.metrics.items() if not _is_measured(name)}
+        for trajectory in scored
+    ]
+    return metrics | _means_by_name("env/", own)
+
+
+def _counts(trajectories: Sequence[Trajectory]) -> Metrics:
+    num_unscored = sum(trajectory.score.value is None for trajectory in trajectories)
+    reasons = Counter(trajectory.episode.stop_reason for trajectory in trajectories)
+    errors = Counter(trajectory.error.kind for trajectory in trajectories if trajectory.error)
+    versions = [s.version for t in trajectories for turn in t.turns for s in turn.completion.version_spans]
+    metrics = {
+        "rollout/trajectories": float(len(trajectories)),
+        **{f"error/{kind}": float(count) for kind, count in errors.items()},
+    }
+    if trajectories:
+        metrics["rollout/unscored"] = num_unscored / len(trajectories)
+        metrics |= {f"stop/{reason}": reasons[reason] / len(trajectories) for reason in StopReason}
+    if versions:
+        metrics |= {"version/oldest": float(min(versions)), "version/newest": float(max(versions))}
+    return metrics
+
+
+def batch_metrics(batch: TrainBatch) -> Metrics:
+    """What became of the sampled tokens, the gap between engine and learner, and the advantages.
+
+    Of a batch whose old_logprobs and advantages are filled in.
+    """
+    if batch.old_logprobs is None or batch.advantages is None:
+        raise ValueError(
+            "batch_metrics needs a scored and weighed batch: fill in old_logprobs and advantages"
+        )
+    accounting = batch.accounting
+    metrics = {
+        "tokens/sampled": float(accounting.num_sampled),
+        "tokens/trained": float(accounting.num_trained),
+        "tokens/masked": float(accounting.num_masked),
+        "tokens/dropped": float(sum(accounting.dropped.values())),
+        **{f"dropped/{reason}": float(count) for reason, count in accounting.dropped_trajectories.items()},
+    }
+    rows = zip(batch.samples, batch.old_logprobs, batch.advantages, strict=True)
+    trained = [(s.rollout_logprobs[s.loss_mask] - old[s.loss_mask], a[s.loss_mask]) for s, old, a in rows]
+    if not trained:
+        return metrics
+    gaps, advantages = (np.concatenate(columns) for columns in zip(*trained, strict=True))
+    return metrics | {
+        "gap/abs_mean": float(np.abs(gaps).mean()),
+        "gap/abs_max": float(np.abs(gaps).max()),
+        "advantage/mean": float(advantages.mean()),
+        "advantage/std": float(advantages.std()),
+        "advantage/abs_max": float(np.abs(advantages).max()),
+    }
+
+
+def staleness_metrics(groups: Sequence[TrajectoryGroup], version: int) -> Metrics:
+    """How far the sampling policy lagged behind the learner's `version`, over every sampled token."""
+    spans = [
+        span
+        for group in groups
+        for trajectory in group.trajectories
+        for turn in trajectory.turns
+        for span in turn.completion.version_spans
+        if span.end > span.start
+    ]
+    if not spans:
+        return {}
+    num_tokens = sum(span.end - span.start for span in spans)
+    lag = sum((version - span.version) * (span.end - span.start) for span in spans)
+    return {
+        "version/staleness_mean": lag / num_tokens,
+        "version/staleness_max": float(max(version - span.version for span in spans)),
+    }
+
+
+def time_metrics(
+    groups: Sequence[TrajectoryGroup], *, rollout_s: float, train_s: float, sync_s: float, total_s: float
+) -> Metrics:
+    """Where a step's seconds went: generate + tools + reward = rollout; with train, sync and other = total.
+
+    Trajectories run side by side, so their own seconds add up to more than the wall's: rollout is split in
+    their proportion.
+    """
+    timings = [trajectory.timings_s for group in groups for trajectory in group.trajectories]
+    metrics = {
+        "time/total_s": total_s,
+        "time/rollout_s": rollout_s,
+        "time/train_s": train_s,
+        "time/sync_s": sync_s,
+        "time/other_s": total_s - rollout_s - train_s - sync_s,
+    }
+    seconds = [sum(timing.values()) for timing in timings]
+    if sum(seconds) > 0:
+        for part in ("generate", "tools", "reward"):
+            spent = sum(timing.get(part, 0.0) for timing in timings)
+            metrics[f"time/{part}_s"] = rollout_s * spent / sum(seconds)
+        median, late = np.percentile(seconds, (50, 95))
+        metrics |= {"time/trajectory_p50_s": float(median), "time/trajectory_p95_s": float(late)}
+        metrics["time/trajectory_max_s"] = max(seconds)
+    if rollout_s > 0:
+        sampled = sum(trajectory.num_sampled_tokens for group in groups for trajectory in group.trajectories)
+        metrics["tokens/per_s"] = sampled / rollout_s
+    return metrics
+
+
+def _is_measured(name: str) -> bool:
+    return name in METRICS or f"rollout/{name}" in METRICS
+
+
+def _num_tool_errors(transcript: Sequence[Message]) -> int:
+    return sum(message.role == "tool" and message.is_error for message in transcript)
+
+
+def _mean(name: str, values: Sequence[float]) -> Metrics:
+    return {name: sum(values) / len(values)} if values else {}
+
+
+def _means_by_name(prefix: str, rows: Sequence[Mapping[str, float]]) -> Metrics:
+    names = sorted({name for row in rows for name in row})
+    return {f"{prefix}{name}": float(np.mean([row[name] for row in rows if name in row])) for name in names}
