@@ -22,6 +22,7 @@ PYTHON = os.path.join(VENV, "bin", "python")
 SITE = os.path.join(VENV, "lib", "python3.*", "site-packages")
 SCRATCH = os.path.join(VENV, "tmp")  # pip's temporary files: /tmp may be small
 LOG = os.path.join(ROOT, ".venv.log")
+START = time.monotonic()
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # PyPI has it as source only, and it is pure Python. All others must be wheels: no compiler is needed.
@@ -148,12 +149,12 @@ def pip(*arguments: str, **environment: str) -> None:
 
 
 def run(command: List[str], **environment: str) -> int:
-    """Run a command into the log, with a sign of life every ten seconds; its exit status."""
+    """Run a command into the log, with a line of progress every ten seconds; its exit status."""
     settings = dict(
         os.environ, TMPDIR=SCRATCH, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONPATH=""
     )
     settings.update(environment)
-    start = told = time.monotonic()
+    told = time.monotonic()
     with open(LOG, "ab") as log:
         # close_fds: the child holds the install lock too, so that nobody meets the pip of a killed installer.
         child = subprocess.Popen(command, stdout=log, stderr=log, env=settings, close_fds=False)
@@ -162,7 +163,9 @@ def run(command: List[str], **environment: str) -> int:
                 time.sleep(0.05)
                 if time.monotonic() > told + 10:
                     told = time.monotonic()
-                    say(f"{len(distributions())} packages in place, {told - start:.0f} s")
+                    with open(LOG, errors="replace") as output:
+                        fetched = output.read().count("\nCollecting ")
+                    say(f"{fetched} fetched, {len(distributions())} installed, {told - START:.0f} s")
         finally:
             if child.poll() is None:
                 child.terminate()
