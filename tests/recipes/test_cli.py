@@ -1,0 +1,83 @@
+import dataclasses
+import re
+
+import pytest
+
+from recipes.cli import BAD_CONFIG, parse
+from rl.config import Config
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What is printed for a command line that is refused with the status for it."""
+    with pytest.raises(SystemExit) as caught:
+        parse(Config(), argv)
+    assert caught.value.code == BAD_CONFIG
+    printed = capsys.readouterr()
+    return printed.out + printed.err
+
+
+def test_any_field_can_be_overridden_and_the_rest_stay():
+    default = Config(num_steps=7)
+    given = [
+        "--algorithm",
+        "rloo",
+        "--clip-ratio-low",
+        "0.1",
+        "--learning-rate",
+        "0",
+        "--sabotage",
+        "swap_rows",
+    ]
+    expected = dataclasses.replace(
+        default, algorithm="rloo", clip_ratio_low=0.1, learning_rate=0.0, sabotage="swap_rows"
+    )
+    assert parse(default, given) == expected
+
+
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        parse(Config(), ["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    boxed = re.sub(r"[│╭╮╰╯─\s]+", " ", text)
+    for field in dataclasses.fields(Config):
+        option = "--" + field.name.replace("_", "-")
+        # The option, its kind, and words before "(default"; a field without a docstring has none.
+        explained = re.search(
+            rf"{option}(, --no-\S+)? (?:\S+ )??(?P<words>[A-Za-z0-9][^()]*\w[^(]*)\(", boxed
+        )
+        assert explained, f"{option} is not explained"
+        assert len(explained["words"].split()) > 1, f"{option} is not explained"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("--algoritm", "--algorithm"), ("--learning-rat", "--learning-rate"), ("--group-sise", "--group-size")],
+)
+def test_a_wrong_option_is_refused_with_the_nearest_right_one(capsys, wrong: str, right: str):
+    text = refused(capsys, wrong, "1")
+    assert wrong in text
+    assert re.search(rf"meant:\W+{right}\b", text)
+
+
+def test_a_value_of_the_wrong_type_is_refused(capsys):
+    assert "--num-steps" in refused(capsys, "--num-steps", "many")
+
+
+def test_a_choice_that_does_not_exist_is_refused_with_the_choices(capsys):
+    text = refused(capsys, "--device", "gpu")
+    assert "cuda" in text
+    assert "--device" in text
+
+
+def test_a_configuration_that_cannot_run_is_refused_with_the_remedy(capsys):
+    text = refused(capsys, "--num-groups", "5", "--group-size", "5")
+    assert "micro_batch_size = 32 does not divide the 25 trajectories" in text
+    assert "use 25" in text
+
+
+def test_smoke_changes_defaults_and_an_option_beside_it_still_counts():
+    smoke = parse(Config(), ["--smoke", "--num-steps", "5"])
+    assert smoke.smoke
+    assert smoke.num_steps == 5
+    assert smoke.eval_tasks < Config().eval_tasks
