@@ -151,7 +151,12 @@ def pip(*arguments: str, **environment: str) -> None:
 def run(command: List[str], **environment: str) -> int:
     """Run a command into the log, with a line of progress every ten seconds; its exit status."""
     settings = dict(
-        os.environ, TMPDIR=SCRATCH, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONPATH=""
+        os.environ,
+        TMPDIR=SCRATCH,
+        PIP_DISABLE_PIP_VERSION_CHECK="1",
+        PIP_USER="0",
+        PYTHONPATH="",
+        PYTHONUNBUFFERED="1",
     )
     settings.update(environment)
     told = time.monotonic()
