@@ -44,15 +44,7 @@ TOKEN_METRICS = {
     "version/staleness_max": "learner's version less the version that sampled the token, largest",
 }
 
-GAP_METRICS = {
-    "gap/abs_mean": "|log-prob of the engine - log-prob of the learner|, mean over trained tokens, nats",
-    "gap/abs_max": "|log-prob of the engine - log-prob of the learner|, largest of trained tokens, nats",
-}
-
 OPTIMIZER_METRICS = {
-    "advantage/mean": "advantage, mean over trained tokens",
-    "advantage/std": "advantage, population standard deviation over trained tokens",
-    "advantage/abs_max": "|advantage|, largest of trained tokens",
     "optim/lr": "learning rate, mean over the step's updates",
     "optim/grad_norm": "global L2 norm of the gradient before clipping, mean over the step's updates",
     "optim/skipped_updates": "share of the step's updates that were not applied: a gradient was not finite",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -11,27 +11,22 @@ import numpy as np
 from envs.messages import Message, ParseStatus, StopReason
 from envs.names import nearest
 from rl.batch import TrainBatch
+from rl.losses import LOSS_METRICS
 from rl.metric_names import (
-    GAP_METRICS,
     OPTIMIZER_METRICS,
     ROLLOUT_METRICS,
     SYNC_METRICS,
     TIME_METRICS,
     TOKEN_METRICS,
 )
+from rl.numerics import MetricSums, add_metrics, metric_values
 from rollout.trajectory import Trajectory, TrajectoryGroup
 
 Metrics = dict[str, float]
 """Metric name -> value. A metric without a value (a mean over nothing) is absent, never NaN or 0."""
 
-MetricSums = Mapping[str, tuple[float, float]]
-"""Metric name -> (numerator, denominator): added over the parts of a batch, they give the mean of the whole.
-
-A name that ends in `_max` or `_min` carries the extreme as its numerator.
-"""
-
 METRICS: dict[str, str] = (
-    ROLLOUT_METRICS | TOKEN_METRICS | GAP_METRICS | OPTIMIZER_METRICS | SYNC_METRICS | TIME_METRICS
+    ROLLOUT_METRICS | TOKEN_METRICS | LOSS_METRICS | OPTIMIZER_METRICS | SYNC_METRICS | TIME_METRICS
 )
 """Every metric in words. `reward/<part>` is a family; `eval/` before any name: the same on held-out tasks."""
 
@@ -54,23 +49,14 @@ def check_names(metrics: Iterable[str]) -> None:
 
 
 def mean_metrics(updates: Sequence[MetricSums]) -> Metrics:
-    """Sum of numerators over sum of denominators, by name; the extreme of `_max` and `_min` names.
+    """A step's metrics from those of its updates: sum of numerators over sum of denominators.
 
-    Never a mean of means: with 1 clipped of 2 tokens and 0 of 6, clip_frac is 1/8, not 1/4.
+    Never a mean of means: with 1 clipped of 2 tokens and 0 of 6, clip_frac is 1/8, not 1/4. A total (the loss)
+    is an update's own: it is averaged over the updates that have it.
     """
-    sums: dict[str, list[tuple[float, float]]] = {}
-    for update in updates:
-        for name, pair in update.items():
-            sums.setdefault(name, []).append(pair)
-    return dict(chain.from_iterable(_reduce(name, pairs) for name, pairs in sums.items()))
-
-
-def _reduce(name: str, pairs: Sequence[tuple[float, float]]) -> Iterator[tuple[str, float]]:
-    numerators, denominators = zip(*pairs, strict=True)
-    if name.endswith(("_max", "_min")):
-        yield name, (max if name.endswith("_max") else min)(numerators)
-    elif sum(denominators):
-        yield name, sum(numerators) / sum(denominators)
+    num_totals = Counter(name for update in updates for name, share in update.items() if share.kind == "sum")
+    pooled = metric_values(add_metrics(updates))
+    return {name: value / num_totals.get(name, 1) for name, value in pooled.items()}
 
 
 def rollout_metrics(groups: Sequence[TrajectoryGroup]) -> Metrics:
@@ -137,33 +123,14 @@ def _counts(trajectories: Sequence[Trajectory]) -> Metrics:
 
 
 def batch_metrics(batch: TrainBatch) -> Metrics:
-    """What became of the sampled tokens, the gap between engine and learner, and the advantages.
-
-    Of a batch whose old_logprobs and advantages are filled in.
-    """
-    if batch.old_logprobs is None or batch.advantages is None:
-        raise ValueError(
-            "batch_metrics needs a scored and weighed batch: fill in old_logprobs and advantages"
-        )
+    """What became of every sampled token, and of the trajectories that were left out."""
     accounting = batch.accounting
-    metrics = {
+    return {
         "tokens/sampled": float(accounting.num_sampled),
         "tokens/trained": float(accounting.num_trained),
         "tokens/masked": float(accounting.num_masked),
         "tokens/dropped": float(sum(accounting.dropped.values())),
         **{f"dropped/{reason}": float(count) for reason, count in accounting.dropped_trajectories.items()},
-    }
-    rows = zip(batch.samples, batch.old_logprobs, batch.advantages, strict=True)
-    trained = [(s.rollout_logprobs[s.loss_mask] - old[s.loss_mask], a[s.loss_mask]) for s, old, a in rows]
-    if not trained:
-        return metrics
-    gaps, advantages = (np.concatenate(columns) for columns in zip(*trained, strict=True))
-    return metrics | {
-        "gap/abs_mean": float(np.abs(gaps).mean()),
-        "gap/abs_max": float(np.abs(gaps).max()),
-        "advantage/mean": float(advantages.mean()),
-        "advantage/std": float(advantages.std()),
-        "advantage/abs_max": float(np.abs(advantages).max()),
     }
 
 

@@ -134,13 +134,14 @@ class Column:
 
 
 COLUMNS = (
-    Column("reward", 11, "{:.3f}±{:.2f}", ("rollout/reward_mean", "rollout/reward_std")),
+    Column("reward", 9, "{:.2f}±{:.2f}", ("rollout/reward_mean", "rollout/reward_std")),
     Column("success", 7, "{:.3f}", ("rollout/success",)),
     Column("tokens", 6, "{:.1f}", ("rollout/response_tokens",)),
     Column("turns", 5, "{:.2f}", ("rollout/turns",)),
     Column("errors", 6, "{:.2f}", ("rollout/tool_errors",)),
-    Column("kl", 8, "{:.1e}", ("policy/approx_kl",)),
-    Column("clip -/+", 11, "{:.3f}/{:.3f}", ("policy/clip_frac_low", "policy/clip_frac_high")),
+    Column("kl old", 7, "{:.1e}", ("policy/approx_kl_k3",)),
+    Column("kl ref", 7, "{:.1e}", ("policy/kl_ref_k3",)),
+    Column("clip -/+", 9, "{:.2f}/{:.2f}", ("policy/clip_frac_low", "policy/clip_frac_high")),
     Column("entropy", 7, "{:.3f}", ("policy/entropy",)),
     Column("gap", 7, "{:.1e}", ("gap/abs_max",)),
     Column("stale", 5, "{:.0f}", ("version/staleness_max",)),
@@ -149,7 +150,7 @@ COLUMNS = (
     Column("tools", 5, "{:.1f}", ("time/tools_s",)),
     Column("reward", 6, "{:.1f}", ("time/reward_s",)),
     Column("train", 5, "{:.1f}", ("time/train_s",)),
-    Column("sync", 5, "{:.1f}", ("time/sync_s",)),
+    Column("sync", 4, "{:.1f}", ("time/sync_s",)),
 )
 
 
