@@ -1,0 +1,154 @@
+"""The table of policy-gradient algorithms; a row differs from its parent where its paper does."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from envs.names import unknown_name
+from rl.knobs import without_effect
+from rl.policy_gradient import PolicyGradient
+
+__all__ = ["ALGORITHMS", "PolicyGradient", "describe", "get_algorithm"]
+
+# Group Relative Policy Optimization (DeepSeekMath, arXiv 2402.03300).
+GRPO = PolicyGradient(
+    name="grpo",
+    adv_estimator="grpo",  # section 4.1.2
+    clip_ratio_low=0.2,  # PPO's, arXiv 1707.06347, table 1; the paper states none
+    clip_ratio_high=0.2,
+    loss_agg_mode="seq-mean-token-mean",  # eq. 3
+    kl_loss_coef=0.04,  # section 4.2
+    kl_loss_type="k3",  # eq. 4
+    # Not in the paper: corrects for what engine and learner disagree on; the cap is that of verl's preset.
+    rollout_is="token_tis",
+    rollout_is_threshold=2.0,
+)
+
+# Dr. GRPO (Understanding R1-Zero-Like Training, arXiv 2503.20783): neither of GRPO's two biased divisions.
+DR_GRPO = replace(
+    GRPO,
+    name="dr_grpo",
+    adv_estimator="dr_grpo",  # section 3.2: no division by the group's std
+    loss_agg_mode="seq-mean-token-sum-norm",  # listing 1: divides by a constant, never by a length
+    # Any constant gives the method, and scales the learning rate; 256 is TRL's default max_completion_length.
+    loss_scale_factor=256.0,
+    kl_loss_coef=0.0,  # section 3.2
+)
+
+# DAPO (arXiv 2503.14476). Its overlong penalty needs to know the longest response: give max_response_length
+# and overlong_buffer_len. Uniform groups are left out here; replacing them is the collector's part.
+DAPO = replace(
+    GRPO,
+    name="dapo",
+    clip_ratio_high=0.28,  # section 3.1, clip-higher
+    drop_uniform_groups=True,  # section 3.2, dynamic sampling
+    loss_agg_mode="token-mean",  # section 3.3
+    kl_loss_coef=0.0,  # section 2.3
+)
+
+# REINFORCE leave-one-out (Back to Basics, arXiv 2402.14740), with PPO's clip for several updates a batch.
+RLOO = replace(
+    GRPO,
+    name="rloo",
+    adv_estimator="rloo",  # section 3.2
+    loss_agg_mode="seq-mean-token-sum",  # a response is one action: its log-prob is the sum
+    kl_loss_coef=0.0,
+    kl_coef=0.05,  # in the reward, section 2; 0.05 is TRL's RLOO default
+)
+
+# REINFORCE without a baseline (Williams 1992, Machine Learning 8:229-256).
+REINFORCE = PolicyGradient(
+    name="reinforce",
+    adv_estimator="reinforce",
+    policy_loss="reinforce",
+    loss_agg_mode="seq-mean-token-sum",
+)
+
+# Group Sequence Policy Optimization (arXiv 2507.18071).
+GSPO = replace(
+    GRPO,
+    name="gspo",
+    importance_sampling_level="sequence",  # eq. 7
+    clip_ratio_low=3e-4,  # section 5.1
+    clip_ratio_high=4e-4,  # section 5.1
+    kl_loss_coef=0.0,
+)
+
+# CISPO (MiniMax-M1, arXiv 2506.13585) as ScaleRL settled on it (arXiv 2510.13786).
+CISPO = replace(
+    GRPO,
+    name="cispo",
+    adv_estimator="lite_ppo",  # ScaleRL: divided by the std of the whole batch
+    policy_loss="cispo",
+    cispo_ratio_high=5.0,  # the absolute cap; TRL's recommended epsilon_high
+    loss_agg_mode="token-mean",  # MiniMax-M1, eq. 4
+    kl_loss_coef=0.0,
+)
+
+ALGORITHMS: dict[str, PolicyGradient] = {
+    row.name: row for row in (GRPO, DR_GRPO, DAPO, RLOO, REINFORCE, GSPO, CISPO)
+}
+
+
+ALIASES = {"kl_loss_type": {"low_var_kl": "k3"}}
+"""Other names of verl's for a value of a knob."""
+
+
+def get_algorithm(name: str, **overrides: Any) -> PolicyGradient:
+    """The row `name`, with knobs overridden. None keeps the row's own value.
+
+    Raises:
+        ValueError: an unknown row, knob or value (with the nearest known one), or a knob that has no effect
+            in the row that results.
+    """
+    if name not in ALGORITHMS:
+        raise ValueError(unknown_name("algorithm", name, ALGORITHMS))
+    knobs = [field.name for field in fields(PolicyGradient) if field.name != "name"]
+    for knob in overrides:
+        if knob not in knobs:
+            raise ValueError(unknown_name(f"knob of algorithm {name!r}", knob, knobs))
+    given = {
+        knob: ALIASES.get(knob, {}).get(value, value)
+        for knob, value in overrides.items()
+        if value is not None
+    }
+    row = replace(ALGORITHMS[name], **given)
+    for knob, reason in without_effect(row):
+        if knob in given:
+            raise ValueError(
+                f"{knob} = {given[knob]!r} has no effect in algorithm {name!r}: {reason}; leave it out"
+            )
+    return row
+
+
+def describe(algorithm: PolicyGradient) -> str:
+    """One line that says what the row does, with every number that matters in it."""
+    a = algorithm
+    rule = {
+        "reinforce": "-A log π",
+        "importance_sampling": "-A r, unclipped",
+        "ppo": f"ratio clipped to [{1 - a.clip_ratio_low:g}, {1 + a.clip_ratio_high:g}]"
+        + (f", dual clip {a.clip_ratio_c:g}" if a.clip_ratio_c is not None else ""),
+        "cispo": f"-sg(min(r, {a.cispo_ratio_high:g})) A log π",
+    }[a.policy_loss]
+    parts = [
+        f"{a.name}: advantage {a.adv_estimator}",
+        f"{a.policy_loss} ({rule}; {a.importance_sampling_level} level, to the "
+        f"{'engine' if a.bypass_mode else 'learner before the update'})",
+        a.loss_agg_mode + (f" / {a.loss_scale_factor:g}" if a.loss_agg_mode.endswith("-norm") else ""),
+        f"KL {a.kl_loss_coef:g} {a.kl_loss_type} ({a.kl_gradient} gradient)"
+        if a.kl_loss_coef
+        else "no KL in the loss",
+        f"KL {a.kl_coef:g} in the reward" if a.kl_coef else "",
+        f"rollout_is {a.rollout_is} at {a.rollout_is_threshold:g}"
+        if a.rollout_is != "none"
+        else "no rollout_is",
+        f"entropy bonus {a.entropy_coeff:g}" if a.entropy_coeff else "",
+        "uniform groups left out" if a.drop_uniform_groups else "",
+        f"truncated: {a.truncated}" if a.truncated != "keep" else "",
+        f"overlong penalty over the last {a.overlong_buffer_len} of {a.max_response_length} tokens"
+        if a.max_response_length
+        else "",
+    ]
+    return ", ".join(filter(None, parts))

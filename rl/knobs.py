@@ -1,0 +1,86 @@
+"""Which knobs of an algorithm fit together, and which would change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isfinite
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
+
+from envs.names import unknown_name
+from rl.losses import ROLLOUT_IS
+
+if TYPE_CHECKING:
+    from rl.policy_gradient import PolicyGradient
+
+
+def problems(row: PolicyGradient) -> Iterator[str]:
+    """What is wrong with a row, in words."""
+    for name, hint in get_type_hints(type(row)).items():
+        value = getattr(row, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            yield unknown_name(name, value, get_args(hint))
+    at_least = {
+        "clip_ratio_low": 0,
+        "clip_ratio_high": 0,
+        "kl_loss_coef": 0,
+        "kl_coef": 0,
+        "entropy_coeff": 0,
+    }
+    above = {
+        "cispo_ratio_high": 0,
+        "rollout_is_threshold": 0,
+        "loss_scale_factor": 0,
+        "overlong_buffer_len": 0,
+    }
+    for name, low in at_least.items():
+        value = getattr(row, name)
+        if not (isfinite(value) and value >= low):
+            yield f"{name} = {value}: expected at least {low}"
+    for name, low in above.items():
+        value = getattr(row, name)
+        if value is not None and not (isfinite(value) and value > low):
+            yield f"{name} = {value}: expected more than {low}"
+    if row.clip_ratio_low > 1:
+        yield f"clip_ratio_low = {row.clip_ratio_low}: expected at most 1; the band is 1 - low to 1 + high"
+    if row.clip_ratio_c is not None and not row.clip_ratio_c > 1:
+        yield f"clip_ratio_c = {row.clip_ratio_c}: expected more than 1, the ratio on policy"
+    lower = row.rollout_is_threshold_lower
+    if lower is not None and not 0 <= lower < row.rollout_is_threshold:
+        yield f"rollout_is_threshold_lower = {lower}: expected 0 <= lower < rollout_is_threshold"
+    if row.loss_agg_mode == "seq-mean-token-sum-norm" and row.loss_scale_factor is None:
+        yield "loss_agg_mode seq-mean-token-sum-norm divides by loss_scale_factor; give it (tokens)"
+    if row.bypass_mode and row.rollout_is != "none":
+        yield (
+            f"rollout_is = {row.rollout_is!r} with bypass_mode: the ratio is to the engine already, so "
+            "nothing is left to correct; set rollout_is to 'none'"
+        )
+    buffer, longest = row.overlong_buffer_len, row.max_response_length
+    if (buffer is None) != (longest is None):
+        yield "overlong_buffer_len and max_response_length work together: give both or neither"
+    elif buffer is not None and longest is not None and buffer > longest:
+        yield f"overlong_buffer_len = {buffer} is above max_response_length = {longest}; lower it"
+
+
+def without_effect(row: PolicyGradient) -> Iterator[tuple[str, str]]:
+    """Knobs that change nothing in `row`, each with the reason."""
+    if row.policy_loss != "ppo":
+        for knob in ("clip_ratio_low", "clip_ratio_high", "clip_ratio_c"):
+            yield knob, f"policy_loss {row.policy_loss!r} has no PPO clip"
+    if row.policy_loss != "cispo":
+        yield "cispo_ratio_high", f"policy_loss {row.policy_loss!r} is not cispo"
+    if row.policy_loss == "reinforce":
+        yield "importance_sampling_level", "policy_loss 'reinforce' uses no ratio"
+    if row.kl_loss_coef == 0:
+        for knob in ("kl_loss_type", "kl_gradient"):
+            yield knob, "kl_loss_coef is 0"
+    if row.loss_agg_mode != "seq-mean-token-sum-norm":
+        yield (
+            "loss_scale_factor",
+            f"only loss_agg_mode 'seq-mean-token-sum-norm' uses it, not {row.loss_agg_mode!r}",
+        )
+    if row.rollout_is == "none":
+        yield "rollout_is_threshold", "rollout_is is 'none'"
+    if row.rollout_is == "none" or ROLLOUT_IS[row.rollout_is].action != "mask":
+        yield "rollout_is_threshold_lower", f"rollout_is {row.rollout_is!r} has no lower end"
+    if row.max_response_length is None:
+        yield "overlong_penalty_factor", "there is no max_response_length"

@@ -1,0 +1,98 @@
+"""Trajectories become training samples: one a leaf of the tree, each sampled token trained exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from rollout.trajectory import Trajectory, Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSample:
+    """One path through a trajectory's tree, from the root to a leaf: T tokens, every array (T,).
+
+    Position t of each array describes token t itself. `rollout_logprobs` is NaN and `versions` -1 where the
+    mask is 0. `weight` is the sample's part of its trajectory's sampled tokens: they sum to 1 over it.
+
+    Example, a plain episode (P0 prompt, A0 answer, E0 tool reply, A1 answer):
+        token_ids = P0           + A0           + E0           + A1
+        loss_mask = [0]*len(P0)  + [1]*len(A0)  + [0]*len(E0)  + [1]*len(A1)
+
+    Example, a fork after A0 into A1 and A2, two leaves; A0 is trained once, in the first:
+        token_ids = P0 A0 E1 A1      P0 A0 E2 A2
+        loss_mask =  0  1  0  1       0  0  0  1
+    """
+
+    token_ids: np.ndarray  # int64
+    loss_mask: np.ndarray  # bool
+    rollout_logprobs: np.ndarray  # float32, nats, from the engine
+    versions: np.ndarray  # int64, the policy version that sampled the token
+    trajectory_id: str
+    group_id: int
+    env: str
+    weight: float
+
+    def __post_init__(self) -> None:
+        length = len(self.token_ids)
+        for name in ("loss_mask", "rollout_logprobs", "versions"):
+            check_shape(f"TrainSample.{name} of {self.trajectory_id}", getattr(self, name), length)
+        if length and self.loss_mask[0]:
+            raise ValueError(
+                f"{self.trajectory_id}: token 0 is sampled, but nothing stands before it; give a prompt"
+            )
+
+
+def trajectory_samples(trajectory: Trajectory, group_id: int) -> Iterator[TrainSample]:
+    """The paths from the root to each leaf, in leaf order, less those on which nothing is left to train."""
+    trained: set[int] = set()
+    for leaf in trajectory.leaves:
+        path = _path(trajectory, leaf)
+        fresh = set(path) - trained
+        trained |= fresh
+        num_fresh = sum(len(trajectory.turns[index].completion.token_ids) for index in fresh)
+        if num_fresh:
+            columns = [_columns(trajectory.turns[index], index in fresh) for index in path]
+            token_ids, loss_mask, logprobs, versions = (
+                np.concatenate(parts) for parts in zip(*columns, strict=True)
+            )
+            yield TrainSample(
+                token_ids=token_ids,
+                loss_mask=loss_mask,
+                rollout_logprobs=logprobs,
+                versions=versions,
+                trajectory_id=trajectory.id,
+                group_id=group_id,
+                env=trajectory.episode.task.env,
+                weight=num_fresh / trajectory.num_sampled_tokens,
+            )
+
+
+def _path(trajectory: Trajectory, leaf: int) -> list[int]:
+    """Indices of the turns from the root to `leaf`."""
+    path, index = [], leaf
+    while index is not None:
+        path.append(index)
+        index = trajectory.turns[index].parent
+    return path[::-1]
+
+
+def _columns(turn: Turn, is_trained: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, mask, log-probs and versions of one turn's context and sampled tokens."""
+    num_context, completion = len(turn.context_ids), turn.completion
+    length = num_context + len(completion.token_ids)
+    mask = np.arange(length) >= num_context if is_trained else np.zeros(length, np.bool_)
+    logprobs, versions = np.full(length, np.nan, np.float32), np.full(length, -1, np.int64)
+    logprobs[num_context:] = completion.logprobs
+    for span in completion.version_spans:
+        versions[num_context + span.start : num_context + span.end] = span.version
+    ids = np.array(turn.context_ids + completion.token_ids, np.int64)
+    return ids, mask, np.where(mask, logprobs, np.float32(np.nan)), np.where(mask, versions, -1)
+
+
+def check_shape(name: str, array: np.ndarray, length: int) -> None:
+    """Refuse an array that is not (length,), by name."""
+    if array.shape != (length,):
+        raise ValueError(f"{name} has shape {array.shape}; expected ({length},)")
