@@ -51,8 +51,8 @@ def check_names(metrics: Iterable[str]) -> None:
 def mean_metrics(updates: Sequence[MetricSums]) -> Metrics:
     """A step's metrics from those of its updates: sum of numerators over sum of denominators.
 
-    Never a mean of means: with 1 clipped of 2 tokens and 0 of 6, clip_frac is 1/8, not 1/4. A total (the loss)
-    is an update's own: it is averaged over the updates that have it.
+    Never a mean of means: with 1 clipped of 2 tokens and 0 of 6, clip_frac is 1/8, not 1/4. A total (the
+    loss) is an update's own: it is averaged over the updates that have it.
     """
     num_totals = Counter(name for update in updates for name, share in update.items() if share.kind == "sum")
     pooled = metric_values(add_metrics(updates))

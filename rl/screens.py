@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rl.algorithms import describe
 from rl.config import Config
 from rl.intervals import SuccessRate, Verdict
+from rl.validation import algorithm_of
 
 if TYPE_CHECKING:
     from rl.gates import Gap
@@ -81,7 +83,8 @@ def start_lines(facts: StartFacts) -> Iterator[str]:
     yield f"  {facts.num_parameters:,} parameters; a sync moves {facts.sync_bytes:,} bytes to each engine"
     yield "run"
     reward = config.reward or f"{config.env}'s own"
-    yield f"  {config.algorithm} on {config.env} level {config.level}, reward: {reward}, seed {config.seed}"
+    yield f"  {config.env} level {config.level}, reward: {reward}, seed {config.seed}"
+    yield f"  {describe(algorithm_of(config))}"
     yield f"  written to {facts.run_dir}"
     yield "versions"
     yield "  " + ", ".join(f"{name} {version}" for name, version in facts.versions.items())

@@ -7,12 +7,31 @@ from math import isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from envs.names import unknown_name
 from envs.registry import resolve_env
 from rewards.base import resolve_reward
+from rl.advantages import ADV_ESTIMATORS
+from rl.algorithms import get_algorithm
 from rl.config import Config, Range
 from rl.machine import Machine
 from rl.model_folder import model_problems
+from rl.policy_gradient import PolicyGradient
+
+OVERRIDES = (
+    "clip_ratio_low",
+    "clip_ratio_high",
+    "clip_ratio_c",
+    "loss_agg_mode",
+    "kl_loss_coef",
+    "kl_loss_type",
+    "entropy_coeff",
+    "loss_scale_factor",
+    "rollout_is",
+    "rollout_is_threshold",
+)
+"""Fields of Config that replace those of the algorithm's row where they are not None."""
 
 
 class ConfigError(ValueError):
@@ -146,10 +165,40 @@ def _placement_problems(config: Config, machine: Machine) -> Iterator[str]:
             yield f"{name} = {wanted} needs {wanted} cores and there are {machine.cores}; lower it"
 
 
+def algorithm_of(config: Config) -> PolicyGradient:
+    """The row that `config` names, with its overrides.
+
+    Raises:
+        ValueError: an unknown row or value (the nearest is named), or an override without effect in that row.
+    """
+    return get_algorithm(config.algorithm, **{name: getattr(config, name) for name in OVERRIDES})
+
+
 def name_problems(config: Config) -> Iterator[str]:
-    """Environment, level and model: what the configuration names must exist and be usable."""
+    """Algorithm, environment, level, reward and model: what is named must exist and be usable."""
+    yield from _algorithm_problems(config)
     yield from _env_problems(config)
     yield from model_problems(config.model)
+
+
+def _algorithm_problems(config: Config) -> Iterator[str]:
+    try:
+        algorithm = algorithm_of(config)
+    except ValueError as error:
+        yield str(error)
+        return
+    lone_advantage = ADV_ESTIMATORS[algorithm.adv_estimator](np.ones(1), np.zeros(1, np.int64))
+    if config.group_size == 1 and not lone_advantage.any():
+        yield (
+            f"group_size = 1: {config.algorithm} compares the members of a group, so nothing would be "
+            "learned; use at least 2, or reinforce"
+        )
+    clips = [name for name in OVERRIDES if name.startswith("clip_") and getattr(config, name) is not None]
+    if clips and config.num_minibatches == 1 and not algorithm.bypass_mode:
+        yield (
+            f"{' and '.join(clips)} with num_minibatches = 1 has no effect: the only update starts from the "
+            "policy that sampled, so every ratio is 1; use more minibatches or leave it out"
+        )
 
 
 def _env_problems(config: Config) -> Iterator[str]:

@@ -21,7 +21,7 @@ def test_any_field_can_be_overridden_and_the_rest_stay():
     given = [
         "--algorithm",
         "rloo",
-        "--clip-ratio-low",
+        "--entropy-coeff",
         "0.1",
         "--learning-rate",
         "0",
@@ -29,7 +29,7 @@ def test_any_field_can_be_overridden_and_the_rest_stay():
         "swap_rows",
     ]
     expected = dataclasses.replace(
-        default, algorithm="rloo", clip_ratio_low=0.1, learning_rate=0.0, sabotage="swap_rows"
+        default, algorithm="rloo", entropy_coeff=0.1, learning_rate=0.0, sabotage="swap_rows"
     )
     assert parse(default, given) == expected
 

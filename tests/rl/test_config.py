@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from rl.algorithms import ALGORITHMS
 from rl.config import SMOKE, Config, resolve, with_smoke_defaults
 from rl.machine import Machine
-from rl.validation import ConfigError, validate
+from rl.validation import ConfigError, algorithm_of, validate
 
 LAPTOP = Machine(host="laptop", cores=2, memory_bytes=8 << 30, gpus=())
 ONE_GPU = Machine(host="box", cores=16, memory_bytes=128 << 30, gpus=("H200",))
@@ -52,6 +53,12 @@ def test_batch_arithmetic():
         ({"sabotage": "swap_row"}, "did you mean 'swap_rows'?"),
         ({"env": "clac"}, "unknown environment 'clac'; did you mean 'calc'?"),
         ({"level": 99}, "unknown level"),
+        ({"algorithm": "grop"}, "unknown algorithm 'grop'; did you mean 'grpo'?"),
+        ({"loss_agg_mode": "token-meen"}, "token-mean"),
+        ({"algorithm": "reinforce", "clip_ratio_c": 3.0}, "clip_ratio_c = 3.0 has no effect"),
+        ({"algorithm": "dapo", "kl_loss_type": "k1"}, "kl_loss_type = 'k1' has no effect"),
+        ({"clip_ratio_low": 0.1}, "clip_ratio_low with num_minibatches = 1 has no effect"),
+        ({"group_size": 1, "num_groups": 32}, "group_size = 1: grpo compares the members of a group"),
         ({"reward": "cal"}, "unknown reward 'cal'; did you mean 'calc'?"),
         ({"max_turns": 1}, "max_turns = 1: level 1 of calc takes"),
         ({"max_staleness": 1}, "max_staleness = 1: only 0"),
@@ -166,3 +173,12 @@ def test_a_tokenizer_without_a_needed_special_token_is_refused_with_its_name(tmp
 def test_a_model_that_brings_code_is_refused(tmp_path: Path):
     folder = model_folder(tmp_path / "m", auto_map={"AutoModel": "modeling.Evil"})
     assert "auto_map" in refusal(model=str(folder))
+
+
+def test_a_group_of_one_is_accepted_where_members_are_not_compared():
+    validate(Config(algorithm="reinforce", group_size=1, num_groups=32), LAPTOP)
+
+
+def test_overrides_reach_the_row_and_the_rest_of_it_stays():
+    row = algorithm_of(Config(algorithm="dapo", clip_ratio_high=0.25))
+    assert row == replace(ALGORITHMS["dapo"], clip_ratio_high=0.25)

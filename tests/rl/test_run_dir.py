@@ -14,8 +14,8 @@ from rl.machine import Machine
 from rl.run_dir import RunDir, RunDirError, RunState, default_run_dir
 from rollout.jsonl import read_jsonl
 
-# A checkpoint writer that is killed when it reaches the step named in argv[2]: "write" half-way through a file,
-# "between" two files, "sync" before the fsyncs, "rename" just before the rename, "parent" just after it.
+# A checkpoint writer that is killed at the point named in argv[2]: "write" half-way through a file, "between"
+# two files, "sync" before the fsyncs, "rename" just before the rename, "parent" just after it.
 WRITER = """
 import os, signal, sys
 from pathlib import Path
@@ -30,7 +30,8 @@ if point == "sync":
 if point == "rename":
     Path.rename = die
 if point == "parent":
-    durable.fsync_folder = lambda folder, real=durable.fsync_folder: die() if folder == path.parent else real(folder)
+    sync = durable.fsync_folder
+    durable.fsync_folder = lambda folder: die() if folder == path.parent else sync(folder)
 with durable.atomic_folder(path) as folder:
     with (folder / "model.safetensors").open("wb") as file:
         file.write(b"w" * 100_000)
@@ -71,9 +72,13 @@ def test_a_writer_killed_anywhere_leaves_no_half_checkpoint(tmp_path: Path, poin
 
 
 def test_an_exception_removes_the_temporary_and_is_passed_on(tmp_path: Path):
-    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "a") as folder:
-        (folder / "x").write_text("half")
-        raise ZeroDivisionError
+    def fail():
+        with atomic_folder(tmp_path / "a") as folder:
+            (folder / "x").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,9 +93,14 @@ def test_an_existing_folder_is_never_overwritten(tmp_path: Path):
 
 def test_of_two_writers_the_slower_one_loses_and_the_first_folder_stays(tmp_path: Path):
     path = tmp_path / "a"
-    with pytest.raises(FileExistsError), atomic_folder(path) as folder:
-        (folder / "x").write_text("slow")
-        assert write_checkpoint(path) == 0
+
+    def write_slowly():
+        with atomic_folder(path) as folder:
+            (folder / "x").write_text("slow")
+            assert write_checkpoint(path) == 0
+
+    with pytest.raises(FileExistsError):
+        write_slowly()
     assert_whole(path)
 
 
