@@ -51,7 +51,9 @@ class Completion:
         edges = [0, *(span.end for span in self.version_spans)]
         starts = [span.start for span in self.version_spans]
         if starts != edges[:-1] or edges[-1] != length:
-            raise ValueError(f"version_spans {self.version_spans} do not cover the {length} tokens exactly once")
+            raise ValueError(
+                f"version_spans {self.version_spans} do not cover the {length} tokens exactly once"
+            )
 
 
 class Policy(Protocol):

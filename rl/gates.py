@@ -74,7 +74,9 @@ async def prove_engines(
         WeightSyncError: a sync did not bring what the learner holds.
     """
     before = await measure_gap(learner, rollouts, num_groups=num_groups)
-    _require(before, limit, "before any sync", "learner and engine read different weights or compute differently")
+    _require(
+        before, limit, "before any sync", "learner and engine read different weights or compute differently"
+    )
     await learner.perturb(PERTURBATION, seed=1)
     await sync.publish(learner, rollouts, version=-1)
     after = await measure_gap(learner, rollouts, num_groups=num_groups)

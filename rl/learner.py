@@ -7,16 +7,17 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from rl.algorithms import PolicyGradient
+from rl.policy_gradient import PolicyGradient
 from rl.batch import PaddedLayout, TrainBatch, TrainSample, pad
 from rl.durable import atomic_folder
-from rl.metrics import MetricSums
 from rl.model import PolicyModel, load_causal_lm
+from rl.numerics import MetricSums, Share, add_metrics, max_share, mean_share, select
 from rl.weights import SharedWeights, perturb, sketch_weights
 from rollout.manifest import Manifest
 from rollout.tokenizer import load_tokenizer
@@ -67,6 +68,19 @@ def learning_rate_factor(update: int, *, schedule: str, num_updates: int, warmup
     }[schedule]
 
 
+def scalar_share(value: float) -> Share:
+    """A number of one update; over several updates the mean."""
+    return mean_share(torch.tensor(value), torch.tensor(1.0))
+
+
+def _first_ratio_error(logprobs: torch.Tensor, layout: PaddedLayout) -> MetricSums:
+    """|ratio - 1| of the policy to itself: scoring and updating must compute the same log-probs."""
+    if layout.old_logprobs is None:
+        return {}
+    difference = select(layout.loss_mask, logprobs.detach()) - select(layout.loss_mask, layout.old_logprobs)
+    return {"policy/first_ratio_error": max_share(torch.expm1(difference).abs(), layout.loss_mask)}
+
+
 class Learner:
     """Holds the policy, its optimizer, and the reference policy where the algorithm's row needs one."""
 
@@ -96,6 +110,7 @@ class Learner:
         self._wire_dtype: torch.dtype = getattr(torch, spec.wire_dtype)
         self._shared: SharedWeights | None = None
         self._kept: list[torch.Tensor] | None = None
+        self._is_first_update = False  # since the last score
 
     @property
     def model(self) -> nn.Module:
@@ -115,10 +130,13 @@ class Learner:
     @torch.no_grad()
     def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
         """Add `old_logprobs` and, where `needs` says so, `ref_logprobs`: float32 arrays (T,) per sample."""
+        self._is_first_update = True
         scored = replace(batch, old_logprobs=self._score(self.policy, batch.samples))
         if "ref_logprobs" in needs:
             if self.reference is None:
-                raise ValueError("ref_logprobs are needed, but this learner was made for a row without a reference")
+                raise ValueError(
+                    "ref_logprobs are needed, but this learner was made for a row without a reference"
+                )
             scored = replace(scored, ref_logprobs=self._score(self.reference, batch.samples))
         return scored
 
@@ -128,7 +146,33 @@ class Learner:
         The loss is normalised by the minibatch's own global counts, so the gradient does not depend on
         micro_batch_size. A gradient that is not finite is not applied: it is counted in `optim/skipped_updates`.
         """
-        raise NotImplementedError
+        counts = minibatch.counts
+        self.optimizer.zero_grad(set_to_none=True)
+        parts: list[MetricSums] = []
+        for micro_batch in minibatch.micro_batches(self.spec.micro_batch_size):
+            layout = micro_batch.padded().to(self.device)
+            with self._autocast():
+                logprobs, entropy = self.policy(layout)
+            loss, sums = self.spec.algorithm.loss(logprobs, entropy, layout, counts)
+            loss.backward()
+            if self._is_first_update:
+                sums |= _first_ratio_error(logprobs, layout)
+            parts.append(sums)
+        self._is_first_update = False
+        return add_metrics([*parts, self._apply_gradient()])
+
+    def _apply_gradient(self) -> MetricSums:
+        """Clip, step and advance the schedule; a gradient that is not finite is dropped instead."""
+        rate = self.schedule.get_last_lr()[0]
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.spec.max_grad_norm)
+        if norm.isfinite():
+            self.optimizer.step()
+        self.schedule.step()
+        return {
+            "optim/lr": scalar_share(rate),
+            "optim/grad_norm": scalar_share(float(norm)),
+            "optim/skipped_updates": scalar_share(0.0 if norm.isfinite() else 1.0),
+        }
 
     def publish(self, version: int) -> Manifest:
         """Write every weight where the engines can read it, and say what was written."""
@@ -168,7 +212,7 @@ class Learner:
 
     def save(self, path: str) -> None:
         """Save policy and tokenizer in Hugging Face format: whole or not at all (rl/durable.py)."""
-        with atomic_folder(path) as folder:
+        with atomic_folder(Path(path)) as folder:
             self.model.save_pretrained(folder, safe_serialization=True)  # pyright: ignore[reportCallIssue]
             self.tokenizer.save_pretrained(folder)
 
@@ -178,7 +222,11 @@ class Learner:
             self._shared.close()
 
     def _load_policy(self) -> PolicyModel:
-        return PolicyModel(load_causal_lm(self.spec.model), temperature=self.spec.temperature).to(self.device)
+        return PolicyModel(
+            load_causal_lm(self.spec.model),
+            temperature=self.spec.temperature,
+            entropy_gradient=self.spec.algorithm.entropy_gradient,
+        ).to(self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         dtype: torch.dtype = getattr(torch, self.spec.compute_dtype)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rl.batch import PaddedLayout
-from rl.logprobs import token_logprobs
+from rl.logprobs import next_token_targets, scatter_tokens, token_logprobs
 
 
 class PolicyModel(nn.Module):
@@ -19,10 +19,13 @@ class PolicyModel(nn.Module):
     and its cross-entropy are in here too, and only for the positions that are trained.
     """
 
-    def __init__(self, model: nn.Module, *, temperature: float, chunk_size: int = 4096) -> None:
+    def __init__(
+        self, model: nn.Module, *, temperature: float, entropy_gradient: bool = False, chunk_size: int = 4096
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.entropy_gradient = entropy_gradient
         self.chunk_size = chunk_size
 
     def forward(self, layout: PaddedLayout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,27 +36,26 @@ class PolicyModel(nn.Module):
 
         Returns:
             logprobs (B, T) and entropy (B, T), float32, nats; position t describes token t given tokens < t.
-            Zero where loss_mask is 0. Entropy carries no gradient unless the layout asks for it.
+            Zero where loss_mask is 0. Entropy carries a gradient only with `entropy_gradient`.
         """
         # Right padding: a causal model's real tokens never see it, so no attention mask has to be built.
-        backbone: Any = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
+        backbone: Any = (
+            self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
+        )
         hidden = backbone(
             input_ids=layout.token_ids, position_ids=layout.position_ids, use_cache=False
         ).last_hidden_state
-        trained = layout.loss_mask[:, 1:]
         head: Any = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-        selected, entropies = token_logprobs(
-            hidden[:, :-1][trained],
+        states, targets = next_token_targets(hidden, layout.token_ids, layout.loss_mask)
+        logprobs, entropy = token_logprobs(
+            states,
             head.weight,
-            layout.token_ids[:, 1:][trained],
+            targets,
             temperature=self.temperature,
             chunk_size=self.chunk_size,
+            entropy_gradient=self.entropy_gradient,
         )
-        logprobs = torch.zeros(layout.token_ids.shape, dtype=torch.float32, device=selected.device)
-        entropy = torch.zeros_like(logprobs)
-        logprobs[:, 1:][trained] = selected
-        entropy[:, 1:][trained] = entropies
-        return logprobs, entropy
+        return scatter_tokens(logprobs, layout.loss_mask), scatter_tokens(entropy, layout.loss_mask)
 
 
 def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from rl.algorithms import PolicyGradient
+from rl.policy_gradient import PolicyGradient
 from rl.batch import TrainBatch, make_batch
 from rl.gates import StepGates
-from rl.metrics import Metrics, MetricSums, batch_metrics, check_names, mean_metrics, rollout_metrics
+from rl.metrics import (
+    Metrics,
+    MetricSums,
+    batch_metrics,
+    check_names,
+    mean_metrics,
+    rollout_metrics,
+    staleness_metrics,
+    time_metrics,
+)
 from rl.weight_sync import Receiver, Sender, WeightSync
 from rollout.trajectory import TrajectoryGroup
 
@@ -17,10 +26,13 @@ from rollout.trajectory import TrajectoryGroup
 class Rollouts(Protocol):
     """Where groups come from, and the engines that sample them."""
 
+    last_groups: list[TrajectoryGroup]
+    num_dropped_groups: int
+
     @property
     def runners(self) -> Sequence[Receiver]: ...
     async def next_groups(self, num_groups: int) -> list[TrajectoryGroup]: ...
-    def take_seconds(self) -> dict[str, float]: ...
+    def take_seconds(self) -> float: ...
 
 
 class LearnerHandle(Sender, Protocol):
@@ -66,7 +78,7 @@ async def train(
     num_groups: int,
     num_minibatches: int,
     gates: StepGates,
-    after_step: Callable[[int, Metrics], object],
+    after_step: Callable[[int, Metrics], Awaitable[None]],
 ) -> None:
     """`num_steps` training steps; every metric is defined, every gate is checked, then the step is reported.
 
@@ -76,10 +88,26 @@ async def train(
     for step in range(1, num_steps + 1):
         started = time.monotonic()
         metrics = await train_step(
-            rollouts, learner, algorithm, sync, observe, num_groups=num_groups, num_minibatches=num_minibatches
+            rollouts,
+            learner,
+            algorithm,
+            sync,
+            observe,
+            num_groups=num_groups,
+            num_minibatches=num_minibatches,
         )
-        metrics |= rollouts.take_seconds() | learner.take_seconds()
-        metrics["time/total_s"] = time.monotonic() - started
+        spent = learner.take_seconds()
+        metrics |= spent
+        metrics |= time_metrics(
+            rollouts.last_groups,
+            rollout_s=rollouts.take_seconds(),
+            train_s=sum(spent.values()),
+            sync_s=metrics["sync/seconds"],
+            total_s=time.monotonic() - started,
+        )
+        # The groups were sampled for the update that led to sync.version.
+        metrics |= staleness_metrics(rollouts.last_groups, sync.version - 1)
+        metrics["rollout/dropped_groups"] = float(rollouts.num_dropped_groups)
         check_names(metrics)
         gates.check(step, metrics)
-        after_step(step, metrics)
+        await after_step(step, metrics)

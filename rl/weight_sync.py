@@ -76,7 +76,9 @@ class WeightSync:
         labels = await asyncio.gather(*(r.receive_weights(manifest, self._drill) for r in receivers))
         for receiver, label in zip(receivers, labels, strict=True):
             if label != self.version:
-                raise WeightSyncError(f"{receiver.name} labels tokens as version {label} after version {self.version}")
+                raise WeightSyncError(
+                    f"{receiver.name} labels tokens as version {label} after version {self.version}"
+                )
         loaded = time.monotonic()
         gap = await self._prove(learner, receivers)
         return {
@@ -93,9 +95,7 @@ class WeightSync:
             learner.sketch_weights(seed), learner.score_sequences(self.canaries)
         )
         answer = np.concatenate(wanted)
-        gaps = [
-            await self._prove_one(receiver, expected, answer, seed) for receiver in receivers
-        ]
+        gaps = [await self._prove_one(receiver, expected, answer, seed) for receiver in receivers]
         self._last_answers["learner"] = answer
         return max(gaps)
 

@@ -11,7 +11,7 @@ import ray
 
 from rl.batch import TrainBatch
 from rl.learner import Learner, LearnerSpec
-from rl.metrics import MetricSums
+from rl.numerics import MetricSums
 from rollout.manifest import Manifest
 from rollout.weight_sketch import Sketch
 from rollout.workers import within

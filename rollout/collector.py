@@ -82,6 +82,7 @@ class Collector:
         self.cursor = 0  # committed: index of the next task that no consumed group has used
         self.step = 0
         self.num_dropped_groups = 0  # of the last call
+        self.last_groups: list[TrajectoryGroup] = []
         self._seconds = 0.0
 
     async def next_groups(self, num_groups: int) -> list[TrajectoryGroup]:
@@ -110,7 +111,8 @@ class Collector:
         self.cursor = index
         self.step += 1
         self._seconds += time.monotonic() - started
-        return self._shuffled(kept) if self.spec.shuffle_rewards else kept
+        self.last_groups = self._shuffled(kept) if self.spec.shuffle_rewards else kept
+        return self.last_groups
 
     async def probe_groups(self, num_groups: int) -> list[TrajectoryGroup]:
         """Groups from tasks that training never reaches; the cursor stays where it is."""
@@ -125,26 +127,31 @@ class Collector:
         ]
         return await self.run(requests)
 
-    def take_seconds(self) -> dict[str, float]:
+    def take_seconds(self) -> float:
         """Wall seconds of next_groups since last asked."""
         taken, self._seconds = self._seconds, 0.0
-        return {"time/rollout_s": taken}
+        return taken
 
     async def run(self, requests: Sequence[GroupRequest]) -> list[TrajectoryGroup]:
         """Run any requests, spread evenly over the runners, bounded; results in the order of the requests."""
         slots = [asyncio.Semaphore(self.spec.max_groups_per_runner) for _ in self.runners]
         turns = itertools.cycle(zip(self.runners, slots, strict=True))
-        jobs = [_bounded(slot, runner.run_group, request) for request, (runner, slot) in zip(requests, turns)]  # noqa: B905  (the runners cycle)
-        tasks = [asyncio.ensure_future(job) for job in jobs]
+        tasks = [
+            asyncio.ensure_future(_bounded(slot, runner.run_group, request))
+            for request, (runner, slot) in zip(requests, turns, strict=False)  # the runners cycle
+        ]
         try:
-            async with asyncio.timeout(self.spec.deadline_s):
-                return list(await asyncio.gather(*tasks))
-        except TimeoutError:
-            done = sum(task.done() for task in tasks)
-            raise TimeoutError(
-                f"the collector waited {self.spec.deadline_s:g} s for {len(tasks)} groups; {done} were done. An engine "
-                f"hangs, or the deadline is too short for this model: raise --group-deadline-s"
-            ) from None
+            done, pending = await asyncio.wait(
+                tasks, timeout=self.spec.deadline_s, return_when=asyncio.FIRST_EXCEPTION
+            )
+            for task in done:
+                task.result()  # raises what a runner raised
+            if pending:
+                raise TimeoutError(
+                    f"the collector waited {self.spec.deadline_s:g} s for {len(tasks)} groups; {len(done)} were done. "
+                    f"An engine hangs, or the deadline is too short for this model: raise --group-deadline-s"
+                )
+            return [task.result() for task in tasks]
         finally:
             for task in tasks:
                 task.cancel()

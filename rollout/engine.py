@@ -83,7 +83,9 @@ class VllmEngine:
             # Seeded requests and chunked prefill kill the CPU engine ("CPU Generator does not use offset").
             enable_chunked_prefill=not on_cpu,
             max_num_batched_tokens=max(self.spec.context_length, 4096),
-            block_size=32 if on_cpu else None,  # the CPU's default is 128: shorter prompts would never be cached
+            block_size=32
+            if on_cpu
+            else None,  # the CPU's default is 128: shorter prompts would never be cached
             enable_prefix_caching=True,
             skip_tokenizer_init=True,
             logprobs_mode="processed_logprobs",
@@ -153,7 +155,9 @@ class VllmEngine:
         request_id = f"{self.spec.name}-{next(self._ids)}"
         final = None
         try:
-            async for output in self._llm.generate({"prompt_token_ids": list(prompt_ids)}, params, request_id):
+            async for output in self._llm.generate(
+                {"prompt_token_ids": list(prompt_ids)}, params, request_id
+            ):
                 final = output
         except Exception as error:
             raise EngineError(f"{self.spec.name} failed on request {request_id}: {error}") from error

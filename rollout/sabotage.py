@@ -31,7 +31,11 @@ def load(drill: str, model: nn.Module, weights: Weights) -> None:
 
 
 def _broken(drill: str, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-    victim = {"skip_tensor": "down_proj.weight", "skip_fused_half": "k_proj.weight", "swap_rows": "o_proj.weight"}
+    victim = {
+        "skip_tensor": "down_proj.weight",
+        "skip_fused_half": "k_proj.weight",
+        "swap_rows": "o_proj.weight",
+    }
     pending = victim.get(drill, "")
     for name, tensor in weights:
         if pending and name.endswith(pending):

@@ -40,7 +40,7 @@ def served_tensors(model: nn.Module) -> Iterator[ServedTensor]:
     """
     fused = getattr(model, "packed_modules_mapping", {})
     for path, module in model.named_modules():
-        for attribute, parameter in module._parameters.items():  # noqa: SLF001  (own parameters, empty ones too)
+        for attribute, parameter in module._parameters.items():
             if parameter is None:
                 continue
             prefix, dot, leaf = path.rpartition(".")
@@ -71,7 +71,9 @@ def _part_rows(path: str, module: nn.Module, num_parts: int) -> list[int]:
         return [module.num_heads * module.head_size, kv_rows, kv_rows]
     sizes = list(getattr(module, "output_sizes", []))
     if len(sizes) != num_parts:
-        raise WeightSyncError(f"cannot take the fused layer {path} ({type(module).__name__}) apart into {num_parts}")
+        raise WeightSyncError(
+            f"cannot take the fused layer {path} ({type(module).__name__}) apart into {num_parts}"
+        )
     return sizes
 
 

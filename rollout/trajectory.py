@@ -63,7 +63,9 @@ class Trajectory:
     def __post_init__(self) -> None:
         for index, turn in enumerate(self.turns):
             if turn.parent is not None and not 0 <= turn.parent < index:
-                raise ValueError(f"trajectory {self.id}: turn {index} has parent {turn.parent}, not an earlier turn")
+                raise ValueError(
+                    f"trajectory {self.id}: turn {index} has parent {turn.parent}, not an earlier turn"
+                )
 
     def prompt_ids(self, index: int) -> tuple[int, ...]:
         """The exact prompt of turn `index`: the path from its root, sampled ids included, its context last."""

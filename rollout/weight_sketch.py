@@ -50,7 +50,9 @@ def sketch_tensor(weight: torch.Tensor, seed: int) -> Sketch:
     )
 
 
-def compare_sketches(served: Mapping[str, Sketch], expected: Mapping[str, Sketch], *, dtype: str, who: str) -> None:
+def compare_sketches(
+    served: Mapping[str, Sketch], expected: Mapping[str, Sketch], *, dtype: str, who: str
+) -> None:
     """Raise unless what is served is what the learner holds.
 
     Args:
@@ -72,9 +74,13 @@ def compare_sketches(served: Mapping[str, Sketch], expected: Mapping[str, Sketch
         got = served[name]
         assert want.row_l1 is not None
         tolerance = relative * np.abs(want.product) + 2e-6 * want.row_l1
-        differs = (got.columns != want.columns).any(axis=1) | ~(np.abs(got.product - want.product) <= tolerance)
+        differs = (got.columns != want.columns).any(axis=1) | ~(
+            np.abs(got.product - want.product) <= tolerance
+        )
         if differs.any():
             rows = np.flatnonzero(differs)
-            problems.append(f"{name} differs in {len(rows)} of {len(differs)} rows, the first is row {rows[0]}")
+            problems.append(
+                f"{name} differs in {len(rows)} of {len(differs)} rows, the first is row {rows[0]}"
+            )
     if problems:
         raise WeightSyncError(f"{who} does not serve the learner's weights: " + "; ".join(problems))

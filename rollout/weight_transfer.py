@@ -132,7 +132,9 @@ class WorkerExtension:
         if checked.path:
             torn = [spec.name for spec, t in open_tensors(checked) if _crc32(t) != spec.crc32]
             if torn:
-                raise WeightSyncError(f"bytes in {checked.path} do not match the manifest's CRC: {', '.join(torn)}")
+                raise WeightSyncError(
+                    f"bytes in {checked.path} do not match the manifest's CRC: {', '.join(torn)}"
+                )
 
     def sketch_served_weights(self, seed: int) -> dict[str, dict[str, Any]]:
         """Sketches of what the layers serve, by Hugging Face name, as plain types."""

@@ -42,7 +42,9 @@ async def within(awaitable: Awaitable[T], deadline_s: float, *, waiter: str, awa
     try:
         return await asyncio.wait_for(awaitable, deadline_s)
     except TimeoutError:
-        raise PeerFailedError(f"{waiter} waited {deadline_s:g} s for {awaited}, which did not answer") from None
+        raise PeerFailedError(
+            f"{waiter} waited {deadline_s:g} s for {awaited}, which did not answer"
+        ) from None
     except RayTaskError as error:
         raise PeerFailedError(f"{awaited} failed: {type(error.cause).__name__}: {error.cause}") from error
     except RayActorError as error:
@@ -87,7 +89,7 @@ class RolloutWorker:
             self.definition,
             self.engine,
             self.renderer,
-            self.reward.fn,
+            self.reward,
             index=request.index,
             group_size=request.group_size,
             trajectory_id=lambda member: f"{request.step}-{request.index}-{member}",
@@ -140,7 +142,9 @@ class RemoteRollouts:
         return await self._within(self._actor.start.remote(), self._start_s, "start")
 
     async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
-        return await self._within(self._actor.run_group.remote(request), self._group_s, f"group {request.index}")
+        return await self._within(
+            self._actor.run_group.remote(request), self._group_s, f"group {request.index}"
+        )
 
     async def receive_weights(self, manifest: Manifest, drill: str = "") -> int:
         return await self._within(
@@ -148,7 +152,9 @@ class RemoteRollouts:
         )
 
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
-        return await self._within(self._actor.sketch_served_weights.remote(seed), self._sync_s, "weight sketch")
+        return await self._within(
+            self._actor.sketch_served_weights.remote(seed), self._sync_s, "weight sketch"
+        )
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         return await self._within(self._actor.score.remote(sequences), self._sync_s, "canaries")

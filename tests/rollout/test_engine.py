@@ -54,7 +54,9 @@ class Pair:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["tied", "untied"])
-async def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
+async def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Pair]:
     folder = make_tiny_model(tmp_path_factory.mktemp("model"), tied=request.param == "tied")
     engine = VllmEngine(engine_spec(folder))
     await engine.start()
@@ -108,7 +110,9 @@ async def test_a_completion_ends_at_its_stop_token_and_keeps_it(pair: Pair) -> N
     free = await pair.engine.complete([5] * 40, SamplingParams(max_tokens=20, seed=4))
     stop = free.token_ids[7]
     first = free.token_ids.index(stop)
-    stopped = await pair.engine.complete([5] * 40, SamplingParams(max_tokens=20, seed=4, stop_token_ids=(stop,)))
+    stopped = await pair.engine.complete(
+        [5] * 40, SamplingParams(max_tokens=20, seed=4, stop_token_ids=(stop,))
+    )
     assert stopped.token_ids == free.token_ids[: first + 1]
     assert (free.finish_reason, stopped.finish_reason) == ("length", "stop")
 
@@ -163,4 +167,6 @@ async def test_a_wrong_manifest_is_refused_before_anything_is_loaded(pair: Pair)
 async def test_scored_canaries_equal_transformers(pair: Pair) -> None:
     ids = [int(i) for i in np.random.default_rng(0).integers(3, 100, size=60)]
     for _ in range(2):  # the second time the prompt is in the prefix cache
-        np.testing.assert_allclose(await pair.engine.score(ids), reference_logprobs(pair.model, ids), atol=MAX_GAP)
+        np.testing.assert_allclose(
+            await pair.engine.score(ids), reference_logprobs(pair.model, ids), atol=MAX_GAP
+        )

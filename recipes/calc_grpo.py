@@ -1,0 +1,36 @@
+"""GRPO teaches a small agent to use a calculator.
+
+    python -m recipes.calc_grpo            # what `make train` runs
+
+The environment (envs/tasks/calc.py) asks for the value of an expression such as (12+34)*5; the agent must compute
+every intermediate value with a tool that does one operation a call, then answer. The starting policy is made here
+(recipes/make_base.py) and has seen the format, but succeeds on less than half of the tasks.
+
+Expect: success on held-out level-1 tasks from about 0.4 to 0.9 in a few minutes on two CPU cores, then PASS.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from recipes.cli import parse
+from recipes.launch import launch
+from recipes.make_base import make_base
+from rl.config import Config
+
+CONFIG = Config(env="calc", level=1, algorithm="grpo")
+
+
+def starting_policy(config: Config) -> Path:
+    """The small warm-started policy for this environment and seed, made once."""
+    return make_base(config.env, level=1, seed=config.seed, cache_dir=config.cache_dir)
+
+
+def main() -> int:
+    config = parse(CONFIG, description=__doc__ or "")
+    return launch(config, recipe="calc_grpo", make_base=starting_policy)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Which process computes where: engine and learner specs, Ray, and the facts of the start screen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import ray
+
+from rl.policy_gradient import PolicyGradient
+from rl.config import Config
+from rl.learner import LearnerSpec
+from rl.machine import Machine, stack_versions
+from rl.run_dir import RunDir
+from rl.screens import Link, Role, StartFacts
+from rollout.engine import EngineSpec
+
+BACKENDS = {"shm": "whetstone_shm", "ipc": "ipc", "nccl": "nccl"}
+"""--sync-backend to the name in vLLM's weight-transfer registry."""
+
+
+def make_engine_specs(config: Config, model: str) -> list[EngineSpec]:
+    """One spec an engine."""
+    return [
+        EngineSpec(
+            name=f"engine {number}",
+            model=model,
+            device=config.device,
+            dtype=config.engine_dtype,
+            context_length=config.context_length,
+            max_num_seqs=config.num_concurrent,
+            weight_transfer_backend=BACKENDS[config.sync_backend],
+            num_threads=config.engine_threads,
+            seed=config.seed,
+        )
+        for number in range(config.engines)
+    ]
+
+
+def make_learner_spec(config: Config, model: str, algorithm: PolicyGradient, *, run_name: str) -> LearnerSpec:
+    """The learner of `config`."""
+    return LearnerSpec(
+        model=model,
+        algorithm=algorithm,
+        learning_rate=config.learning_rate,
+        num_updates=config.num_optimizer_steps,
+        lr_schedule=config.lr_schedule,
+        warmup_updates=config.warmup_steps * config.num_minibatches,
+        weight_decay=config.weight_decay,
+        adam_betas=(config.adam_beta1, config.adam_beta2),
+        max_grad_norm=config.max_grad_norm,
+        temperature=config.temperature,
+        micro_batch_size=config.micro_batch_size,
+        device=config.device,
+        compute_dtype=config.learner_dtype,
+        wire_dtype=config.engine_dtype,
+        num_threads=config.learner_threads,
+        num_gpus=0.5 if config.device == "cuda" else 0,
+        seed=config.seed,
+        run_name=run_name,
+    )
+
+
+def start_ray(config: Config) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine, for this run only."""
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+        return
+    # Engines idle while the learner works and the other way round, so their threads may add up to more than the
+    # cores; Ray would otherwise wait for ever for a core that is never free.
+    logical_cores = config.engines * config.engine_threads + config.learner_threads
+    ray.init(
+        num_cpus=max(logical_cores, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=512 * 2**20,
+    )
+
+
+def start_facts(
+    config: Config, machine: Machine, learner: Mapping[str, float], directory: RunDir
+) -> StartFacts:
+    """What the start screen tells."""
+    names = [f"engine {number}" for number in range(config.engines)]
+    device = "cuda:0" if config.device == "cuda" else "cpu"
+    agents = f"vLLM, {config.engine_dtype}; up to {config.num_concurrent} agents and their environments"
+    return StartFacts(
+        title=f"whetstone: {config.algorithm} on {config.env}",
+        config=config,
+        roles=[
+            Role(
+                name="learner",
+                device=device,
+                num_threads=config.learner_threads,
+                detail=f"rank 0 of 1, {config.learner_dtype}; idle while engines sample",
+            ),
+            *(
+                Role(name=name, device=device, num_threads=config.engine_threads, detail=agents)
+                for name in names
+            ),
+        ],
+        channels=[
+            *(Link(name="weights", between=f"learner -> {name}", by=config.sync_backend) for name in names),
+            *(Link(name="groups", between=f"{name} -> learner", by="Ray object store") for name in names),
+        ],
+        communicators=[Link(name="gradients", between="learner", by="none: one rank")],
+        num_parameters=int(learner["num_parameters"]),
+        sync_bytes=int(learner["sync_bytes"]),
+        num_cores=machine.cores,
+        versions=stack_versions(),
+        run_dir=str(directory.path),
+    )

@@ -1,0 +1,81 @@
+"""What a run writes down as it goes: metrics, trajectories, and what the console shows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from rl.batch import TrainBatch
+from rl.config import Config
+from rl.console import RunConsole
+from rl.run_dir import RunDir
+from rl.token_colors import Decode
+from rollout.record import Record, TrajectoryRecorder
+from rollout.trajectory import Trajectory, TrajectoryGroup
+
+
+class Journal:
+    """Records every trajectory with both log-probs, every metric, and shows them."""
+
+    def __init__(self, directory: RunDir, config: Config, console: RunConsole, decode: Decode) -> None:
+        self.num_trained_tokens = 0
+        self._directory = directory
+        self._config = config
+        self._console = console
+        self._decode = decode
+        self._recorder = TrajectoryRecorder(directory.trajectories, max_bytes=int(config.max_record_mb * 1e6))
+        self._step = 0
+        self._shown: Trajectory | None = None
+
+    def observe(self, groups: list[TrajectoryGroup], batch: TrainBatch) -> None:
+        """Record the trajectories of one training step, the learner's log-probs beside the engine's."""
+        self._step += 1
+        scored = dict(_old_logprobs(groups, batch))
+        self._recorder.write(
+            Record(
+                step=self._step,
+                split="train",
+                group=group.index,
+                member=member,
+                trajectory=trajectory,
+                old_logprobs=scored.get(trajectory.id),
+            )
+            for group in groups
+            for member, trajectory in enumerate(group.trajectories)
+        )
+        self.num_trained_tokens += sum(int(sample.loss_mask.sum()) for sample in batch.samples)
+        self._shown = groups[0].trajectories[0]
+
+    def record_evaluation(self, step: int, groups: list[TrajectoryGroup]) -> None:
+        """Record what a policy did on held-out tasks; `step` 0 is the starting policy."""
+        self._recorder.write(
+            Record(step=step, split="eval", group=group.index, member=0, trajectory=group.trajectories[0])
+            for group in groups
+        )
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write and show one step's metrics, and a trajectory now and then."""
+        self._directory.append_metrics(step, metrics)
+        self._console.show_step(step, metrics)
+        every = self._config.show_every
+        if every and step % every == 0 and self._shown is not None:
+            self._console.show_trajectory(step, self._shown, self._decode)
+
+
+def _old_logprobs(
+    groups: Sequence[TrajectoryGroup], batch: TrainBatch
+) -> Iterator[tuple[str, tuple[tuple[float, ...], ...]]]:
+    """Trajectory id -> the learner's log-probs, one tuple a turn, of every trajectory that was scored whole."""
+    if batch.old_logprobs is None:
+        return
+    rows: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for sample, old in zip(batch.samples, batch.old_logprobs, strict=True):
+        rows.setdefault(sample.trajectory_id, []).append((sample.loss_mask, old))
+    for trajectory in (t for group in groups for t in group.trajectories):
+        if len(rows.get(trajectory.id, ())) != 1 or len(trajectory.leaves) != 1:
+            continue  # forked: its tokens lie in several samples
+        ((mask, old),) = rows[trajectory.id]
+        lengths = [len(turn.completion.token_ids) for turn in trajectory.turns]
+        parts = np.split(old[mask], np.cumsum(lengths)[:-1])
+        yield trajectory.id, tuple(tuple(float(x) for x in part) for part in parts)

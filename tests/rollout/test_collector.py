@@ -1,0 +1,134 @@
+"""The collector: which groups come back is a function of stream, cursor and policy, never of who was faster."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from envs.episode import Episode, Score
+from envs.messages import StopReason
+from envs.splits import Split
+from rollout.collector import Collector, CollectorSpec, GroupRequest, NoSignalError
+from rollout.task_stream import TaskStream
+from rollout.trajectory import Trajectory, TrajectoryGroup
+
+STREAM = TaskStream(env="calc", level=1, run_seed=3)
+
+
+@dataclass
+class ScriptedRunner:
+    """Answers requests after a random wait; the rewards of a group are a function of its index."""
+
+    name: str = "runner"
+    jitter: random.Random = field(default_factory=lambda: random.Random(0))
+    uniform_every: int = 0
+    running: int = 0
+    most_running: int = 0
+    seen: list[int] = field(default_factory=list)
+
+    async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self.seen.append(request.index)
+        await asyncio.sleep(self.jitter.random() / 100)
+        self.running -= 1
+        uniform = bool(self.uniform_every) and request.index % self.uniform_every == 0
+        return TrajectoryGroup(
+            task=request.task,
+            index=request.index,
+            trajectories=tuple(
+                Trajectory(
+                    id=f"{request.step}-{request.index}-{member}",
+                    episode=Episode(task=request.task, transcript=(), stop_reason=StopReason.ANSWERED),
+                    turns=(),
+                    score=Score(value=0.0 if uniform else float(member), success=0.5),
+                )
+                for member in range(request.group_size)
+            ),
+        )
+
+
+def collector(runners: list[ScriptedRunner], **fields: object) -> Collector:
+    return Collector(STREAM, runners, CollectorSpec(**({"group_size": 2} | fields)))
+
+
+async def test_groups_come_back_in_stream_order_whoever_is_faster() -> None:
+    for seed in range(5):
+        runners = [ScriptedRunner(jitter=random.Random(seed * 10 + i)) for i in range(1 + seed % 3)]
+        collected = collector(runners)
+        first, second = await collected.next_groups(6), await collected.next_groups(4)
+        assert [group.index for group in first + second] == list(range(10))
+        assert [group.task for group in first] == STREAM.slice(0, 6)
+        assert collected.cursor == 10
+
+
+async def test_dynamic_sampling_replaces_uniform_groups_by_the_next_tasks() -> None:
+    # Every third group (0, 3, 6, ...) is uniform: the first four with a signal are 1, 2, 4, 5.
+    collected = collector([ScriptedRunner(uniform_every=3)], drop_uniform_groups=True)
+    assert [group.index for group in await collected.next_groups(4)] == [1, 2, 4, 5]
+    assert (collected.cursor, collected.num_dropped_groups) == (6, 2)
+    assert [group.index for group in await collected.next_groups(2)] == [7, 8]
+
+
+async def test_dynamic_sampling_without_any_signal_stops_and_says_so() -> None:
+    collected = collector([ScriptedRunner(uniform_every=1)], drop_uniform_groups=True, max_draws_per_group=3)
+    with pytest.raises(NoSignalError, match="12 tasks gave 0 of 4 groups"):
+        await collected.next_groups(4)
+    assert collected.cursor == 0  # nothing was consumed
+
+
+async def test_no_runner_gets_more_groups_than_it_can_hold() -> None:
+    runners = [ScriptedRunner(), ScriptedRunner()]
+    await collector(runners, max_groups_per_runner=3).next_groups(20)
+    assert [runner.most_running for runner in runners] == [3, 3]
+    assert sorted(runners[0].seen + runners[1].seen) == list(range(20))
+
+
+async def test_a_wait_ends_at_its_deadline_and_says_how_far_it_got() -> None:
+    class Hangs(ScriptedRunner):
+        async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
+            if request.index == 2:
+                await asyncio.sleep(60)
+            return await super().run_group(request)
+
+    with pytest.raises(TimeoutError, match=r"waited 0\.2 s for 4 groups; 3 were done"):
+        await collector([Hangs()], deadline_s=0.2).next_groups(4)
+
+
+async def test_shuffled_rewards_are_the_same_rewards_dealt_anew() -> None:
+    plain = await collector([ScriptedRunner()], group_size=4).next_groups(4)
+    shuffled = await collector([ScriptedRunner()], group_size=4, shuffle_rewards=True).next_groups(4)
+    again = await collector([ScriptedRunner()], group_size=4, shuffle_rewards=True).next_groups(4)
+
+    def rewards(groups: list[TrajectoryGroup]) -> list[float]:
+        return [reward for group in groups for reward in group.rewards]
+
+    assert rewards(shuffled) != rewards(plain)
+    assert sorted(rewards(shuffled)) == sorted(rewards(plain))
+    assert rewards(shuffled) == rewards(again)
+    assert {t.score.success for group in shuffled for t in group.trajectories} == {0.5}
+
+
+async def test_probes_and_evaluation_leave_the_cursor_alone() -> None:
+    held_out = TaskStream(env="calc", level=1, run_seed=3, split=Split.HELD_OUT)
+    collected = collector([ScriptedRunner()])
+    await collected.probe_groups(2)
+    groups = await collected.evaluate(held_out.slice(0, 5), temperature=1.0)
+    assert [len(group.trajectories) for group in groups] == [1] * 5
+    assert collected.cursor == 0
+
+
+def test_a_task_is_a_pure_function_of_seed_and_index() -> None:
+    assert STREAM.slice(5, 3) == [STREAM[5], STREAM[6], STREAM[7]]
+    assert STREAM[5] == TaskStream(env="calc", level=1, run_seed=3)[5]
+    assert STREAM[5] != TaskStream(env="calc", level=1, run_seed=4)[5]
+    with pytest.raises(IndexError, match="task index -1"):
+        STREAM[-1]
+
+
+def test_staleness_above_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="only 0"):
+        collector([ScriptedRunner()], max_staleness=1)
