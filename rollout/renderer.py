@@ -107,6 +107,10 @@ class ChatMLRenderer:
         end = [] if closed else [self._end_id]
         return (*end, *self._after_end, *self._render_turns(messages), *self._header)
 
+    def completion_ids(self, text: str) -> tuple[int, ...]:
+        """What a policy that says `text` samples, `<|im_end|>` last: for reference episodes only."""
+        return (*self._encode(text), self._end_id)
+
     def parse(self, token_ids: Sequence[int], tools: Sequence[ToolSpec], *, first_call: int = 0) -> Message:
         """The assistant message that a completion says; special tokens are no text.
 
