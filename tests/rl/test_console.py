@@ -130,7 +130,7 @@ def printed(*, num_after: int = 230) -> str:
     with RunConsole(2, file=out) as console:
         console.show_start(start_facts())
         console.show_gap(
-            Gap(mean=1e-7, max=9.5e-7, num_tokens=640), Gap(mean=1e-3, max=2e-3, num_tokens=641), limit=1e-4
+            Gap(mean=1e-7, max=9.5e-7, num_tokens=640), Gap(mean=1e-5, max=2e-3, num_tokens=641), limit=1e-4
         )
         console.say("[red]not markup[/red]")
         console.show_step(1, METRICS)
@@ -201,11 +201,10 @@ def test_on_a_terminal_there_are_colours_and_a_bar(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.delenv("NO_COLOR", raising=False)
     ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as terminal:
-        with RunConsole(4, file=terminal) as console:
-            assert console.has_colors
-            console.show_step(1, METRICS)
-            console.show_trajectory(1, two_turns(), decode)
+    with os.fdopen(theirs, "w") as terminal, RunConsole(4, file=terminal) as console:
+        assert console.has_colors
+        console.show_step(1, METRICS)
+        console.show_trajectory(1, two_turns(), decode)
     text = read_all(ours).decode()
     assert "1/4" in text  # the bar
     assert "\x1b[1;32m[add 1 2]" in text  # sampled: bold green
