@@ -181,7 +181,7 @@ def token_norm(
     counts: LossCounts,
     *,
     loss_agg_mode: str,
-    loss_scale_factor: float | None,
+    scale: float | None,
 ) -> Tensor:
     """The constant that each token's loss is multiplied with, float64; 0 where the mask is 0.
 
@@ -195,7 +195,7 @@ def token_norm(
         "token-sum": lambda: 1.0,
         "token-mean": lambda: 1.0 / num_tokens,
         "seq-mean-token-sum": lambda: 1.0 / num_sequences,
-        "seq-mean-token-sum-norm": lambda: 1.0 / (num_sequences * (loss_scale_factor or 1.0)),
+        "seq-mean-token-sum-norm": lambda: 1.0 / (num_sequences * (scale or 1.0)),
         "seq-mean-token-mean": lambda: weight[:, None].double() / row_tokens / num_sequences,
     }[loss_agg_mode]()
     return loss_mask.double() * per_token

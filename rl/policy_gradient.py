@@ -192,24 +192,19 @@ class PolicyGradient:
         Returns:
             A scalar that sums over micro-batches to the step's loss (0 with a graph when nothing is trained).
         """
-        x = self._tokens(logprobs, entropy, layout)
+        x, mask = self._tokens(logprobs, entropy, layout), layout.loss_mask
         log_ratio = at_level(x.log_ratio, x.kept, self.importance_sampling_level)
         per_token, clipped = surrogate(x.logprobs, log_ratio, x.advantages, self.bounds)
         weights = self._rollout_weights(x)
         kl = self._kl(x)
         norm = token_norm(
-            layout.loss_mask,
-            layout.weight,
-            counts,
-            loss_agg_mode=self.loss_agg_mode,
-            loss_scale_factor=self.loss_scale_factor,
+            mask, layout.weight, counts, loss_agg_mode=self.loss_agg_mode, scale=self.loss_scale_factor
         ).to(x.logprobs.dtype)
         # All three are 0 at tokens that are not kept, where norm is not: the denominators do not shrink.
         pg_loss, kl_loss, entropy_bonus = (
             (y * norm).sum() for y in (weights.weight * per_token, kl, x.entropy)
         )
         loss = pg_loss + self.kl_loss_coef * kl_loss - self.entropy_coeff * entropy_bonus
-        mask = layout.loss_mask
         return loss, {
             "policy/loss": sum_share(loss),
             "policy/pg_loss": sum_share(pg_loss),

@@ -26,16 +26,21 @@ def layout_of(mask: Tensor, **tensors: Tensor) -> PaddedLayout:
 
 
 def random_layout(
-    num_rows: int = 6, length: int = 9, *, seed: int = 0, spread: float = 0.5
+    num_rows: int = 6,
+    length: int = 9,
+    *,
+    seed: int = 0,
+    spread: float = 0.5,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, PaddedLayout]:
-    """Log-probs of the policy and a layout with holes in its mask, one advantage a row, float64.
+    """Log-probs of the policy and a layout with holes in its mask, one advantage a row.
 
     `spread` is how far the policy has moved from old_logprobs, in nats; 0 is on policy.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(scale: float) -> Tensor:
-        return scale * torch.randn(num_rows, length, generator=generator, dtype=torch.float64)
+        return (scale * torch.randn(num_rows, length, generator=generator, dtype=torch.float64)).to(dtype)
 
     old = -noise(1.0).abs()
     mask = torch.rand(num_rows, length, generator=generator) < 0.6
