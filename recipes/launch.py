@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray
 
+from envs.registry import resolve_env
 from envs.splits import Split
 from recipes.placement import make_engine_specs, make_learner_spec, start_facts, start_ray
 from rewards.base import resolve_reward
@@ -49,7 +50,7 @@ class Run:
     config: Config
     algorithm: PolicyGradient
     learner: RemoteLearner
-    collector: Collector
+    collector: Collector[RemoteRollouts]
     sync: WeightSync
     console: RunConsole
     directory: RunDir
@@ -110,7 +111,8 @@ async def _run(
     ]
     learner = RemoteLearner(learner_spec, deadline_s=config.learner_deadline_s, sync_s=config.sync_deadline_s)
     try:
-        facts, *_ = await asyncio.gather(learner.start(), *(engine.start() for engine in engines))
+        starts = asyncio.gather(*(engine.start() for engine in engines))
+        facts, _ = await asyncio.gather(learner.start(), starts)
         console.show_start(start_facts(config, machine, facts, directory))
         journal = Journal(directory, config, console, decode=lambda ids: tokenizer.decode(list(ids)))
         run = Run(
@@ -133,9 +135,9 @@ async def _run(
         await asyncio.gather(learner.stop(), *(e.stop() for e in engines), return_exceptions=True)
 
 
-def _make_collector(config: Config, algorithm: PolicyGradient, engines: list[RemoteRollouts]) -> Collector:
-    from envs.registry import resolve_env
-
+def _make_collector(
+    config: Config, algorithm: PolicyGradient, engines: list[RemoteRollouts]
+) -> Collector[RemoteRollouts]:
     return Collector(
         TaskStream(env=config.env, level=config.level, run_seed=config.seed),
         engines,

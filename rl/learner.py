@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ class Learner:
         self._is_first_update = False  # since the last score
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         """The Hugging Face model inside the policy."""
         return self.policy.model
 
@@ -163,7 +164,7 @@ class Learner:
 
     def _apply_gradient(self) -> MetricSums:
         """Clip, step and advance the schedule; a gradient that is not finite is dropped instead."""
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.spec.max_grad_norm)
         if norm.isfinite():
             self.optimizer.step()
@@ -213,7 +214,7 @@ class Learner:
     def save(self, path: str) -> None:
         """Save policy and tokenizer in Hugging Face format: whole or not at all (rl/durable.py)."""
         with atomic_folder(Path(path)) as folder:
-            self.model.save_pretrained(folder, safe_serialization=True)  # pyright: ignore[reportCallIssue]
+            self.model.save_pretrained(folder, safe_serialization=True)
             self.tokenizer.save_pretrained(folder)
 
     def close(self) -> None:

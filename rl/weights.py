@@ -49,7 +49,7 @@ class SharedWeights:
         specs: list[TensorSpec] = []
         offset = 0
         for name, tensor in wire_tensors(model, self._dtype):
-            payload = memoryview(tensor.cpu().view(torch.uint8).numpy()).cast("B")
+            payload = tensor.cpu().view(torch.uint8).numpy().tobytes()
             self._view[offset : offset + len(payload)] = payload
             specs.append(
                 TensorSpec(

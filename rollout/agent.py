@@ -215,9 +215,7 @@ async def _until(wall_s: float, react: Awaitable[StopReason], log: _Log) -> Stop
         async with deadline:
             return await react
     except TimeoutError as error:
-        if (
-            not deadline.expired()
-        ):  # the environment's own, for instance a socket's: a bug of that environment
+        if not deadline.expired():  # the environment's own, for instance a socket's
             raise
         if not log.turns:
             raise SlowStartError(f"the policy had said nothing after {wall_s:g} s") from error

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from envs.messages import Task
 from rewards.base import shuffle_scores
@@ -39,6 +39,9 @@ PROBE_INDEX = 2**40
 """Task indices from here on are for measurements: no training run is that long."""
 
 
+Runner = TypeVar("Runner", bound=GroupRunner)
+
+
 class NoSignalError(RuntimeError):
     """Too many groups in a row were dropped: there is nothing to learn from."""
 
@@ -64,14 +67,14 @@ class CollectorSpec:
     deadline_s: float = 300.0
 
 
-class Collector:
+class Collector(Generic[Runner]):
     """Draws tasks in stream order and hands whole groups to runners, never more than they can hold.
 
     The groups that come back depend on (stream, cursor, step) and the policy only, not on which runner was
     faster: they are considered in the order of their index.
     """
 
-    def __init__(self, stream: TaskStream, runners: Sequence[GroupRunner], spec: CollectorSpec) -> None:
+    def __init__(self, stream: TaskStream, runners: Sequence[Runner], spec: CollectorSpec) -> None:
         if not runners:
             raise ValueError("a collector needs at least one runner; 0 given")
         if spec.max_staleness != 0:

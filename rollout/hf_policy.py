@@ -43,12 +43,12 @@ class TransformersPolicy:
         request = _Request(tuple(prompt_ids), sampling, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         if self._worker is None or self._worker.done():
+            # It starts on the loop's next turn: the others of this turn join its first batch.
             self._worker = asyncio.create_task(self._serve())
         return await request.completion
 
     async def _serve(self) -> None:
         """Generate batches until nobody waits."""
-        await asyncio.sleep(0)  # let the others of this tick join the first batch
         while self._waiting:
             batch, self._waiting = self._waiting, []
             try:
@@ -61,7 +61,6 @@ class TransformersPolicy:
             for request, completion in zip(batch, completions, strict=True):
                 if not request.completion.done():  # its caller may have been cancelled
                     request.completion.set_result(completion)
-            await asyncio.sleep(0)
 
     @torch.inference_mode()
     def _generate(self, batch: Sequence[_Request]) -> list[Completion]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ class ServedTensor:
     """
 
     name: str
-    module: nn.Module
+    module: Any  # a vLLM layer
     attribute: str
     start: int
     end: int
@@ -64,7 +65,7 @@ def served_tensors(model: nn.Module) -> Iterator[ServedTensor]:
                 start += part_rows
 
 
-def _part_rows(path: str, module: nn.Module, num_parts: int) -> list[int]:
+def _part_rows(path: str, module: Any, num_parts: int) -> list[int]:
     """How many output rows each part of a fused layer has."""
     if hasattr(module, "num_kv_heads") and hasattr(module, "head_size"):
         kv_rows = module.num_kv_heads * module.head_size
@@ -77,7 +78,7 @@ def _part_rows(path: str, module: nn.Module, num_parts: int) -> list[int]:
     return sizes
 
 
-def _full_shape(module: nn.Module, attribute: str, parameter: torch.Tensor) -> tuple[int, ...]:
+def _full_shape(module: Any, attribute: str, parameter: torch.Tensor) -> tuple[int, ...]:
     """The tensor's shape before packing and without vocabulary padding."""
     if attribute == "weight" and hasattr(module, "org_vocab_size"):
         return (module.org_vocab_size, module.embedding_dim)
@@ -86,7 +87,7 @@ def _full_shape(module: nn.Module, attribute: str, parameter: torch.Tensor) -> t
     return tuple(parameter.shape)
 
 
-def _is_tied(model: nn.Module) -> bool:
+def _is_tied(model: Any) -> bool:
     return bool(getattr(model.config, "tie_word_embeddings", False))
 
 
@@ -107,11 +108,12 @@ def retie_head(model: nn.Module) -> None:
     """
     if not _is_tied(model):
         return
+    head: Any
     head, embedding = model.get_submodule("lm_head"), model.get_submodule("model.embed_tokens")
     if head is embedding:
         return
     head.weight = embedding.weight
-    head.quant_method.process_weights_after_loading(head)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    head.quant_method.process_weights_after_loading(head)
 
 
 @torch.no_grad()

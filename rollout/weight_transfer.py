@@ -145,4 +145,4 @@ class WorkerExtension:
 
 
 def _crc32(tensor: torch.Tensor) -> int:
-    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy())
+    return zlib.crc32(memoryview(tensor.contiguous().view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]
