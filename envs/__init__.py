@@ -1,1 +1,4 @@
-"""What the agent can do: tasks, tools and environments. No torch, and nothing else of ours, is imported here."""
+"""What the agent can do: tasks, tools and environments.
+
+No torch, and nothing else of ours, is imported here.
+"""

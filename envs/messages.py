@@ -86,7 +86,8 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One problem. A pure function of (env, level, seed), or a row of a data set (then level and seed are None).
+    """One problem. A pure function of (env, level, seed), or a row of a data set (then level and seed are
+    None).
 
     `env` names the environment by string (`calc`, `my_env.py:MyEnv`, `package.module:attr`). All members of a
     group start from the same Task.

@@ -2,9 +2,9 @@
 
     python -m recipes.calc_grpo            # what `make train` runs
 
-The environment (envs/tasks/calc.py) asks for the value of an expression such as (12+34)*5; the agent must compute
-every intermediate value with a tool that does one operation a call, then answer. The starting policy is made here
-(recipes/make_base.py) and has seen the format, but succeeds on less than half of the tasks.
+The environment (envs/tasks/calc.py) asks for the value of an expression such as (12+34)*5; the agent must
+compute every intermediate value with a tool that does one operation a call, then answer. The starting policy
+is made here (recipes/make_base.py) and has seen the format, but succeeds on less than half of the tasks.
 
 Expect: success on held-out level-1 tasks from about 0.4 to 0.9 in a few minutes on two CPU cores, then PASS.
 """

@@ -1,4 +1,7 @@
-"""From a Config to a finished run: the processes, the gates, the loop, the verdict. Every recipe ends in `launch`."""
+"""From a Config to a finished run: the processes, the gates, the loop, the verdict.
+
+Every recipe ends in `launch`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from envs.registry import resolve_env
 from envs.splits import Split
 from recipes.placement import make_engine_specs, make_learner_spec, start_facts, start_ray
 from rewards.base import resolve_reward
-from rl.policy_gradient import PolicyGradient
 from rl.config import Config, resolve
 from rl.console import RunConsole
 from rl.gates import GateError, StepGates, prove_engines
@@ -25,6 +27,7 @@ from rl.intervals import SuccessRate, verdict
 from rl.journal import Journal
 from rl.machine import Machine
 from rl.metrics import Metrics
+from rl.policy_gradient import PolicyGradient
 from rl.run_dir import RunDir, RunState, default_run_dir
 from rl.screens import EndFacts
 from rl.train import train
@@ -40,7 +43,10 @@ from rollout.trajectory import TrajectoryGroup
 from rollout.workers import PeerFailedError, RemoteRollouts, RolloutSpec
 
 PASS, FAIL, STOPPED = 0, 1, 3
-"""Exit codes: PASS; FAIL, trained and measured but not better; STOPPED, the run distrusted itself or lost a peer."""
+"""Exit codes.
+
+PASS; FAIL, trained and measured but not better; STOPPED, the run distrusted itself or lost a peer.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import ray
 
-from rl.policy_gradient import PolicyGradient
 from rl.config import Config
 from rl.learner import LearnerSpec
 from rl.machine import Machine, stack_versions
+from rl.policy_gradient import PolicyGradient
 from rl.run_dir import RunDir
 from rl.screens import Link, Role, StartFacts
 from rollout.engine import EngineSpec
@@ -66,8 +66,8 @@ def start_ray(config: Config) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
         return
-    # Engines idle while the learner works and the other way round, so their threads may add up to more than the
-    # cores; Ray would otherwise wait for ever for a core that is never free.
+    # Engines idle while the learner works and the other way round, so their threads may add up to more than
+    # the cores; Ray would otherwise wait for ever for a core that is never free.
     logical_cores = config.engines * config.engine_threads + config.learner_threads
     ray.init(
         num_cpus=max(logical_cores, os.cpu_count() or 1),

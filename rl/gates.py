@@ -13,7 +13,10 @@ from rl.weight_sync import Receiver, Sender, WeightSync
 from rollout.trajectory import TrajectoryGroup
 
 PERTURBATION = 1e-2
-"""Noise of the trial sync, relative to each tensor's RMS: far above every tolerance, far below breaking a model."""
+"""Noise of the trial sync, relative to each tensor's RMS.
+
+Far above every tolerance, far below breaking a model.
+"""
 
 
 class GateError(RuntimeError):
@@ -89,8 +92,10 @@ async def prove_engines(
 def _require(gap: Gap, limit: float, when: str, cause: str) -> None:
     if not gap.max <= limit:
         raise GateError(
-            f"the log-prob gap between engine and learner {when} is {gap.max:.2e} at most and {gap.mean:.2e} on "
-            f"average over {gap.num_tokens} tokens; the limit is {limit:.1e}: {cause}. The run does not start. "
+            f"the log-prob gap between engine and learner {when} is {gap.max:.2e} at most and "
+            f"{gap.mean:.2e} on "
+            f"average over {gap.num_tokens} tokens; the limit is {limit:.1e}: {cause}. The run does not "
+            f"start. "
             f"(--engine-dtype and --max-gap set the limit.)"
         )
 
@@ -99,8 +104,9 @@ def _require(gap: Gap, limit: float, when: str, cause: str) -> None:
 class StepGates:
     """What must hold in every step.
 
-    The gap may touch its limit once (single spikes are harmless) but not `patience` steps in a row, nor ten times
-    over. On the first update the policy is the one that sampled: its ratio to itself is 1 and nothing is clipped.
+    The gap may touch its limit once (single spikes are harmless) but not `patience` steps in a row, nor ten
+    times over. On the first update the policy is the one that sampled: its ratio to itself is 1 and nothing
+    is clipped.
     """
 
     gap_limit: float
@@ -113,12 +119,15 @@ class StepGates:
         self._above = self._above + 1 if gap > self.gap_limit else 0
         if self._above >= self.patience or gap > 10 * self.gap_limit:
             raise GateError(
-                f"step {step}: the log-prob gap between engine and learner is {gap:.2e} (limit {self.gap_limit:.1e}, "
-                f"above it for {self._above} step(s)): the engine no longer samples from the policy that is trained"
+                f"step {step}: the log-prob gap between engine and learner is {gap:.2e} (limit "
+                f"{self.gap_limit:.1e}, "
+                f"above it for {self._above} step(s)): the engine no longer samples from the policy that is "
+                f"trained"
             )
         if step == 1 and metrics["policy/first_ratio_error"] > 1e-4:
             raise GateError(
                 f"step 1: before the first update the ratio of the policy to itself is off 1 by "
-                f"{metrics['policy/first_ratio_error']:.2e}; scoring and updating do not compute the same log-probs "
+                f"{metrics['policy/first_ratio_error']:.2e}; scoring and updating do not compute the same "
+                f"log-probs "
                 f"(dropout, dtype, temperature or padding)"
             )

@@ -66,7 +66,7 @@ class Journal:
 def _old_logprobs(
     groups: Sequence[TrajectoryGroup], batch: TrainBatch
 ) -> Iterator[tuple[str, tuple[tuple[float, ...], ...]]]:
-    """Trajectory id -> the learner's log-probs, one tuple a turn, of every trajectory that was scored whole."""
+    """Trajectory id -> the learner's log-probs, a tuple a turn, of each trajectory that was scored whole."""
     if batch.old_logprobs is None:
         return
     rows: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from rl.policy_gradient import PolicyGradient
 from rl.batch import PaddedLayout, TrainBatch, TrainSample, pad
 from rl.durable import atomic_folder
 from rl.model import PolicyModel, load_causal_lm
 from rl.numerics import MetricSums, Share, add_metrics, max_share, mean_share, select
+from rl.policy_gradient import PolicyGradient
 from rl.weights import SharedWeights, perturb, sketch_weights
 from rollout.manifest import Manifest
 from rollout.tokenizer import load_tokenizer
@@ -57,7 +57,8 @@ class LearnerSpec:
 def learning_rate_factor(update: int, *, schedule: str, num_updates: int, warmup_updates: int) -> float:
     """The factor on the peak learning rate at optimizer update `update` (from 0).
 
-    Linear warm-up from 1 / warmup_updates, then constant, or linear or half-cosine decay to 0 at `num_updates`.
+    Linear warm-up from 1 / warmup_updates, then constant, or linear or half-cosine decay to 0 at
+    `num_updates`.
     """
     if update < warmup_updates:
         return (update + 1) / warmup_updates
@@ -145,7 +146,8 @@ class Learner:
         """One optimizer update on a scored and weighed minibatch.
 
         The loss is normalised by the minibatch's own global counts, so the gradient does not depend on
-        micro_batch_size. A gradient that is not finite is not applied: it is counted in `optim/skipped_updates`.
+        micro_batch_size. A gradient that is not finite is not applied: it is counted in
+        `optim/skipped_updates`.
         """
         counts = minibatch.counts
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,8 +15,8 @@ from rl.logprobs import next_token_targets, scatter_tokens, token_logprobs
 class PolicyModel(nn.Module):
     """A Hugging Face causal language model whose forward gives log-probabilities of tokens, not logits.
 
-    Sharded weights exist only inside a wrapped module's forward (ZeRO-3 leaves shape (0,) outside), so the head
-    and its cross-entropy are in here too, and only for the positions that are trained.
+    Sharded weights exist only inside a wrapped module's forward (ZeRO-3 leaves shape (0,) outside), so the
+    head and its cross-entropy are in here too, and only for the positions that are trained.
     """
 
     def __init__(

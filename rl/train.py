@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from rl.policy_gradient import PolicyGradient
 from rl.batch import TrainBatch, make_batch
 from rl.gates import StepGates
 from rl.metrics import (
@@ -19,6 +18,7 @@ from rl.metrics import (
     staleness_metrics,
     time_metrics,
 )
+from rl.policy_gradient import PolicyGradient
 from rl.weight_sync import Receiver, Sender, WeightSync
 from rollout.trajectory import TrajectoryGroup
 

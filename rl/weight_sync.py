@@ -44,8 +44,8 @@ class HasRunners(Protocol):
 class WeightSync:
     """Carries policy versions to the engines. Every publish is proven, or the run stops.
 
-    `canaries` are fixed token sequences that both sides score after each sync; `gap_limit` (nats) is the largest
-    difference allowed on any of their tokens; `drill` breaks the first sync (rollout/sabotage.py).
+    `canaries` are fixed token sequences that both sides score after each sync; `gap_limit` (nats) is the
+    largest difference allowed on any of their tokens; `drill` breaks the first sync (rollout/sabotage.py).
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class WeightSync:
         """pi_old <- pi_theta on every engine. `version` defaults to the next one.
 
         Raises:
-            WeightSyncError: an engine labels tokens with another version, serves another tensor (it is named), or
+            WeightSyncError: an engine labels tokens with another version, serves another tensor (it is
+            named), or
                 answers a canary otherwise than the learner, or as before although the learner's answer moved.
         """
         started = time.monotonic()
@@ -111,7 +112,8 @@ class WeightSync:
         if not gap <= self.gap_limit:
             raise WeightSyncError(
                 f"{receiver.name} answers the canaries up to {gap:.2e} nats off the learner at version "
-                f"{self.version}; the limit is {self.gap_limit:.2e}. Every tensor matches, so look at the model code "
+                f"{self.version}; the limit is {self.gap_limit:.2e}. Every tensor matches, so look at the "
+                f"model code "
                 f"and dtypes of both sides"
             )
         before, learner_before = self._last_answers.get(receiver.name), self._last_answers.get("learner")
@@ -119,7 +121,8 @@ class WeightSync:
             moved = float(np.abs(answer - learner_before).max())
             if moved > MOVED and np.array_equal(given, before):
                 raise WeightSyncError(
-                    f"{receiver.name} answers the canaries exactly as before version {self.version}, although the "
+                    f"{receiver.name} answers the canaries exactly as before version {self.version}, "
+                    f"although the "
                     f"learner's answer moved by {moved:.2e} nats: it does not serve what was loaded"
                 )
         self._last_answers[receiver.name] = given

@@ -1,4 +1,7 @@
-"""The sending side of a weight sync: parameters into shared memory, a manifest of them, and their sketches."""
+"""The sending side of a weight sync.
+
+Parameters into shared memory, a manifest of them, and their sketches.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def wire_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter by its Hugging Face name, in the engine's dtype. A tied head is one tensor, sent once."""
+    """Every parameter by its Hugging Face name, in the engine's dtype.
+
+    A tied head is one tensor, sent once.
+    """
     for name, parameter in model.named_parameters():
         yield name, parameter.detach().to(dtype).contiguous()
 

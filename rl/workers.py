@@ -90,8 +90,8 @@ class RemoteLearner:
         ray.kill(self._actor)
 
 
-# The first touch of memory dominates a training step on small machines (7 to 48 times a second touch): keep what
-# was allocated instead of giving it back to the kernel after every step.
+# The first touch of memory dominates a training step on small machines (7 to 48 times a second touch): keep
+# what was allocated instead of giving it back to the kernel after every step.
 ALLOCATOR_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "68719476736",

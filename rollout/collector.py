@@ -31,7 +31,10 @@ class GroupRunner(Protocol):
     """Who runs groups: a Ray rollout worker, or an engine of this process."""
 
     async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
-        """Run all members of one group to their end. A failed member is data of the group, not an exception."""
+        """Run all members of one group to their end.
+
+        A failed member is data of the group, not an exception.
+        """
         ...
 
 
@@ -50,9 +53,9 @@ class NoSignalError(RuntimeError):
 class CollectorSpec:
     """How groups are collected.
 
-    `drop_uniform_groups` is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups whose rewards are all
-    equal are replaced by the next tasks of the stream, at most `max_draws_per_group` tasks for one kept group.
-    `max_staleness` 0 is synchronous: every group is sampled by the version that the learner holds.
+    `drop_uniform_groups` is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups whose rewards are
+    all equal are replaced by the next tasks of the stream, at most `max_draws_per_group` tasks for one kept
+    group. `max_staleness` 0 is synchronous: every group is sampled by the version that the learner holds.
     `max_groups_per_runner` bounds what one runner works on at a time.
     """
 
@@ -103,8 +106,10 @@ class Collector(Generic[Runner]):
             count = min(num_groups - len(kept), self.cursor + budget - index)
             if count == 0:
                 raise NoSignalError(
-                    f"step {self.step}: {index - self.cursor} tasks gave {len(kept)} of {num_groups} groups with "
-                    f"unequal rewards; the tasks are too hard or too easy for this policy: change the level, or "
+                    f"step {self.step}: {index - self.cursor} tasks gave {len(kept)} of {num_groups} groups "
+                    f"with "
+                    f"unequal rewards; the tasks are too hard or too easy for this policy: change the "
+                    f"level, or "
                     f"use an algorithm that keeps uniform groups"
                 )
             requests = [self._request(index + i, self.step, self.spec.group_size) for i in range(count)]
@@ -151,7 +156,8 @@ class Collector(Generic[Runner]):
                 task.result()  # raises what a runner raised
             if pending:
                 raise TimeoutError(
-                    f"the collector waited {self.spec.deadline_s:g} s for {len(tasks)} groups; {len(done)} were done. "
+                    f"the collector waited {self.spec.deadline_s:g} s for {len(tasks)} groups; {len(done)} "
+                    f"were done. "
                     f"An engine hangs, or the deadline is too short for this model: raise --group-deadline-s"
                 )
             return [task.result() for task in tasks]

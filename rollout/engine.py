@@ -29,8 +29,8 @@ ENGINE_ENVIRONMENT = {
 class EngineSpec:
     """Everything one engine is started from.
 
-    `num_threads` is the engine's OpenMP threads on the CPU: with one, its results do not depend on what else is
-    in the batch. `kv_cache_gib` is per engine on the CPU; on a GPU `gpu_memory_utilization` rules instead.
+    `num_threads` is the engine's OpenMP threads on the CPU: with one, its results do not depend on what else
+    is in the batch. `kv_cache_gib` is per engine on the CPU; on a GPU `gpu_memory_utilization` rules instead.
     """
 
     name: str
@@ -138,7 +138,8 @@ class VllmEngine:
     async def score(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log-probability of each id after the first, given those before it: float32 (len - 1,).
 
-        Used for canaries. A sequence that the prefix cache holds is computed afresh (prompt log-probs skip it).
+        Used for canaries. A sequence that the prefix cache holds is computed afresh (prompt log-probs skip
+        it).
         """
         from vllm import SamplingParams as VllmSamplingParams
         from vllm.sampling_params import RequestOutputKind

@@ -19,7 +19,10 @@ class WeightSyncError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """One Hugging Face tensor: `crc32` is over its contiguous bytes in `dtype`, at `offset` of the shared file."""
+    """One Hugging Face tensor.
+
+    `crc32` is over its contiguous bytes in `dtype`, at `offset` of the shared file.
+    """
 
     name: str
     dtype: str
@@ -34,7 +37,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """All tensors of policy `version`. `path` is the shared-memory file; empty for device-to-device backends."""
+    """All tensors of policy `version`.
+
+    `path` is the shared-memory file; empty for device-to-device backends.
+    """
 
     version: int
     path: str

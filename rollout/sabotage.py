@@ -1,7 +1,7 @@
 """Drills: break a weight load on purpose, to see that the run notices and names what was broken.
 
-A checker nobody has seen fail is not a checker. `--sabotage NAME` performs one of these at the first sync; the
-run must stop and name the tensor. In every real run the drill is the empty string and `load` just loads.
+A checker nobody has seen fail is not a checker. `--sabotage NAME` performs one of these at the first sync;
+the run must stop and name the tensor. In every real run the drill is the empty string and `load` just loads.
 """
 
 from __future__ import annotations

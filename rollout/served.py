@@ -1,7 +1,8 @@
 """What a vLLM model serves, by Hugging Face tensor name.
 
-vLLM fuses projections (q, k, v -> qkv_proj), pads the vocabulary and, on the CPU, packs matrices and frees the
-originals. Here the fused names are taken apart again and each layer is read through what it computes with.
+vLLM fuses projections (q, k, v -> qkv_proj), pads the vocabulary and, on the CPU, packs matrices and frees
+the originals. Here the fused names are taken apart again and each layer is read through what it computes
+with.
 """
 
 from __future__ import annotations

@@ -68,7 +68,10 @@ class Trajectory:
                 )
 
     def prompt_ids(self, index: int) -> tuple[int, ...]:
-        """The exact prompt of turn `index`: the path from its root, sampled ids included, its context last."""
+        """The exact prompt of turn `index`.
+
+        The path from its root, sampled ids included, its context last.
+        """
         turn = self.turns[index]
         if turn.parent is None:
             return turn.context_ids

@@ -1,7 +1,7 @@
 """Weight transfer over shared memory on one host, and the proof of what is served afterwards.
 
-This module is imported in vLLM's worker process (it is named as `worker_extension_cls`), where it registers the
-backend `whetstone_shm` with vLLM's own weight-transfer registry. It must import neither ray nor rl.
+This module is imported in vLLM's worker process (it is named as `worker_extension_cls`), where it registers
+the backend `whetstone_shm` with vLLM's own weight-transfer registry. It must import neither ray nor rl.
 
 A sync is five calls to the worker: check_manifest (ours; nothing is touched yet), start_weight_update,
 update_weights, finish_weight_update (vLLM's), sketch_served (ours).

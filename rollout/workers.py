@@ -36,7 +36,8 @@ async def within(awaitable: Awaitable[T], deadline_s: float, *, waiter: str, awa
     """Await another process, but not for ever.
 
     Raises:
-        PeerFailedError: no answer within `deadline_s` seconds, the peer died, or it raised; with the peer's text.
+        PeerFailedError: no answer within `deadline_s` seconds, the peer died, or it raised; with the peer's
+        text.
     """
     started = time.monotonic()
     try:
@@ -128,7 +129,8 @@ class RemoteRollouts:
                 name=None,
                 num_cpus=spec.engine.num_threads,
                 num_gpus=spec.engine.gpu_memory_utilization if on_gpu else 0,
-                # Agents wait for tools and the engine: far more of them than Ray's default of 1,000 may be in flight.
+                # Agents wait for tools and the engine: far more of them than Ray's default of 1,000 may be in
+                # flight.
                 max_concurrency=10_000,
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.engine.num_threads)}},
             )

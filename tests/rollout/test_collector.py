@@ -1,4 +1,7 @@
-"""The collector: which groups come back is a function of stream, cursor and policy, never of who was faster."""
+"""The collector.
+
+Which groups come back is a function of stream, cursor and policy, never of who was faster.
+"""
 
 from __future__ import annotations
 

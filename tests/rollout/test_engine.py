@@ -1,9 +1,12 @@
-"""The engine and the weight sync, on real vLLM: what it serves is what the learner holds, or the sync says no."""
+"""The engine and the weight sync, on real vLLM.
+
+What it serves is what the learner holds, or the sync says no.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,9 +83,9 @@ def engine_spec(folder: Path) -> EngineSpec:
 
 
 @pytest.fixture
-def drills(pair: Pair) -> Iterator[list[str]]:
+def drills(pair: Pair) -> list[str]:
     tied = pair.model.config.tie_word_embeddings
-    yield [name for name in DRILLS if tied or name != "no_retie"]
+    return [name for name in DRILLS if tied or name != "no_retie"]
 
 
 async def test_logprobs_equal_transformers_before_and_after_three_updates(pair: Pair) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from envs.policy import SamplingParams
 from rollout.hf_policy import TransformersPolicy
@@ -15,9 +16,22 @@ from tests.tiny import VOCAB_SIZE, load, make_tiny_model, reference_logprobs
 PROMPTS = [tuple(range(3, 3 + length)) for length in (1, 4, 9, 30)]
 
 
+def make_absolute_positions_model():
+    """GPT-2: unlike rotary ones, its positions are seen by every token and not only their differences."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB_SIZE, n_embd=64, n_layer=2, n_head=2, n_positions=64)
+    ).eval()
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return load(make_tiny_model(tmp_path_factory.mktemp("tiny"), tied=False))
+
+
+@pytest.fixture(params=["rotary", "absolute"])
+def any_model(request, model):
+    return model if request.param == "rotary" else make_absolute_positions_model()
 
 
 async def complete_all(model, samplings, prompts=PROMPTS):
@@ -32,7 +46,8 @@ def samplings(max_tokens=(12, 3, 20, 7), **kwargs):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-async def test_logprobs_in_a_padded_batch_are_those_of_an_unpadded_forward(model, temperature):
+async def test_logprobs_in_a_padded_batch_are_those_of_an_unpadded_forward(any_model, temperature):
+    model = any_model
     completions = await complete_all(model, samplings(temperature=temperature))
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         ids = [*prompt, *completion.token_ids]
