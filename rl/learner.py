@@ -165,12 +165,12 @@ class Learner:
         return add_metrics([*parts, self._apply_gradient()])
 
     def _apply_gradient(self) -> MetricSums:
-        """Clip, step and advance the schedule; a gradient that is not finite is dropped instead."""
+        """Clip, step and advance the schedule; with a gradient that is not finite nothing moves."""
         rate = float(self.schedule.get_last_lr()[0])
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.spec.max_grad_norm)
         if norm.isfinite():
             self.optimizer.step()
-        self.schedule.step()
+            self.schedule.step()
         return {
             "optim/lr": scalar_share(rate),
             "optim/grad_norm": scalar_share(float(norm)),
