@@ -44,6 +44,24 @@ Side = tuple[float | None, float | None]
 KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossTokens:
+    """The inputs of a loss with everything that takes no part replaced by 0; all (B, T).
+
+    `kept`: trained tokens whose inputs are all finite. `known`: trained tokens with finite log-probs of
+    learner and engine; `log_weight` is log π_learner - log π_engine there.
+    """
+
+    kept: Tensor
+    known: Tensor
+    logprobs: Tensor
+    log_ratio: Tensor
+    advantages: Tensor
+    entropy: Tensor
+    log_weight: Tensor
+    ref_logprobs: Tensor | None
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """(low, high) of the log-ratio where A > 0 and where A < 0; None is an open side, held by the ±20 net.

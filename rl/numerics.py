@@ -159,6 +159,16 @@ def ess_share(u: Tensor, weight: Tensor) -> Share:
     return Share("ess", torch.stack([(u * weight).sum(), (u * u * weight).sum(), weight.double().sum()]))
 
 
+def on_host(sums: MetricSums) -> MetricSums:
+    """The same shares in main memory, brought there in one transfer instead of one each."""
+    if not sums:
+        return {}
+    parts = torch.cat([share.values for share in sums.values()]).cpu()
+    sizes = [len(share.values) for share in sums.values()]
+    pairs = zip(sums.items(), parts.split(sizes), strict=True)
+    return {name: Share(share.kind, values) for (name, share), values in pairs}
+
+
 def add_metrics(parts: Iterable[MetricSums]) -> MetricSums:
     """The shares of several micro-batches (or ranks) as one; a metric may be missing from some of them."""
     total: MetricSums = {}

@@ -19,6 +19,7 @@ from rl.losses import (
     KlGradient,
     KlLossType,
     LossAggMode,
+    LossTokens,
     PolicyLoss,
     RolloutIs,
     RolloutWeights,
@@ -30,28 +31,20 @@ from rl.losses import (
     surrogate,
     token_norm,
 )
-from rl.numerics import MetricSums, group_statistics, k1, k3, max_share, mean_share, select, sum_share
+from rl.numerics import (
+    MetricSums,
+    group_statistics,
+    k1,
+    k3,
+    max_share,
+    mean_share,
+    on_host,
+    select,
+    sum_share,
+)
 
 T = TypeVar("T")
 AdvEstimator = Literal["reinforce", "dr_grpo", "grpo", "lite_ppo", "rloo"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossTokens:
-    """The inputs of a loss with everything that takes no part replaced by 0; all (B, T).
-
-    `kept`: trained tokens whose inputs are all finite. `known`: trained tokens with finite log-probs of
-    learner and engine; `log_weight` is log π_learner - log π_engine there.
-    """
-
-    kept: Tensor
-    known: Tensor
-    logprobs: Tensor
-    log_ratio: Tensor
-    advantages: Tensor
-    entropy: Tensor
-    log_weight: Tensor
-    ref_logprobs: Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +198,7 @@ class PolicyGradient:
             (y * norm).sum() for y in (weights.weight * per_token, kl, x.entropy)
         )
         loss = pg_loss + self.kl_loss_coef * kl_loss - self.entropy_coeff * entropy_bonus
-        return loss, {
+        metrics = {
             "policy/loss": sum_share(loss),
             "policy/pg_loss": sum_share(pg_loss),
             "policy/entropy": mean_share(x.entropy, x.kept),
@@ -218,6 +211,7 @@ class PolicyGradient:
             **gap_metrics(x.log_weight, x.known, mask),
             **self._optional_metrics(x, weights, kl_loss),
         }
+        return loss, on_host(metrics)
 
     def _tokens(self, logprobs: Tensor, entropy: Tensor, layout: PaddedLayout) -> LossTokens:
         """Find what takes part, and replace the rest before anything is computed with it."""

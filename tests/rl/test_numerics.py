@@ -19,6 +19,7 @@ from rl.numerics import (
     mean_share,
     metric_values,
     min_share,
+    on_host,
     select,
     sum_share,
 )
@@ -120,6 +121,16 @@ def test_shares_of_any_split_add_up_to_the_whole():
     assert metric_values(shares(slice(None))) == pytest.approx(expected)
     parts = [shares(part) for part in (slice(0, 1), slice(1, 2), slice(2, 8))]
     assert metric_values(add_metrics(parts)) == pytest.approx(expected)
+
+
+def test_on_host_keeps_every_share():
+    x = torch.arange(3.0)
+    sums = {"a": mean_share(x, x > 0), "b": max_share(x, x > 0), "c": ess_share(x, x > 0)}
+    assert {name: (s.kind, s.values.tolist()) for name, s in on_host(sums).items()} == {
+        "a": ("mean", [3.0, 2.0]),
+        "b": ("max", [2.0]),
+        "c": ("ess", [3.0, 5.0, 2.0]),
+    }
 
 
 def test_a_metric_of_nothing_is_absent():
