@@ -1,7 +1,4 @@
-"""A small project with the real installer in it, and a lock of packages that are made here.
-
-No network is used.
-"""
+"""A small project with the real installer in it and a lock of packages that are made here; no network."""
 
 import base64
 import hashlib
@@ -15,7 +12,7 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
-# An in-tree build backend. While a file `hold` lies in the project it waits, so that an install can be caught.
+# An in-tree build backend. While a file `hold` lies in the project it waits: an install can be caught.
 BACKEND = """
 import os, time, zipfile
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
@@ -106,7 +103,7 @@ def start(project: Path, **variables: str) -> subprocess.Popen[str]:
 def install(project: Path, **variables: str) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of one run."""
     process = start(project, **variables)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     return process.returncode, out, err
 
 

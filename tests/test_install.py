@@ -1,4 +1,4 @@
-"""scripts/install.py on this machine and that one: what it refuses, what it chooses, where packages come from."""
+"""scripts/install.py on various machines: what it refuses, what it chooses, where packages come from."""
 
 import ast
 import os
@@ -20,14 +20,13 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def used_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by the tests of this file, each of which mends what the last one did: a new one takes seconds."""
+    """Shared by the tests of this file: `complete` mends what the last one did, a new one takes seconds."""
     return make_project(tmp_path_factory.mktemp("used"))
 
 
 @pytest.fixture
 def complete(used_project: Path) -> Path:
     """The shared project with its lock complete in .venv."""
-    (used_project / "hold").unlink(missing_ok=True)
     write_lock(used_project, "leaf==1.0", "stem==2.0")
     status, _, err = install(used_project)
     assert (status, err) == (0, "")

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,18 +25,18 @@ from tests.small_project import (
 
 @pytest.fixture(scope="module")
 def used_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by the tests of this file, each of which mends what the last one did: a new one takes seconds."""
+    """Shared by the tests of this file: `complete` mends what the last one did, a new one takes seconds."""
     return make_project(tmp_path_factory.mktemp("used"))
 
 
 @pytest.fixture
-def complete(used_project: Path) -> Path:
+def complete(used_project: Path) -> Iterator[Path]:
     """The shared project with its lock complete in .venv."""
-    (used_project / "hold").unlink(missing_ok=True)
     write_lock(used_project, "leaf==1.0", "stem==2.0")
     status, _, err = install(used_project)
     assert (status, err) == (0, "")
-    return used_project
+    yield used_project
+    (used_project / "hold").unlink(missing_ok=True)  # a test that failed leaves nobody waiting for it
 
 
 def lose_the_stamp(project: Path) -> None:
@@ -113,9 +113,9 @@ def die_while_making_it(project: Path) -> None:
         die_before_the_scripts,
         die_while_replacing,
         lose_bytes,
-        lose_python,
+        pytest.param(lose_python, marks=pytest.mark.slow),  # each slow one makes a new environment
         die_while_making_it,
-        serve_another_device,
+        pytest.param(serve_another_device, marks=pytest.mark.slow),
     ],
 )
 def test_a_half_made_environment_is_mended(complete: Path, damage: Callable[[Path], None]) -> None:
@@ -128,6 +128,7 @@ def test_a_half_made_environment_is_mended(complete: Path, damage: Callable[[Pat
     assert "is complete" in install(complete)[1]
 
 
+@pytest.mark.slow
 def test_a_moved_project_gets_a_new_environment(complete: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(complete, tmp_path / "moved", symlinks=True)
     status, out, _ = install(moved)
