@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -83,9 +82,11 @@ def test_a_package_that_no_source_has_is_named(complete: Path) -> None:
 def test_the_second_run_changes_nothing_and_takes_no_time(complete: Path) -> None:
     assert installed(complete, "leaf", "stem") == ["1.0", "2.0"]
     stamp_ns = (complete / ".venv/whetstone.stamp").stat().st_mtime_ns
-    start_s = time.perf_counter()
+    start = os.times()
     status, out, err = install(complete)
-    assert time.perf_counter() - start_s < 1.0  # 0.1 s on an idle machine
+    end = os.times()
+    # Seconds of processor time, so that a busy machine does not fail the test.
+    assert end.children_user + end.children_system - start.children_user - start.children_system < 0.5
     assert (status, err) == (0, "")
     assert "is complete (cpu)" in out
     assert (complete / ".venv/whetstone.stamp").stat().st_mtime_ns == stamp_ns
