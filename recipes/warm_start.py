@@ -42,7 +42,7 @@ class BaseError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseSpec:
-    """All that a base policy is a function of, on one thread. Other thread counts round differently."""
+    """All that a base policy is a function of, on one kind of CPU: another one may round differently."""
 
     env: str = "calc"
     """The environment: calc, my_env.py:ENV, package.module:ENV."""

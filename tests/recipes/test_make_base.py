@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from envs.registry import resolve_env
 from envs.splits import Split, task_seed
 from recipes import make_base as make_base_module
-from recipes.make_base import make_base, make_base_from
+from recipes.make_base import make_base, make_base_from, one_thread
 from recipes.warm_start import (
     MEASURE_INDEX,
     SUCCESS_WINDOW,
@@ -188,10 +188,8 @@ def test_training_is_a_pure_function_of_the_spec():
         losses = [warm_start.train_step(step, optimizer) for step in range(2)]
         return losses, warm_start.model.state_dict()
 
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    (first_losses, first), (second_losses, second) = weights(), weights()
-    torch.set_num_threads(num_threads)
+    with one_thread():
+        (first_losses, first), (second_losses, second) = weights(), weights()
     assert first_losses == second_losses
     assert all(torch.equal(first[name], second[name]) for name in first)
 
