@@ -169,7 +169,7 @@ def run(command: List[str], **environment: str) -> int:
                 if time.monotonic() > told + 10:
                     told = time.monotonic()
                     with open(LOG, errors="replace") as output:
-                        fetched = output.read().count("\nCollecting ")
+                        fetched = len(re.findall("^(?:Collecting|Processing) ", output.read(), re.MULTILINE))
                     say(f"{fetched} fetched, {len(distributions())} installed, {told - START:.0f} s")
         finally:
             if child.poll() is None:
