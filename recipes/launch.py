@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -74,12 +74,12 @@ def launch(config: Config, *, recipe: str, make_base: Callable[[Config], Path]) 
     config = resolve(config, machine)
     run_path = Path(config.run_dir) if config.run_dir else default_run_dir(recipe)
     with RunDir(run_path) as directory, RunConsole(config.num_steps) as console:
-        model = config.model or str(make_base(config))
+        config = replace(config, model=config.model or str(make_base(config)))
         directory.write_config(config)
         directory.write_manifest(config, machine)
         start_ray(config)
         try:
-            return asyncio.run(_run(config, model, machine, directory, console, started))
+            return asyncio.run(_run(config, machine, directory, console, started))
         except (GateError, WeightSyncError, PeerFailedError) as error:
             console.close()
             print(f"\nSTOPPED: {error}\nThe run directory is kept: {directory.path}", file=sys.stderr)
@@ -89,11 +89,11 @@ def launch(config: Config, *, recipe: str, make_base: Callable[[Config], Path]) 
 
 
 async def _run(
-    config: Config, model: str, machine: Machine, directory: RunDir, console: RunConsole, started: float
+    config: Config, machine: Machine, directory: RunDir, console: RunConsole, started: float
 ) -> int:
     algorithm = algorithm_of(config)
-    tokenizer = load_tokenizer(model)
-    learner_spec = make_learner_spec(config, model, algorithm, run_name=directory.path.name)
+    tokenizer = load_tokenizer(config.model)
+    learner_spec = make_learner_spec(config, algorithm, run_name=directory.path.name)
     engines = [
         RemoteRollouts(
             RolloutSpec(
@@ -113,7 +113,7 @@ async def _run(
             group_s=config.group_deadline_s,
             sync_s=config.sync_deadline_s,
         )
-        for spec in make_engine_specs(config, model)
+        for spec in make_engine_specs(config)
     ]
     learner = RemoteLearner(learner_spec, deadline_s=config.learner_deadline_s, sync_s=config.sync_deadline_s)
     try:

@@ -19,12 +19,12 @@ BACKENDS = {"shm": "whetstone_shm", "ipc": "ipc", "nccl": "nccl"}
 """--sync-backend to the name in vLLM's weight-transfer registry."""
 
 
-def make_engine_specs(config: Config, model: str) -> list[EngineSpec]:
+def make_engine_specs(config: Config) -> list[EngineSpec]:
     """One spec an engine."""
     return [
         EngineSpec(
             name=f"engine {number}",
-            model=model,
+            model=config.model,
             device=config.device,
             dtype=config.engine_dtype,
             context_length=config.context_length,
@@ -37,10 +37,10 @@ def make_engine_specs(config: Config, model: str) -> list[EngineSpec]:
     ]
 
 
-def make_learner_spec(config: Config, model: str, algorithm: PolicyGradient, *, run_name: str) -> LearnerSpec:
+def make_learner_spec(config: Config, algorithm: PolicyGradient, *, run_name: str) -> LearnerSpec:
     """The learner of `config`."""
     return LearnerSpec(
-        model=model,
+        model=config.model,
         algorithm=algorithm,
         learning_rate=config.learning_rate,
         num_updates=config.num_optimizer_steps,

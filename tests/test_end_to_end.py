@@ -1,0 +1,163 @@
+"""A short real run of the recipe: Ray, vLLM, learner, weight sync; then what it wrote is checked from outside."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rl.metrics import check_names
+from rollout.record import Record, read_records
+from tests.tiny import load, reference_logprobs
+
+ROOT = Path(__file__).resolve().parent.parent
+NUM_STEPS = 3
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    path: Path
+    code: int
+    screen: str
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def records(self) -> list[Record]:
+        return list(read_records(self.path / "trajectories.jsonl"))
+
+
+def run_recipe(path: Path, options: Sequence[str], *, timeout_s: float = 280) -> FinishedRun:
+    command = [sys.executable, "-m", "recipes.calc_grpo", "--smoke", "--run-dir", str(path), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return FinishedRun(path, done.returncode, done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    finished = run_recipe(path, ["--num-steps", str(NUM_STEPS), "--save-every", "1"])
+    assert finished.code == 0, finished.screen
+    return finished
+
+
+def test_the_screen_tells_the_placement_the_gap_and_the_verdict(run: FinishedRun) -> None:
+    for part in (
+        "learner -> engine 0",
+        "4 tasks x 4 trajectories a task = 16 trajectories a step",
+        "before any sync",
+        "after a sync that changed every tensor",
+        "starting policy",
+        "trained policy",
+        "SMOKE RUN SOUND",
+    ):
+        assert part in run.screen
+
+
+def test_every_step_is_measured_in_defined_words_and_accounts_for_every_token(run: FinishedRun) -> None:
+    steps = run.metrics
+    assert [step.pop("step") for step in steps] == [1, 2, 3]
+    for number, step in enumerate(steps):
+        check_names(step)
+        assert (
+            step["tokens/sampled"] == step["tokens/trained"] + step["tokens/masked"] + step["tokens/dropped"]
+        )
+        assert step["gap/abs_max"] < 1e-4
+        assert step["sync/canary_gap_max"] < 1e-4
+        assert step["version/newest"] == step["version/oldest"] == number  # synchronous
+        assert step["version/staleness_max"] == 0
+    assert steps[0]["policy/first_ratio_error"] < 1e-5
+
+
+def test_recorded_logprobs_are_those_of_the_saved_policy_of_that_version(run: FinishedRun) -> None:
+    base = Path(json.loads((run.path / "config.json").read_text())["model"])
+    folders = [base, *(run.path / "checkpoints" / f"step_{step:06d}" for step in range(1, NUM_STEPS))]
+    models = [load(folder) for folder in folders]
+    trained = [record for record in run.records if record.split == "train"]
+    assert len(trained) == NUM_STEPS * 16
+    assert sum(len(record.trajectory.turns) > 1 for record in trained) > NUM_STEPS * 8
+    for record in trained:
+        trajectory = record.trajectory
+        assert record.old_logprobs is not None
+        for index, turn in enumerate(trajectory.turns):
+            (span,) = turn.completion.version_spans
+            assert span.version == record.step - 1
+            prompt = trajectory.prompt_ids(index)
+            reference = reference_logprobs(models[span.version], [*prompt, *turn.completion.token_ids])
+            wanted = reference[len(prompt) - 1 :]
+            np.testing.assert_allclose(turn.completion.logprobs, wanted, atol=1e-4)
+            np.testing.assert_allclose(record.old_logprobs[index], wanted, atol=1e-4)
+
+
+def test_a_prompt_is_the_previous_prompt_the_sampled_ids_and_the_tools_reply(run: FinishedRun) -> None:
+    for record in run.records:
+        for index, turn in enumerate(record.trajectory.turns[1:], start=1):
+            before = record.trajectory.turns[index - 1]
+            grown = record.trajectory.prompt_ids(index - 1) + before.completion.token_ids + turn.context_ids
+            assert record.trajectory.prompt_ids(index) == grown
+
+
+def test_a_run_directory_in_use_or_used_is_refused_at_once(run: FinishedRun) -> None:
+    refused = run_recipe(run.path, [], timeout_s=60)
+    assert refused.code != 0
+    assert "is not empty" in refused.screen
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--algoritm", "rloo"], "--algorithm"),
+        (["--algorithm", "grop"], "grpo"),
+        (["--env", "clac"], "calc"),
+        (["--level", "99"], "99"),
+        (["--num-minibatches", "3"], "does not divide"),
+        (["--kl-loss-type", "k9"], "k9"),
+        (["--model", "/nowhere"], "/nowhere"),
+        (["--max-staleness", "2"], "max_staleness"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(
+    tmp_path: Path, options: list[str], complaint: str
+) -> None:
+    refused = run_recipe(tmp_path / "run", options, timeout_s=60)
+    assert refused.code == 2
+    assert complaint in refused.screen
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("drill", "named"),
+    [
+        ("skip_tensor", "model.layers.0.mlp.down_proj.weight differs"),
+        ("skip_fused_half", "model.layers.0.self_attn.k_proj.weight differs"),
+        ("swap_rows", "model.layers.0.self_attn.o_proj.weight differs in 2 of"),
+        ("no_retie", "lm_head.weight differs"),
+        ("dead_copy", "model.norm.weight differs"),
+        ("perturb_learner", "the log-prob gap between engine and learner before any sync"),
+    ],
+)
+def test_a_sabotaged_run_stops_at_its_first_sync_and_names_the_culprit(
+    tmp_path: Path, drill: str, named: str
+) -> None:
+    stopped = run_recipe(tmp_path / "run", ["--sabotage", drill])
+    assert stopped.code == 3
+    assert "STOPPED" in stopped.screen
+    assert named in stopped.screen
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["dr_grpo", "dapo", "rloo", "reinforce", "gspo", "cispo"])
+def test_every_algorithm_runs(tmp_path: Path, algorithm: str) -> None:
+    finished = run_recipe(tmp_path / "run", ["--algorithm", algorithm])
+    assert finished.code == 0, finished.screen
+    assert len(finished.metrics) == NUM_STEPS
