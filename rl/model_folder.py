@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rollout.renderer import TURN_END, TURN_START
+from rollout.tokenizer import TOKENIZER_FILES
 
 MARKERS = (TURN_START, TURN_END)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -7,7 +7,6 @@ said is never encoded again, so the ids that are trained are the ids that were s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from envs.messages import Message, ToolSpec
@@ -15,7 +14,6 @@ from envs.tools import assistant_message
 
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -38,19 +36,6 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]: ...
     def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> list[int]: ...
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
-
-
-def load_tokenizer(model: str) -> Tokenizer:
-    """The tokenizer of a model folder or hub id. Raises ValueError for a folder that holds none."""
-    from transformers import AutoTokenizer  # takes a second, and only loading needs it
-
-    folder = Path(model)
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        files = ", ".join(TOKENIZER_FILES)
-        raise ValueError(
-            f"model folder {model} has no tokenizer (none of {files}); save the model's own there"
-        )
-    return AutoTokenizer.from_pretrained(model)
 
 
 class ChatMLRenderer:

@@ -1,4 +1,4 @@
-"""A short real run of the recipe: Ray, vLLM, learner, weight sync; then what it wrote is checked from outside."""
+"""A short real run of the recipe: Ray, vLLM, learner, weight sync; what it wrote is checked from outside."""
 
 from __future__ import annotations
 

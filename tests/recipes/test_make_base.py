@@ -30,7 +30,8 @@ from rewards.base import resolve_reward
 from rollout.agent import request_seed, run_group
 from rollout.hf_policy import TransformersPolicy
 from rollout.limits import Limits
-from rollout.renderer import ChatMLRenderer, load_tokenizer
+from rollout.renderer import ChatMLRenderer
+from rollout.tokenizer import load_tokenizer
 
 CALC = resolve_env("calc")
 

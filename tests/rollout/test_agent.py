@@ -3,115 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
-from envs.base import WorldError
-from envs.messages import ParseStatus, StopReason, message
-from envs.policy import Completion, SamplingParams, VersionSpan
-from envs.registry import resolve_env
-from envs.splits import Split, task_seed
-from envs.tool_env import ToolEnv
-from envs.tools import tool
-from recipes.char_tokenizer import make_char_tokenizer
-from rewards.base import resolve_reward
+from envs.messages import StopReason, message
 from rollout import agent
-from rollout.agent import request_seed, run_episode, run_group, score_trajectory
+from rollout.agent import request_seed, run_group, score_trajectory
 from rollout.limits import Limits
-from rollout.renderer import ChatMLRenderer
-
-CALC = resolve_env("calc")
-REWARD = resolve_reward("", CALC)
-TASK = CALC.make_task(1, task_seed(Split.TRAIN, 0, 0))
-TOKENIZER = make_char_tokenizer()
-RENDERER = ChatMLRenderer(TOKENIZER)
-END, PAD = TOKENIZER.eos_token_id, TOKENIZER.pad_token_id
-
-
-class Script:
-    """A policy that says its lines in order, each cut at the tokens that it may have."""
-
-    def __init__(self, *lines: str, stop_id: int = END, finish_reason: str | None = None) -> None:
-        self.lines, self.stop_id, self.finish_reason = lines, stop_id, finish_reason
-        self.prompts: list[tuple[int, ...]] = []
-        self.samplings: list[SamplingParams] = []
-
-    async def complete(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> Completion:
-        line = self.lines[len(self.prompts)]
-        self.prompts.append(tuple(prompt_ids))
-        self.samplings.append(sampling)
-        ids = (*TOKENIZER.encode(line, add_special_tokens=False), self.stop_id)[: sampling.max_tokens]
-        return Completion(
-            token_ids=ids,
-            logprobs=(-0.5,) * len(ids),
-            version_spans=(VersionSpan(version=0, start=0, end=len(ids)),),
-            finish_reason=self.finish_reason or ("stop" if ids[-1] == self.stop_id else "length"),
-        )
-
-
-class Patient:
-    """A policy that waits before it speaks."""
-
-    def __init__(self, policy, wait_s: float) -> None:
-        self.policy, self.wait_s = policy, wait_s
-
-    async def complete(self, prompt_ids, sampling):
-        await asyncio.sleep(self.wait_s)
-        return await self.policy.complete(prompt_ids, sampling)
-
-
-class Trouble(ToolEnv):
-    """Does what the policy asks for: fail as the world fails, fail as a bug, hang."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_closed = 0
-        self.hangs_at_close = False
-
-    @tool
-    async def do(self, what: str) -> str:
-        """Fail in the way that `what` names."""
-        match what:
-            case "world":
-                raise WorldError("the sandbox died")
-            case "bug":
-                raise KeyError("ours")
-            case "hang":
-                await asyncio.sleep(60)
-            case "socket":
-                raise TimeoutError("a socket's")
-        return what
-
-    async def close(self) -> None:
-        self.num_closed += 1
-        await super().close()
-        if self.hangs_at_close:
-            await asyncio.sleep(60)
-
-
-def reference_lines(task):
-    (a, x, b, y), (c, z, d, w) = task.metadata["plan"]
-    return f"[calc {a}{x}{b}]", f"[calc {c}{z}{d}]", str(w), y
-
-
-def episode(policy, env=None, *, limits=Limits(), context_length=1024, task=TASK):  # noqa: B008  (frozen)
-    return run_episode(
-        task,
-        env or CALC.make_env(),
-        policy,
-        RENDERER,
-        trajectory_id="7-3-0",
-        request_seed=partial(request_seed, 0, 7, 3, 0),
-        limits=limits,
-        context_length=context_length,
-    )
-
-
-def prompt_length(task=TASK):
-    return len(RENDERER.render(task.messages))
+from tests.scripted import (
+    CALC,
+    CALL,
+    END,
+    PAD,
+    RENDERER,
+    REWARD,
+    TASK,
+    TOKENIZER,
+    Script,
+    Trouble,
+    episode,
+    reference_lines,
+)
 
 
 async def test_turns_hold_exactly_the_ids_that_the_policy_saw_and_said():
@@ -143,65 +57,6 @@ async def test_requests_carry_their_own_seed_temperature_stops_and_room():
     rooms = [min(40, 100 - len(prompt)) for prompt in policy.prompts]
     assert [s.max_tokens for s in policy.samplings] == rooms
     assert rooms[0] == 40 > rooms[2]
-
-
-CALL = "[calc 1+1]"  # 10 characters, 11 tokens with <|im_end|>
-
-
-@pytest.mark.parametrize(
-    ("limits", "context_length", "lines", "reason", "num_turns"),
-    [
-        (Limits(max_turns=2), 1024, [CALL] * 3, StopReason.MAX_TURNS, 2),
-        (Limits(max_turn_tokens=10), 1024, [CALL], StopReason.MAX_TURN_TOKENS, 1),
-        (Limits(max_total_tokens=prompt_length() + 10), 1024, [CALL], StopReason.MAX_TOTAL_TOKENS, 1),
-        (Limits(), prompt_length() + 10, [CALL], StopReason.CONTEXT_LIMIT, 1),
-        # 11 said, 10 heard (\n <|im_start|> tool \n 2 <|im_end|> \n <|im_start|> assistant \n), no room
-        (Limits(max_total_tokens=prompt_length() + 21), 1024, [CALL], StopReason.MAX_TOTAL_TOKENS, 1),
-        (Limits(), prompt_length() + 21, [CALL], StopReason.CONTEXT_LIMIT, 1),
-        (Limits(), prompt_length(), [], StopReason.CONTEXT_LIMIT, 0),
-        (Limits(max_tool_calls=2), 1024, [CALL, CALL + CALL], StopReason.MAX_TOOL_CALLS, 2),
-        (Limits(max_tool_calls=0), 1024, ["5"], StopReason.ANSWERED, 1),
-        # ties go to the first in the documented order
-        (
-            Limits(max_turn_tokens=10, max_total_tokens=prompt_length() + 10),
-            prompt_length() + 10,
-            [CALL],
-            StopReason.MAX_TURN_TOKENS,
-            1,
-        ),
-        (
-            Limits(max_total_tokens=prompt_length() + 10),
-            prompt_length() + 10,
-            [CALL],
-            StopReason.MAX_TOTAL_TOKENS,
-            1,
-        ),
-        (Limits(max_turns=1), prompt_length() + 21, [CALL], StopReason.MAX_TURNS, 1),
-    ],
-)
-async def test_each_limit_ends_the_episode_with_its_own_reason(
-    limits, context_length, lines, reason, num_turns
-):
-    trajectory = await episode(Script(*lines), limits=limits, context_length=context_length)
-    assert (trajectory.episode.stop_reason, len(trajectory.turns)) == (reason, num_turns)
-    assert trajectory.error is None
-    scored = await score_trajectory(trajectory, REWARD, wall_s=5)
-    assert scored.score.value == 0.0  # graded as it is: a limit is not the world's failure
-
-
-async def test_last_turn_within_max_turns_is_executed_and_calls_beyond_max_tool_calls_are_not():
-    trajectory = await episode(Script(CALL), limits=Limits(max_turns=1))
-    assert len(trajectory.episode.final_state["operations"]) == 1
-    trajectory = await episode(Script(CALL, CALL + CALL), limits=Limits(max_tool_calls=2))
-    assert len(trajectory.episode.final_state["operations"]) == 1
-
-
-@pytest.mark.parametrize("line", ["[calc 12+34", "[calc 1+1] [calc 12+34"])
-async def test_cut_completion_executes_nothing(line):
-    trajectory = await episode(Script(line), limits=Limits(max_turn_tokens=len(line)))
-    assert trajectory.episode.stop_reason is StopReason.MAX_TURN_TOKENS
-    assert trajectory.episode.final_state["operations"] == []
-    assert trajectory.episode.transcript[-1].tool_calls[-1].status is ParseStatus.UNCLOSED
 
 
 async def test_unclosed_call_of_a_finished_turn_is_observed_and_not_executed():
@@ -248,24 +103,6 @@ async def test_any_other_exception_is_raised_and_the_environment_closed(what, er
     with pytest.raises(error):
         await episode(Script(f"[do {what}]"), env)
     assert env.num_closed == 1
-
-
-async def test_wall_time_ends_a_tool_that_hangs():
-    env = Trouble()
-    trajectory = await episode(Script("[do hang]"), env, limits=Limits(max_wall_s=0.1))
-    assert trajectory.episode.stop_reason is StopReason.MAX_WALL_S
-    assert trajectory.error is None
-    assert env.num_closed == 1
-    assert 0.05 < trajectory.timings_s["tools"] < 5.0
-
-
-async def test_wall_time_ends_a_policy_that_is_slow_and_before_its_first_word_nobody_is_graded():
-    slow = Patient(Script(CALL), wait_s=60)
-    trajectory = await episode(slow, limits=Limits(max_wall_s=0.1))
-    assert trajectory.episode.stop_reason is StopReason.ERROR
-    assert trajectory.error is not None
-    assert trajectory.error.kind == "SlowStartError"
-    assert 0.05 < trajectory.timings_s["generate"] < 5.0
 
 
 async def test_environment_that_does_not_close_is_a_failed_world(monkeypatch):
@@ -363,13 +200,3 @@ def test_request_seeds_are_pure_and_differ_in_their_low_32_bits():
     seeds = [request_seed(*place) for place in places]
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert len({seed % 2**32 for seed in seeds}) == len(places)
-
-
-@pytest.mark.parametrize(
-    "field", ["max_turns", "max_turn_tokens", "max_total_tokens", "max_tool_calls", "max_wall_s"]
-)
-def test_limits_refuse_values_that_allow_nothing(field):
-    with pytest.raises(ValueError, match=rf"Limits.{field} is -1; expected"):
-        Limits(**{field: -1})
-    with pytest.raises(ValueError, match="expected more than 0"):
-        Limits(max_wall_s=float("nan"))

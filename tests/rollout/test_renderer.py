@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from envs.messages import Message, ParseStatus, ToolSpec, message
 from recipes.char_tokenizer import make_char_tokenizer
-from rollout.renderer import CHATML_TEMPLATE, ChatMLRenderer, load_tokenizer
+from rollout.renderer import CHATML_TEMPLATE, ChatMLRenderer
+from rollout.tokenizer import load_tokenizer
 
 CALC = ToolSpec(
     name="calc",
@@ -223,9 +224,3 @@ def test_char_tokenizer_survives_saving_and_has_one_token_a_character(tmp_path):
     assert loaded.decode(ids, skip_special_tokens=True) == text
     assert loaded.encode("é", add_special_tokens=False, split_special_tokens=True) == [3]
     assert ChatMLRenderer(loaded).render(CONVERSATION[:2]) == one_shot(tokenizer, CONVERSATION[:2])
-
-
-def test_model_folder_without_tokenizer_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-    with pytest.raises(ValueError, match="has no tokenizer"):
-        load_tokenizer(str(tmp_path))
