@@ -19,7 +19,27 @@ from recipes.launch import launch
 from recipes.make_base import make_base
 from rl.config import Config
 
-CONFIG = Config(env="calc", level=1, algorithm="grpo")
+CONFIG = Config(
+    env="calc",
+    level=1,
+    algorithm="grpo",
+    num_steps=60,
+    num_groups=32,
+    group_size=8,
+    micro_batch_size=64,
+    learning_rate=5e-4,
+    warmup_steps=3,
+    # GRPO's mean over each answer's own length lets a wrong answer dilute its penalty by rambling: measured here, the
+    # answers doubled in length within five steps. Every token counts alike instead (Dr. GRPO, arXiv 2503.20783).
+    loss_agg_mode="token-mean",
+    # The reference policy is an early one, there is nothing to stay close to; and its forward pass costs a fifth.
+    kl_loss_coef=0.0,
+    # Level 1 takes 3 turns of at most 14 tokens.
+    max_turns=4,
+    max_turn_tokens=24,
+    max_total_tokens=144,
+    context_length=256,
+)
 
 
 def starting_policy(config: Config) -> Path:

@@ -152,9 +152,9 @@ class TrainBatch:
         return [self.keep(owner == index) for index in range(num_minibatches)]
 
     def micro_batches(self, micro_batch_size: int) -> Iterator[Self]:
-        """Slices of at most `micro_batch_size` samples, in order. Their loss takes this batch's `counts`."""
-        for start in range(0, len(self.samples), micro_batch_size):
-            yield self._rows(range(start, min(start + micro_batch_size, len(self.samples))))
+        """At most `micro_batch_size` samples of like length each. Their loss takes this batch's `counts`."""
+        for rows in rows_of_like_length(self.samples, micro_batch_size):
+            yield self._rows(rows)
 
     def padded(self, *, pad_id: int = 0) -> PaddedLayout:
         """All samples and what has been filled in as tensors."""
@@ -175,6 +175,13 @@ class TrainBatch:
         """The samples at `rows`; the trajectories are untouched."""
         arrays = {name: tuple(values[row] for row in rows) for name, values in self.token_arrays.items()}
         return replace(self, samples=tuple(self.samples[row] for row in rows), **arrays)
+
+
+def rows_of_like_length(samples: Sequence[TrainSample], num_rows: int) -> Iterator[list[int]]:
+    """Indices of at most `num_rows` samples at a time, shortest first: one long row would pad all others."""
+    order = sorted(range(len(samples)), key=lambda row: len(samples[row].token_ids))
+    for start in range(0, len(order), num_rows):
+        yield order[start : start + num_rows]
 
 
 @dataclass(frozen=True, kw_only=True)
