@@ -137,7 +137,8 @@ class Config:
     engine_threads: Size = 0
     """CPU threads of each engine. 0 is auto: 1, with which results do not depend on what shares a batch."""
     learner_threads: Size = 0
-    """CPU threads of the learner. 0 is auto: every core up to 8, since engines idle while it works."""
+    """CPU threads of the learner. 0 is auto: the cores that the engines leave, up to 8. Two of them on a core that
+    something else uses wait for each other: measured, a step then takes ten times as long."""
     engine_dtype: EngineDtype = "auto"
     """Precision of the engines. auto: float32 on a CPU, bfloat16 on a GPU."""
     learner_dtype: LearnerDtype = "float32"
@@ -246,14 +247,15 @@ def resolve(config: Config, machine: Machine) -> Config:
     """`config` with every "auto" replaced by what this machine gives. What is set already stays."""
     device = _chosen(config.device, "cuda" if machine.gpus else "cpu")
     on_gpu = device == "cuda"
-    gpu_backend = "nccl" if len(machine.gpus) > 1 else "ipc"
+    gpu_backend = "nccl" if len(machine.gpus) > config.engines else "ipc"
     return replace(
         config,
         device=device,
         engine_dtype=_chosen(config.engine_dtype, "bfloat16" if on_gpu else "float32"),
         sync_backend=_chosen(config.sync_backend, gpu_backend if on_gpu else "shm"),
         engine_threads=config.engine_threads or 1,
-        learner_threads=config.learner_threads or min(machine.cores, 8),
+        learner_threads=config.learner_threads
+        or max(1, min(machine.cores - config.engines * (config.engine_threads or 1), 8)),
         num_concurrent=config.num_concurrent or -(-config.num_trajectories // config.engines),
     )
 

@@ -14,10 +14,11 @@ from envs.registry import resolve_env
 from rewards.base import resolve_reward
 from rl.advantages import ADV_ESTIMATORS
 from rl.algorithms import get_algorithm
-from rl.config import Config, Range
+from rl.config import Config, Range, resolve
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.policy_gradient import PolicyGradient
+from rollout.sabotage import DRILLS
 
 OVERRIDES = (
     "clip_ratio_low",
@@ -138,8 +139,6 @@ def _schedule_problems(config: Config) -> Iterator[str]:
             f"warmup_steps = {config.warmup_steps} of num_steps = {config.num_steps}: the learning rate "
             "would never reach its peak; lower warmup_steps"
         )
-    if config.learning_rate == 0 and (config.warmup_steps or config.lr_schedule != "constant"):
-        yield "learning_rate = 0 has no schedule; leave warmup_steps and lr_schedule at their defaults"
     if config.save_every > config.num_steps:
         yield (
             f"save_every = {config.save_every} of num_steps = {config.num_steps} has no effect, the end is "
@@ -155,8 +154,16 @@ def _placement_problems(config: Config, machine: Machine) -> Iterator[str]:
         yield "device = 'cuda': torch sees no GPU on this machine; use cpu or auto"
     elif config.sync_backend in ("ipc", "nccl") and not num_gpus:
         yield f"sync_backend = {config.sync_backend!r} needs a GPU and this run uses none; use shm or auto"
-    elif config.sync_backend == "nccl" and num_gpus == 1:
-        yield "sync_backend = 'nccl' needs a GPU each for engine and learner, and there is 1; use ipc or auto"
+    elif config.sync_backend == "nccl" and num_gpus <= config.engines:
+        yield (
+            f"sync_backend = 'nccl' needs a GPU each for the learner and for engines = {config.engines}, "
+            f"and there {'is 1' if num_gpus == 1 else f'are {num_gpus}'}; use ipc or auto"
+        )
+    elif config.sabotage in DRILLS and resolve(config, machine).sync_backend != "shm":
+        yield (
+            f"sabotage = {config.sabotage!r} breaks a load out of shared memory, and this run uses "
+            f"{resolve(config, machine).sync_backend}; add sync_backend shm"
+        )
     for name, wanted in (
         ("engines x engine_threads", config.engines * config.engine_threads),
         ("learner_threads", config.learner_threads),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.splits import Split
 from rl.metrics import check_names
 from rollout.record import Record, read_records
+from rollout.task_stream import TaskStream
+from tests.outside import solves
 from tests.tiny import load, reference_logprobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,6 +107,18 @@ def test_a_prompt_is_the_previous_prompt_the_sampled_ids_and_the_tools_reply(run
             before = record.trajectory.turns[index - 1]
             grown = record.trajectory.prompt_ids(index - 1) + before.completion.token_ids + turn.context_ids
             assert record.trajectory.prompt_ids(index) == grown
+
+
+def test_an_agent_that_shares_no_code_with_ours_scores_the_policy_inside_the_printed_interval(
+    run: FinishedRun,
+) -> None:
+    (line,) = [line for line in run.screen.splitlines() if line.strip().startswith("trained policy")]
+    interval = re.search(r"95 % interval ([\d.]+)-([\d.]+)", line)
+    assert interval is not None
+    held_out = TaskStream(env="calc", level=1, run_seed=0, split=Split.HELD_OUT)
+    expressions = [task.messages[-1].text for task in held_out.slice(0, 96)]
+    share = solves(run.path / "checkpoints" / f"step_{NUM_STEPS:06d}", expressions, seed=0)
+    assert float(interval[1]) <= share <= float(interval[2])
 
 
 def test_a_run_directory_in_use_or_used_is_refused_at_once(run: FinishedRun) -> None:
