@@ -29,6 +29,11 @@ def parse(default: Config, argv: Sequence[str] | None = None, *, description: st
     try:
         validate(config, Machine.here())
     except ConfigError as error:
-        print(f"This run was not started:\n{error}", file=sys.stderr)
-        raise SystemExit(BAD_CONFIG) from None
+        raise SystemExit(refuse(error)) from None
     return config
+
+
+def refuse(error: Exception) -> int:
+    """Say why a run does not begin; returns its exit status."""
+    print(f"This run was not started:\n{error}", file=sys.stderr)
+    return BAD_CONFIG

@@ -18,17 +18,20 @@ import ray
 
 from envs.registry import resolve_env
 from envs.splits import Split
+from recipes.cli import refuse
 from recipes.placement import make_engine_specs, make_learner_spec, start_facts, start_ray
+from recipes.stopping import FAIL, INTERRUPTED, PASS, REFUSALS, run_interruptibly, stop_of
 from rewards.base import resolve_reward
 from rl.config import Config, resolve
 from rl.console import RunConsole
-from rl.gates import GateError, StepGates, prove_engines
+from rl.gates import StepGates, prove_engines
 from rl.intervals import SuccessRate, verdict
 from rl.journal import Journal
 from rl.machine import Machine
 from rl.metrics import Metrics
 from rl.policy_gradient import PolicyGradient
-from rl.run_dir import RunDir, RunState, default_run_dir
+from rl.preflight import preflight
+from rl.run_dir import RunDir, RunState, default_run_dir, require_usable
 from rl.screens import EndFacts
 from rl.train import train
 from rl.validation import algorithm_of
@@ -36,17 +39,10 @@ from rl.weight_sync import WeightSync
 from rl.workers import RemoteLearner
 from rollout.collector import Collector, CollectorSpec
 from rollout.limits import Limits
-from rollout.manifest import WeightSyncError
 from rollout.task_stream import TaskStream
 from rollout.tokenizer import load_tokenizer
 from rollout.trajectory import TrajectoryGroup
-from rollout.workers import PeerFailedError, RemoteRollouts, RolloutSpec
-
-PASS, FAIL, STOPPED = 0, 1, 3
-"""Exit codes.
-
-PASS; FAIL, trained and measured but not better; STOPPED, the run distrusted itself or lost a peer.
-"""
+from rollout.workers import RemoteRollouts, RolloutSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +67,42 @@ def launch(config: Config, *, recipe: str, make_base: Callable[[Config], Path]) 
     """
     started = time.monotonic()
     machine = Machine.here()
-    config = resolve(config, machine)
-    run_path = Path(config.run_dir) if config.run_dir else default_run_dir(recipe)
-    with RunDir(run_path) as directory, RunConsole(config.num_steps) as console:
-        config = replace(config, model=config.model or str(make_base(config)))
-        directory.write_config(config)
-        directory.write_manifest(config, machine)
-        start_ray(config)
+    try:
+        config, directory = _prepare(resolve(config, machine), machine, recipe, make_base)
+    except REFUSALS as error:
+        return refuse(error)
+    except KeyboardInterrupt:
+        print("\nThis run was not started: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    with directory, RunConsole(config.num_steps) as console:
         try:
-            return asyncio.run(_run(config, machine, directory, console, started))
-        except (GateError, WeightSyncError, PeerFailedError) as error:
+            start_ray(config)
+            return run_interruptibly(_run(config, machine, directory, console, started))
+        except (Exception, KeyboardInterrupt) as error:
             console.close()
-            print(f"\nSTOPPED: {error}\nThe run directory is kept: {directory.path}", file=sys.stderr)
-            return STOPPED
+            stop = stop_of(error)
+            if stop is None:
+                raise
+            print(f"\nSTOPPED: {stop.cause}\nThe run directory is kept: {directory.path}", file=sys.stderr)
+            return stop.exit_code
         finally:
             ray.shutdown()
+
+
+def _prepare(
+    config: Config, machine: Machine, recipe: str, make_base: Callable[[Config], Path]
+) -> tuple[Config, RunDir]:
+    """The configuration with its model, and its run directory: made last, when nothing can be refused."""
+    # deepspeed, where it is installed, looks for a GPU when transformers imports it, and complains of none.
+    os.environ.setdefault("DS_ACCELERATOR", config.device)
+    run_path = Path(config.run_dir) if config.run_dir else default_run_dir(recipe)
+    require_usable(run_path)
+    config = replace(config, model=config.model or str(make_base(config)))
+    preflight(config, machine, run_path)
+    directory = RunDir(run_path)
+    directory.write_config(config)
+    directory.write_manifest(config, machine)
+    return config, directory
 
 
 async def _run(

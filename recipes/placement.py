@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 
 import ray
+from ray._private import worker as ray_worker
 
 from rl.config import Config
 from rl.learner import LearnerSpec
@@ -63,8 +65,10 @@ def make_learner_spec(config: Config, algorithm: PolicyGradient, *, run_name: st
 
 def start_ray(config: Config) -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine, for this run only."""
+    # Where an actor dies Ray prints a page to stdout, whatever its log level; ours is the STOPPED message.
+    ray_worker._worker_logs_enabled = False
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
     # Engines idle while the learner works and the other way round, so their threads may add up to more than
     # the cores; Ray would otherwise wait for ever for a core that is never free.
@@ -73,6 +77,7 @@ def start_ray(config: Config) -> None:
         num_cpus=max(logical_cores, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
+        logging_level=logging.ERROR,
         object_store_memory=512 * 2**20,
     )
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rl.batch import PaddedLayout, TrainBatch, TrainSample, pad
-from rl.durable import atomic_folder
+from rl.checkpoint import save_policy
 from rl.model import PolicyModel, load_causal_lm
 from rl.numerics import MetricSums, Share, add_metrics, max_share, mean_share, select
 from rl.policy_gradient import PolicyGradient
@@ -214,10 +214,8 @@ class Learner:
         self._kept = None
 
     def save(self, path: str) -> None:
-        """Save policy and tokenizer in Hugging Face format: whole or not at all (rl/durable.py)."""
-        with atomic_folder(Path(path)) as folder:
-            self.model.save_pretrained(folder, safe_serialization=True)
-            self.tokenizer.save_pretrained(folder)
+        """Save policy and tokenizer in Hugging Face format: whole or not at all (rl/checkpoint.py)."""
+        save_policy(self.model, self.tokenizer, Path(path))
 
     def close(self) -> None:
         """Give back what outlives the process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -58,6 +59,28 @@ class PolicyModel(nn.Module):
         return scatter_tokens(logprobs, layout.loss_mask), scatter_tokens(entropy, layout.loss_mask)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a model's config.json tells. `context_length` (tokens) is None where the architecture has none."""
+
+    num_parameters: int
+    context_length: int | None
+
+
+def model_facts(path: str) -> ModelFacts:
+    """Facts of a model folder or hub id; its weights are not read. Raises ValueError like load_causal_lm."""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        with torch.device("meta"):  # shapes only, however large the model is
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unloadable(path, error) from error
+    return ModelFacts(
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        context_length=getattr(config.get_text_config(), "max_position_embeddings", None),
+    )
+
+
 def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32) -> Any:
     """A model folder or hub id, in `dtype`, in evaluation mode (no dropout: log-probs must be repeatable).
 
@@ -72,7 +95,11 @@ def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32) -> Any:
             path, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
         ).eval()
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--model {path!r} cannot be loaded as a causal language model: {error}. Expected a folder with "
-            f"config.json and safetensors, or the id of such a model on the Hugging Face hub"
-        ) from error
+        raise _unloadable(path, error) from error
+
+
+def _unloadable(path: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"--model {path!r} cannot be loaded as a causal language model: {error}. Expected a folder with "
+        f"config.json and safetensors, or the id of such a model on the Hugging Face hub"
+    )

@@ -99,6 +99,14 @@ class RunDir:
         self.close()
 
 
+def require_usable(path: Path) -> None:
+    """Raise RunDirError now where RunDir(path) would, as things stand; nothing is made."""
+    if (path / LOCK_NAME).exists():
+        os.close(_take(path))
+    elif path.is_dir():
+        _refuse_contents(path)
+
+
 def default_run_dir(recipe: str, root: Path = Path("runs")) -> Path:
     """runs/<recipe>-<local time>, with a number added when that second is taken."""
     stamp = f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -133,7 +141,12 @@ def _numbered(path: Path) -> Iterator[Path]:
 
 def _take(path: Path) -> int:
     """Create `path` if need be and lock it. Returns the lock's handle; child processes do not inherit it."""
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirError(
+            f"run directory {path} cannot be made ({error.strerror}); give another --run-dir"
+        ) from error
     lock_path = path / LOCK_NAME
     if not lock_path.exists():
         _refuse_contents(path)

@@ -17,8 +17,6 @@ from torch import nn
 from rollout.manifest import Manifest, TensorSpec
 from rollout.weight_sketch import Sketch, sketch_tensor
 
-SHARED_MEMORY = Path("/dev/shm")
-
 
 def wire_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter by its Hugging Face name, in the engine's dtype.
@@ -30,25 +28,21 @@ def wire_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, to
 
 
 class SharedWeights:
-    """One file in shared memory that holds the latest published policy; written in place, so it stays warm.
+    """The latest published policy in shared memory; written in place, so it stays warm.
 
-    The engine has copied every tensor out of it by the time a sync returns, so overwriting is safe.
+    The file has no name in a folder: other processes of this user open it as this process's file descriptor,
+    and it goes with its last user, whatever kills them. It counts as memory, not against the size of
+    /dev/shm. The engine has copied every tensor out of it by the time a sync returns, so overwriting is safe.
     """
 
-    def __init__(self, name: str, model: nn.Module, dtype: torch.dtype, folder: Path = SHARED_MEMORY) -> None:
-        self.path = folder / f"whetstone-{name}"
+    def __init__(self, name: str, model: nn.Module, dtype: torch.dtype) -> None:
+        """Raises OSError when the memory cannot be had."""
         self._dtype = dtype
         size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-        stat = os.statvfs(folder)
-        if size > stat.f_bavail * stat.f_frsize:
-            raise OSError(
-                f"{folder} has {stat.f_bavail * stat.f_frsize / 1e6:,.0f} MB free; a weight sync needs "
-                f"{size / 1e6:,.0f} MB there. Enlarge it (in a container: --shm-size) or free some"
-            )
-        with open(self.path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-        self._file = open(self.path, "r+b")  # noqa: SIM115  (held until close)
+        self._file = os.fdopen(os.memfd_create(f"whetstone-{name}"), "r+b")
+        os.posix_fallocate(self._file.fileno(), 0, size)
         self._view = mmap.mmap(self._file.fileno(), size)
+        self.path = Path(f"/proc/{os.getpid()}/fd/{self._file.fileno()}")
 
     def write(self, model: nn.Module, version: int) -> Manifest:
         """Write every parameter of `model` and say what was written."""
@@ -73,7 +67,6 @@ class SharedWeights:
         """Give the memory back."""
         self._view.close()
         self._file.close()
-        self.path.unlink(missing_ok=True)
 
 
 def sketch_weights(model: nn.Module, dtype: torch.dtype, seed: int) -> dict[str, Sketch]:

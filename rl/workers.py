@@ -14,7 +14,7 @@ from rl.learner import Learner, LearnerSpec
 from rl.numerics import MetricSums
 from rollout.manifest import Manifest
 from rollout.weight_sketch import Sketch
-from rollout.workers import within
+from rollout.workers import STOP_S, within
 
 T = TypeVar("T")
 
@@ -86,8 +86,10 @@ class RemoteLearner:
 
     async def stop(self) -> None:
         """Give the shared memory back, then end the actor."""
-        await self._within(self._actor.close.remote(), 30.0, "stop")
-        ray.kill(self._actor)
+        try:
+            await self._within(self._actor.close.remote(), STOP_S, "stop")
+        finally:
+            ray.kill(self._actor)
 
 
 # The first touch of memory dominates a training step on small machines (7 to 48 times a second touch): keep

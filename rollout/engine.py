@@ -153,6 +153,8 @@ class VllmEngine:
 
     async def _finish(self, prompt_ids: Sequence[int], params: Any) -> Any:
         """The final output of one request."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         request_id = f"{self.spec.name}-{next(self._ids)}"
         final = None
         try:
@@ -160,6 +162,11 @@ class VllmEngine:
                 {"prompt_token_ids": list(prompt_ids)}, params, request_id
             ):
                 final = output
+        except EngineDeadError as error:
+            raise EngineError(
+                f"{self.spec.name} is dead: a process of vLLM's was killed, or crashed "
+                "(was there memory left?)"
+            ) from error
         except Exception as error:
             raise EngineError(f"{self.spec.name} failed on request {request_id}: {error}") from error
         if final is None or not final.finished:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from multiprocessing import resource_tracker
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import ray
@@ -18,6 +19,7 @@ from rewards.base import resolve_reward
 from rollout.agent import request_seed, run_group
 from rollout.collector import GroupRequest
 from rollout.engine import EngineSpec, VllmEngine
+from rollout.failures import PeerFailedError, world_cause
 from rollout.limits import Limits
 from rollout.manifest import Manifest
 from rollout.renderer import ChatMLRenderer
@@ -27,30 +29,35 @@ from rollout.weight_sketch import Sketch
 
 T = TypeVar("T")
 
-
-class PeerFailedError(RuntimeError):
-    """Another process of the run failed or did not answer; the message names waiter, peer and cause."""
+STOP_S = 10.0
+"""For a process to end itself; then it is ended."""
 
 
 async def within(awaitable: Awaitable[T], deadline_s: float, *, waiter: str, awaited: str) -> T:
-    """Await another process, but not for ever.
+    """Await another process, but not for ever. A bug there is raised as it is, with its own traceback.
 
     Raises:
-        PeerFailedError: no answer within `deadline_s` seconds, the peer died, or it raised; with the peer's
-        text.
+        PeerFailedError: no answer within `deadline_s` seconds, the peer died, or the world failed it.
     """
     started = time.monotonic()
     try:
         return await asyncio.wait_for(awaitable, deadline_s)
+    except RayTaskError as error:  # first: Ray makes it an instance of the peer's TimeoutError as well
+        cause = world_cause(cast(Exception, error.cause))
+        if cause is None:
+            raise
+        raise PeerFailedError(f"{awaited} failed: {cause}") from None
     except TimeoutError:
         raise PeerFailedError(
             f"{waiter} waited {deadline_s:g} s for {awaited}, which did not answer"
         ) from None
-    except RayTaskError as error:
-        raise PeerFailedError(f"{awaited} failed: {type(error.cause).__name__}: {error.cause}") from error
     except RayActorError as error:
-        waited = time.monotonic() - started
-        raise PeerFailedError(f"{awaited} died after {waiter} had waited {waited:.1f} s: {error}") from error
+        if error.actor_init_failed:
+            raise
+        raise PeerFailedError(
+            f"{awaited} died {time.monotonic() - started:.1f} s after {waiter} had asked: its process was "
+            "killed, or crashed (was there memory left?)"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +121,9 @@ class RolloutWorker:
 
     async def stop(self) -> None:
         await self.engine.stop()
+        # multiprocessing's tracker unlinks the shared memory that killed processes of vLLM's left behind, as
+        # soon as nobody can make more. Ray would kill it together with this actor.
+        await asyncio.to_thread(resource_tracker._resource_tracker._stop)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class RemoteRollouts:
@@ -163,5 +173,7 @@ class RemoteRollouts:
 
     async def stop(self) -> None:
         """Ask the engine to end its processes, then the actor."""
-        await self._within(self._actor.stop.remote(), 30.0, "stop")
-        ray.kill(self._actor)
+        try:
+            await self._within(self._actor.stop.remote(), STOP_S, "stop")
+        finally:
+            ray.kill(self._actor)

@@ -1,0 +1,145 @@
+"""What is checked with the model's files in hand and before any process starts: room, lengths, characters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.base import WorldError
+from envs.deadline import DeadlineError, within
+from envs.messages import Message, Task
+from envs.registry import EnvDefinition, resolve_env
+from envs.splits import Split
+from rl.config import Config
+from rl.durable import require_free_bytes
+from rl.machine import Machine
+from rl.model import ModelFacts, model_facts
+from rl.validation import ConfigError
+from rollout.manifest import ITEM_BYTES
+from rollout.renderer import ChatMLRenderer
+from rollout.task_stream import TaskStream
+from rollout.tokenizer import load_tokenizer
+
+NUM_PROBED = 32
+"""Tasks of each stream whose opening prompt is rendered."""
+
+RESET_WALL_S = 60.0
+"""For the environments of those tasks to open."""
+
+CHECKPOINT_SPARE = 1.2
+"""A checkpoint is its weights, its tokenizer, and room for the file system's own."""
+
+LEARNER_BYTES = 16
+"""A parameter's bytes in the learner: weight, gradient and AdamW's two moments, in float32."""
+
+
+def preflight(config: Config, machine: Machine, run_path: Path) -> None:
+    """Raise ConfigError with every problem of a resolved `config` whose model is at hand. Writes nothing."""
+    try:
+        facts = model_facts(config.model)
+        tokenizer = load_tokenizer(config.model)
+        renderer = ChatMLRenderer(tokenizer)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    problems = [
+        *model_problems(config, facts),
+        *memory_problems(config, machine, facts),
+        *disk_problems(config, facts, run_path),
+        *prompt_problems(config, renderer, tokenizer),
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def model_problems(config: Config, facts: ModelFacts) -> Iterator[str]:
+    """Sequences longer than those that the model was made for."""
+    longest = facts.context_length
+    if longest is not None and longest < config.context_length:
+        yield (
+            f"context_length = {config.context_length}: model {config.model} takes {longest} tokens at most "
+            f"(max_position_embeddings); lower it to {longest}"
+        )
+
+
+def memory_problems(config: Config, machine: Machine, facts: ModelFacts) -> Iterator[str]:
+    """Weights alone that the machine's memory cannot hold; activations and caches come on top."""
+    if config.device != "cpu":
+        return
+    wire = ITEM_BYTES[config.engine_dtype]
+    num_bytes = facts.num_parameters * (LEARNER_BYTES + wire * (1 + config.engines))
+    if num_bytes > machine.memory_bytes:
+        yield (
+            f"model {config.model} has {facts.num_parameters / 1e6:,.0f} M parameters: learner, weight sync "
+            f"and {config.engines} engine(s) need {num_bytes / 1e9:,.1f} GB at least, this machine has "
+            f"{machine.memory_bytes / 1e9:,.1f} GB; use a smaller model or a larger machine"
+        )
+
+
+def disk_problems(config: Config, facts: ModelFacts, run_path: Path) -> Iterator[str]:
+    """A disk that cannot hold what the run will write."""
+    num_saves = -(-config.num_steps // (config.save_every or config.num_steps))  # the last step always
+    checkpoints = int(num_saves * facts.num_parameters * 4 * CHECKPOINT_SPARE)
+    records = int(config.max_record_mb * 1e6)
+    existing = next(folder for folder in (run_path, *run_path.absolute().parents) if folder.exists())
+    try:
+        require_free_bytes(
+            existing,
+            checkpoints + records,
+            f"{num_saves} checkpoint(s) ({checkpoints / 1e6:,.0f} MB; --save-every) and trajectories "
+            f"({records / 1e6:,.0f} MB; --max-record-mb)",
+        )
+    except OSError as error:
+        yield f"{error} (--run-dir)"
+
+
+def prompt_problems(config: Config, renderer: ChatMLRenderer, tokenizer: Any) -> Iterator[str]:
+    """Opening prompts without room for an answer, or with characters that the tokenizer does not know."""
+    definition = resolve_env(config.env)
+    limit_name = min(("context_length", "max_total_tokens"), key=lambda name: getattr(config, name))
+    limit = getattr(config, limit_name) - 1  # one token to be sampled
+    for split in (Split.TRAIN, Split.HELD_OUT):
+        stream = TaskStream(env=config.env, level=config.level, run_seed=config.seed, split=split)
+        tasks = stream.slice(0, NUM_PROBED)
+        try:
+            openings = asyncio.run(_openings(definition, tasks))
+        except (WorldError, DeadlineError) as error:
+            yield f"environment {config.env} does not open: {type(error).__name__}: {error}"
+            return
+        prompts = [renderer.render(opening) for opening in openings]
+        length, task = max((len(ids), task.id) for ids, task in zip(prompts, tasks, strict=True))
+        if length > limit:
+            option = limit_name.replace("_", "-")
+            yield (
+                f"{limit_name} = {limit + 1}: the prompt of {split.value} task {task} has {length} tokens "
+                f"and leaves none for an answer; raise --{option} above {length}"
+            )
+        if tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in ids for ids in prompts):
+            words = sorted({word for opening in openings for word in _unknown(opening, tokenizer)})
+            yield (
+                f"the tokenizer of {config.model} has no tokens for {', '.join(map(repr, words[:5]))}, which "
+                f"{split.value} tasks of {config.env} contain; use another model or other tasks"
+            )
+
+
+async def _openings(definition: EnvDefinition, tasks: Sequence[Task]) -> list[Sequence[Message]]:
+    """The opening messages of each task, from an environment of its own."""
+
+    async def opening(task: Task) -> Sequence[Message]:
+        env = definition.make_env()
+        try:
+            return await env.reset(task)
+        finally:
+            await env.close()
+
+    return await within(RESET_WALL_S, asyncio.gather(*(opening(task) for task in tasks)))
+
+
+def _unknown(opening: Sequence[Message], tokenizer: Any) -> Iterator[str]:
+    """The words of `opening` that encode to an unknown token."""
+    for word in (word for entry in opening for word in entry.text.split()):
+        if tokenizer.unk_token_id in tokenizer.encode(
+            word, add_special_tokens=False, split_special_tokens=True
+        ):
+            yield word
