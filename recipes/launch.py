@@ -19,7 +19,7 @@ import ray
 from envs.registry import resolve_env
 from envs.splits import Split
 from recipes.cli import refuse
-from recipes.placement import make_engine_specs, make_learner_spec, start_facts, start_ray
+from recipes.placement import CHANNELS, make_engine_specs, make_learner_spec, start_facts, start_ray
 from recipes.stopping import FAIL, INTERRUPTED, PASS, REFUSALS, run_interruptibly, stop_of
 from rewards.base import resolve_reward
 from rl.config import Config, resolve
@@ -148,11 +148,13 @@ async def _run(
                 gap_limit=config.gap_limit,
                 engine_dtype=config.engine_dtype,
                 drill="" if config.sabotage == "perturb_learner" else config.sabotage,
+                transfer=CHANNELS[config.sync_backend].transfer,
             ),
             console=console,
             directory=directory,
             journal=journal,
         )
+        await run.sync.connect(learner, run.collector)
         return await _train_and_judge(run, started)
     finally:
         await asyncio.gather(learner.stop(), *(e.stop() for e in engines), return_exceptions=True)

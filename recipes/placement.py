@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import ray
 from ray._private import worker as ray_worker
@@ -15,10 +16,35 @@ from rl.machine import Machine, stack_versions
 from rl.policy_gradient import PolicyGradient
 from rl.run_dir import RunDir
 from rl.screens import Link, Role, StartFacts
+from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
 from rollout.engine import EngineSpec
 
-BACKENDS = {"shm": "whetstone_shm", "ipc": "ipc", "nccl": "nccl"}
-"""--sync-backend to the name in vLLM's weight-transfer registry."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """What one --sync-backend stands for.
+
+    `backend` is its name in vLLM's weight-transfer registry. With `own_gpus` the learner and every engine get
+    a GPU each (NCCL refuses two ranks on one); without, they share one, which is what CUDA IPC needs.
+    """
+
+    backend: str
+    transfer: Transfer
+    own_gpus: bool = False
+
+
+CHANNELS = {
+    "shm": Channel(backend="whetstone_shm", transfer=SHARED_MEMORY),
+    "ipc": Channel(backend="ipc", transfer=LearnerSends("ipc")),
+    "nccl": Channel(backend="nccl", transfer=LearnerSends("nccl"), own_gpus=True),
+}
+
+
+def gpu_shares(config: Config) -> tuple[float, float]:
+    """GPUs of the learner and of each engine: Ray fills one GPU before the next, so shares meet on one."""
+    if config.device == "cpu":
+        return 0.0, 0.0
+    return (1.0, 1.0) if CHANNELS[config.sync_backend].own_gpus else (0.5, 0.5 / config.engines)
 
 
 def make_engine_specs(config: Config) -> list[EngineSpec]:
@@ -31,8 +57,9 @@ def make_engine_specs(config: Config) -> list[EngineSpec]:
             dtype=config.engine_dtype,
             context_length=config.context_length,
             max_num_seqs=config.num_concurrent,
-            weight_transfer_backend=BACKENDS[config.sync_backend],
+            weight_transfer_backend=CHANNELS[config.sync_backend].backend,
             num_threads=config.engine_threads,
+            num_gpus=gpu_shares(config)[1],
             seed=config.seed,
         )
         for number in range(config.engines)
@@ -57,7 +84,7 @@ def make_learner_spec(config: Config, algorithm: PolicyGradient, *, run_name: st
         compute_dtype=config.learner_dtype,
         wire_dtype=config.engine_dtype,
         num_threads=config.learner_threads,
-        num_gpus=0.5 if config.device == "cuda" else 0,
+        num_gpus=gpu_shares(config)[0],
         seed=config.seed,
         run_name=run_name,
     )
@@ -87,7 +114,10 @@ def start_facts(
 ) -> StartFacts:
     """What the start screen tells."""
     names = [f"engine {number}" for number in range(config.engines)]
-    device = "cuda:0" if config.device == "cuda" else "cpu"
+    devices = ["cpu"] * (1 + len(names))
+    if config.device == "cuda":
+        own_gpus = CHANNELS[config.sync_backend].own_gpus
+        devices = [f"cuda:{number if own_gpus else 0}" for number in range(1 + len(names))]
     agents = f"vLLM, {config.engine_dtype}; up to {config.num_concurrent} agents and their environments"
     return StartFacts(
         title=f"whetstone: {config.algorithm} on {config.env}",
@@ -95,13 +125,13 @@ def start_facts(
         roles=[
             Role(
                 name="learner",
-                device=device,
+                device=devices[0],
                 num_threads=config.learner_threads,
                 detail=f"rank 0 of 1, {config.learner_dtype}; idle while engines sample",
             ),
             *(
                 Role(name=name, device=device, num_threads=config.engine_threads, detail=agents)
-                for name in names
+                for name, device in zip(names, devices[1:], strict=True)
             ),
         ],
         channels=[

@@ -5,24 +5,28 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from rl.batch import PaddedLayout, TrainBatch, TrainSample, pad
+from rl.batch import PaddedLayout, TrainBatch, TrainSample, pad, rows_of_like_length
 from rl.checkpoint import save_policy
 from rl.model import PolicyModel, load_causal_lm
 from rl.numerics import MetricSums, Share, add_metrics, max_share, mean_share, select
 from rl.policy_gradient import PolicyGradient
-from rl.weights import SharedWeights, perturb, sketch_weights
+from rl.weights import SharedWeights, perturb, sketch_weights, wire_tensors
 from rollout.manifest import Manifest
 from rollout.tokenizer import load_tokenizer
 from rollout.weight_sketch import Sketch
+
+if TYPE_CHECKING:
+    from rollout.weight_transfer_device import DeviceWeights, VLLMWeightSyncClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +114,7 @@ class Learner:
             ),
         )
         self._wire_dtype: torch.dtype = getattr(torch, spec.wire_dtype)
-        self._shared: SharedWeights | None = None
+        self._outlet: SharedWeights | DeviceWeights | None = None
         self._kept: list[torch.Tensor] | None = None
         self._is_first_update = False  # since the last score
 
@@ -177,11 +181,28 @@ class Learner:
             "optim/skipped_updates": scalar_share(0.0 if norm.isfinite() else 1.0),
         }
 
+    def connect(self, backend: str, engines: VLLMWeightSyncClient, num_engines: int) -> None:
+        """Open one of vLLM's device channels; without one, weights go through shared memory."""
+        # vLLM takes seconds to import, and a learner without a device channel never needs it.
+        from rollout.weight_transfer_device import DeviceWeights
+
+        tensors = partial(wire_tensors, self.model, self._wire_dtype)
+        self._outlet = DeviceWeights(backend, tensors, engines, num_engines)
+
     def publish(self, version: int) -> Manifest:
-        """Write every weight where the engines can read it, and say what was written."""
-        if self._shared is None:
-            self._shared = SharedWeights(f"{self.spec.run_name}-{os.getpid()}", self.model, self._wire_dtype)
-        return self._shared.write(self.model, version)
+        """Say what this version is made of; with shared memory every weight lies there when this returns."""
+        if self._outlet is None:
+            name = f"{self.spec.run_name}-{os.getpid()}"
+            self._outlet = SharedWeights(name, self.model, self._wire_dtype)
+        return self._outlet.write(version)
+
+    def send_weights(self) -> None:
+        """Push the weights over the device channel into every engine, between its prepare and its serve."""
+        if self._outlet is None or isinstance(self._outlet, SharedWeights):
+            raise ValueError(
+                "send_weights without a connect before it: engines load shared memory themselves"
+            )
+        self._outlet.send()
 
     def sketch_weights(self, seed: int) -> dict[str, Sketch]:
         """What the engines must show of the published weights."""
@@ -219,8 +240,8 @@ class Learner:
 
     def close(self) -> None:
         """Give back what outlives the process."""
-        if self._shared is not None:
-            self._shared.close()
+        if self._outlet is not None:
+            self._outlet.close()
 
     def _load_policy(self) -> PolicyModel:
         return PolicyModel(
@@ -233,17 +254,12 @@ class Learner:
         dtype: torch.dtype = getattr(torch, self.spec.compute_dtype)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
 
-    def _layouts(self, samples: Sequence[TrainSample]) -> Iterator[tuple[slice, PaddedLayout]]:
-        """Micro-batches, in order."""
-        for start in range(0, len(samples), self.spec.micro_batch_size):
-            rows = slice(start, start + self.spec.micro_batch_size)
-            yield rows, pad(samples[rows]).to(self.device)
-
     def _score(self, policy: PolicyModel, samples: Sequence[TrainSample]) -> tuple[np.ndarray, ...]:
-        scores: list[np.ndarray] = []
-        for rows, layout in self._layouts(samples):
+        scores = [np.zeros(0, np.float32)] * len(samples)
+        for rows in rows_of_like_length(samples, self.spec.micro_batch_size):
+            layout = pad([samples[row] for row in rows]).to(self.device)
             with self._autocast():
                 logprobs, _ = policy(layout)
-            padded = logprobs.cpu().numpy()
-            scores += [row[: len(s.token_ids)] for row, s in zip(padded, samples[rows], strict=True)]
+            for row, padded in zip(rows, logprobs.cpu().numpy(), strict=True):
+                scores[row] = padded[: len(samples[row].token_ids)]
         return tuple(scores)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,7 +20,9 @@ MOVED = 1e-4
 class Sender(Protocol):
     """The learner, as a sync sees it."""
 
+    async def connect(self, backend: str, engines: Sequence[Any]) -> None: ...
     async def publish(self, version: int) -> Manifest: ...
+    async def send_weights(self) -> None: ...
     async def sketch_weights(self, seed: int) -> dict[str, Sketch]: ...
     async def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
 
@@ -30,6 +33,8 @@ class Receiver(Protocol):
     name: str
 
     async def receive_weights(self, manifest: Manifest, drill: str = "") -> int: ...
+    async def prepare_weights(self, manifest: Manifest) -> None: ...
+    async def serve_weights(self, version: int) -> int: ...
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]: ...
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
 
@@ -41,15 +46,71 @@ class HasRunners(Protocol):
     def runners(self) -> Sequence[Receiver]: ...
 
 
+class Transfer(Protocol):
+    """How the bytes of a published version get into the engines; chosen once, by the run's weight channel."""
+
+    async def connect(self, learner: Sender, receivers: Sequence[Any]) -> None:
+        """Open the channel, once, when learner and engines are up."""
+
+    async def carry(
+        self, learner: Sender, receivers: Sequence[Receiver], manifest: Manifest, drill: str
+    ) -> list[int]:
+        """Bring `manifest` to every engine; returns the versions that they label new tokens with."""
+        ...
+
+
+class EnginesLoad:
+    """Shared memory: every engine loads the file that the manifest names."""
+
+    async def connect(self, learner: Sender, receivers: Sequence[Any]) -> None:
+        """Nothing to open."""
+
+    async def carry(
+        self, learner: Sender, receivers: Sequence[Receiver], manifest: Manifest, drill: str
+    ) -> list[int]:
+        return await asyncio.gather(*(r.receive_weights(manifest, drill) for r in receivers))
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSends:
+    """A device channel of vLLM's (its registry's name): the learner pushes while every engine holds still.
+
+    The loading is vLLM's own code, so there is nothing of ours for a drill to break: rl/validation.py refuses
+    one. Not yet run on a GPU.
+    """
+
+    backend: str
+
+    async def connect(self, learner: Sender, receivers: Sequence[Any]) -> None:
+        await learner.connect(self.backend, receivers)
+
+    async def carry(
+        self, learner: Sender, receivers: Sequence[Receiver], manifest: Manifest, drill: str
+    ) -> list[int]:
+        await asyncio.gather(*(r.prepare_weights(manifest) for r in receivers))
+        await learner.send_weights()
+        return await asyncio.gather(*(r.serve_weights(manifest.version) for r in receivers))
+
+
+SHARED_MEMORY = EnginesLoad()
+
+
 class WeightSync:
     """Carries policy versions to the engines. Every publish is proven, or the run stops.
 
-    `canaries` are fixed token sequences that both sides score after each sync; `gap_limit` (nats) is the
-    largest difference allowed on any of their tokens; `drill` breaks the first sync (rollout/sabotage.py).
+    `transfer` moves the bytes; `canaries` are fixed token sequences that both sides score after each sync;
+    `gap_limit` (nats) is the largest difference allowed on any of their tokens; `drill` breaks the first sync
+    (rollout/sabotage.py).
     """
 
     def __init__(
-        self, *, canaries: Sequence[Sequence[int]], gap_limit: float, engine_dtype: str, drill: str = ""
+        self,
+        *,
+        canaries: Sequence[Sequence[int]],
+        gap_limit: float,
+        engine_dtype: str,
+        drill: str = "",
+        transfer: Transfer = SHARED_MEMORY,
     ) -> None:
         self.version = 0
         self.canaries = canaries
@@ -57,7 +118,12 @@ class WeightSync:
         self.engine_dtype = engine_dtype
         self.num_bytes = 0
         self._drill = drill
+        self._transfer = transfer
         self._last_answers: dict[str, np.ndarray] = {}
+
+    async def connect(self, learner: Sender, rollouts: HasRunners) -> None:
+        """Open the weight channel; once, before the first publish."""
+        await self._transfer.connect(learner, rollouts.runners)
 
     async def publish(
         self, learner: Sender, rollouts: HasRunners, *, version: int | None = None
@@ -74,7 +140,7 @@ class WeightSync:
         self.version = self.version + 1 if version is None else version
         manifest = await learner.publish(self.version)
         self.num_bytes = manifest.num_bytes
-        labels = await asyncio.gather(*(r.receive_weights(manifest, self._drill) for r in receivers))
+        labels = await self._transfer.carry(learner, receivers, manifest, self._drill)
         for receiver, label in zip(receivers, labels, strict=True):
             if label != self.version:
                 raise WeightSyncError(

@@ -37,18 +37,18 @@ class SharedWeights:
 
     def __init__(self, name: str, model: nn.Module, dtype: torch.dtype) -> None:
         """Raises OSError when the memory cannot be had."""
-        self._dtype = dtype
+        self._model, self._dtype = model, dtype
         size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
         self._file = os.fdopen(os.memfd_create(f"whetstone-{name}"), "r+b")
         os.posix_fallocate(self._file.fileno(), 0, size)
         self._view = mmap.mmap(self._file.fileno(), size)
         self.path = Path(f"/proc/{os.getpid()}/fd/{self._file.fileno()}")
 
-    def write(self, model: nn.Module, version: int) -> Manifest:
-        """Write every parameter of `model` and say what was written."""
+    def write(self, version: int) -> Manifest:
+        """Write every parameter as it is now, and say what was written."""
         specs: list[TensorSpec] = []
         offset = 0
-        for name, tensor in wire_tensors(model, self._dtype):
+        for name, tensor in wire_tensors(self._model, self._dtype):
             payload = tensor.cpu().view(torch.uint8).numpy().tobytes()
             self._view[offset : offset + len(payload)] = payload
             specs.append(

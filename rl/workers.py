@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from ray.exceptions import RayTaskError
 
 from rl.batch import TrainBatch
 from rl.learner import Learner, LearnerSpec
 from rl.numerics import MetricSums
 from rollout.manifest import Manifest
 from rollout.weight_sketch import Sketch
-from rollout.workers import STOP_S, within
+from rollout.workers import STOP_S, RemoteRollouts, within
 
 T = TypeVar("T")
 
@@ -61,8 +62,16 @@ class RemoteLearner:
         self._seconds["update"] += time.monotonic() - started
         return sums
 
+    async def connect(self, backend: str, engines: Sequence[RemoteRollouts]) -> None:
+        """Open a device channel from the learner to the engines' actors."""
+        client = EngineClient([engine.actor for engine in engines], deadline_s=self._sync_s)
+        await self._within(self._actor.connect.remote(backend, client, len(engines)), self._sync_s, "connect")
+
     async def publish(self, version: int) -> Manifest:
         return await self._within(self._actor.publish.remote(version), self._sync_s, "publish")
+
+    async def send_weights(self) -> None:
+        await self._within(self._actor.send_weights.remote(), self._sync_s, "sending weights")
 
     async def sketch_weights(self, seed: int) -> dict[str, Sketch]:
         return await self._within(self._actor.sketch_weights.remote(seed), self._sync_s, "sketch")
@@ -90,6 +99,56 @@ class RemoteLearner:
             await self._within(self._actor.close.remote(), STOP_S, "stop")
         finally:
             ray.kill(self._actor)
+
+
+class EngineClient:
+    """Every engine of a run as one `VLLMWeightSyncClient` (vllm 0.32 `distributed/weight_transfer/base.py`).
+
+    It lives in the learner's process. A call reaches all engines (RolloutWorker actors) at the same time and
+    waits for all of them, `deadline_s` seconds at most.
+
+    Raises (each method):
+        EngineError: an engine failed.
+        TimeoutError: an engine did not answer in time.
+    """
+
+    def __init__(self, engines: Sequence[Any], *, deadline_s: float) -> None:
+        self._engines, self._deadline_s = engines, deadline_s
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._wait(
+            engine.init_weight_transfer_engine.remote(ranked(init_info, number))
+            for number, engine in enumerate(self._engines)
+        )
+
+    def start_weight_update(self) -> None:
+        self._wait(engine.start_weight_update.remote() for engine in self._engines)
+
+    def update_weights(self, update_info: Any) -> None:
+        self._wait(engine.update_weights.remote(update_info) for engine in self._engines)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """End the update. Versions are set by serve_weights, never from here."""
+        if weight_version is not None:
+            raise ValueError(
+                f"weight_version = {weight_version!r}: serve_weights labels versions; leave it out"
+            )
+        self._wait(engine.finish_weight_update.remote() for engine in self._engines)
+
+    def _wait(self, references: Iterable[Any]) -> None:
+        try:
+            ray.get(list(references), timeout=self._deadline_s)
+        except RayTaskError as error:
+            raise error.cause from error
+
+
+def ranked(init_info: dict[str, Any], number: int) -> dict[str, Any]:
+    """`init_info` for engine `number`: with nccl each has a rank of its own in the group, 1 + number.
+
+    vLLM counts ranks within one engine only, and would give every engine the same.
+    """
+    offsets = {key: value + number for key, value in init_info.items() if key == "rank_offset"}
+    return init_info | offsets
 
 
 # The first touch of memory dominates a training step on small machines (7 to 48 times a second touch): keep

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +16,20 @@ from envs.policy import Completion, SamplingParams, VersionSpan
 from rollout.manifest import Manifest
 from rollout.weight_sketch import Sketch
 
-# Set before vLLM is imported. Without dynamo the engine never calls a C++ compiler (vLLM compiles
-# gather_logprobs even with enforce_eager). `nobind`: engines share the cores that the run gives them.
-ENGINE_ENVIRONMENT = {
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
+# What vLLM reads from the environment, set before it is imported: always, by device, by weight channel.
+COMMON_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+DEVICE_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
+    # Without dynamo the engine never calls a C++ compiler (vLLM compiles gather_logprobs even with
+    # enforce_eager). `nobind`: engines share the cores that the run gives them.
+    "cpu": {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    "cuda": {},
 }
+CHANNEL_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
+    # A CUDA IPC handle holds types of torch's, which vLLM passes on to its worker only as pickles. They come
+    # from this run's learner, over a socket of this user's on this host.
+    "ipc": {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"},
+}
+GPU_FILL = 0.9  # of an engine's share of a GPU: what vLLM may fill, the rest is its CUDA context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +37,8 @@ class EngineSpec:
     """Everything one engine is started from.
 
     `num_threads` is the engine's OpenMP threads on the CPU: with one, its results do not depend on what else
-    is in the batch. `kv_cache_gib` is per engine on the CPU; on a GPU `gpu_memory_utilization` rules instead.
+    is in the batch. `kv_cache_gib` is per engine on the CPU; on a GPU `num_gpus` rules instead, the engine's
+    share of one (at most 1). `weight_transfer_backend` is a name in vLLM's weight-transfer registry.
     """
 
     name: str
@@ -42,9 +50,33 @@ class EngineSpec:
     weight_transfer_backend: str
     num_threads: int = 1
     kv_cache_gib: int = 1
-    gpu_memory_utilization: float = 0.4
+    num_gpus: float = 0.0
     seed: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def engine_environment(spec: EngineSpec) -> dict[str, str]:
+    """The environment variables of an engine; those of the spec itself come last."""
+    on_cpu = {"OMP_NUM_THREADS": str(spec.num_threads), "VLLM_CPU_KVCACHE_SPACE": str(spec.kv_cache_gib)}
+    return {
+        **COMMON_ENVIRONMENT,
+        **DEVICE_ENVIRONMENT[spec.device],
+        **(on_cpu if spec.device == "cpu" else {}),
+        **CHANNEL_ENVIRONMENT.get(spec.weight_transfer_backend, {}),
+        **spec.environment,
+    }
+
+
+def device_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """The arguments of AsyncEngineArgs that the device decides; on a GPU vLLM's own defaults do well."""
+    if spec.device != "cpu":
+        return {"gpu_memory_utilization": GPU_FILL * spec.num_gpus}
+    return {
+        "enforce_eager": True,
+        # Seeded requests and chunked prefill kill the CPU engine ("CPU Generator does not use offset").
+        "enable_chunked_prefill": False,
+        "block_size": 32,  # the CPU's default is 128: shorter prompts would never be cached
+    }
 
 
 class EngineError(RuntimeError):
@@ -64,39 +96,28 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Load the model and serve version 0. Raises EngineError when vLLM does not come up."""
-        os.environ.update(ENGINE_ENVIRONMENT | dict(self.spec.environment))
-        if self.spec.device == "cpu":
-            os.environ["OMP_NUM_THREADS"] = str(self.spec.num_threads)
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.spec.kv_cache_gib)
+        os.environ.update(engine_environment(self.spec))
         from vllm import AsyncEngineArgs  # the import must see the environment above
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        on_cpu = self.spec.device == "cpu"
         args = AsyncEngineArgs(
             model=self.spec.model,
             dtype=self.spec.dtype,  # pyright: ignore[reportArgumentType]  (one of vLLM's literals; validated by it)
             seed=self.spec.seed,
             max_model_len=self.spec.context_length,
             max_num_seqs=self.spec.max_num_seqs,
-            enforce_eager=on_cpu,
-            # Seeded requests and chunked prefill kill the CPU engine ("CPU Generator does not use offset").
-            enable_chunked_prefill=not on_cpu,
             max_num_batched_tokens=max(self.spec.context_length, 4096),
-            block_size=32
-            if on_cpu
-            else None,  # the CPU's default is 128: shorter prompts would never be cached
             enable_prefix_caching=True,
             skip_tokenizer_init=True,
             logprobs_mode="processed_logprobs",
-            gpu_memory_utilization=self.spec.gpu_memory_utilization,
             weight_transfer_config=WeightTransferConfig(backend=self.spec.weight_transfer_backend),
             worker_extension_cls="rollout.weight_transfer.WorkerExtension",
             disable_log_stats=True,
+            **device_arguments(self.spec),
         )
         try:
             self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
-            await self._llm.init_weight_transfer_engine(_request("init", {}))
             await self._llm.update_weight_version("0")
         except Exception as error:
             raise EngineError(f"{self.spec.name} did not start on {self.spec.model}: {error}") from error
@@ -153,56 +174,102 @@ class VllmEngine:
 
     async def _finish(self, prompt_ids: Sequence[int], params: Any) -> Any:
         """The final output of one request."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         request_id = f"{self.spec.name}-{next(self._ids)}"
         final = None
-        try:
+        with self._attempt(f"request {request_id}"):
             async for output in self._llm.generate(
                 {"prompt_token_ids": list(prompt_ids)}, params, request_id
             ):
                 final = output
-        except EngineDeadError as error:
-            raise EngineError(
-                f"{self.spec.name} is dead: a process of vLLM's was killed, or crashed "
-                "(was there memory left?)"
-            ) from error
-        except Exception as error:
-            raise EngineError(f"{self.spec.name} failed on request {request_id}: {error}") from error
         if final is None or not final.finished:
             raise EngineError(f"{self.spec.name} ended request {request_id} without a finished output")
         return final
 
     async def receive_weights(self, manifest: Manifest, *, drill: str = "") -> None:
-        """Load one policy version: check the manifest, hold the requests in flight, load, drop stale caches.
+        """Load one policy version out of shared memory: prepare, load, serve.
 
         Raises:
             EngineError: the worker refused or failed; before the load began the old weights still serve.
         """
-        plain = manifest.to_dict()
-        update = {"manifest": plain, "drill": drill}
-        try:
-            await self._llm.collective_rpc("check_weight_manifest", args=(plain,))
-            await self._llm.pause_generation(mode="keep", clear_cache=False)
+        await self.prepare_weights(manifest)
+        with self._attempt(f"loading policy version {manifest.version}"):
             await self._llm.start_weight_update()
-            await self._llm.update_weights(_request("update", update))
-            await self._llm.finish_weight_update(str(manifest.version))
+            await self._llm.update_weights(_update({"manifest": manifest.to_dict(), "drill": drill}))
+            await self._llm.finish_weight_update()
+        await self.serve_weights(manifest.version)
+
+    async def prepare_weights(self, manifest: Manifest) -> None:
+        """Check what is announced against the model, then hold the requests in flight.
+
+        Raises:
+            EngineError: the manifest is not what this engine serves; the old weights still serve.
+        """
+        with self._attempt(f"the check of policy version {manifest.version}"):
+            await self._llm.collective_rpc("check_weight_manifest", args=(manifest.to_dict(),))
+            await self._llm.pause_generation(mode="keep", clear_cache=False)
+
+    async def serve_weights(self, version: int) -> None:
+        """Label new tokens with `version`, drop what the old weights cached, and go on.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        with self._attempt(f"serving policy version {version}"):
+            await self._llm.update_weight_version(str(version))
             # Key-values of the old weights must never answer for the new ones.
             if not await self._llm.reset_prefix_cache(reset_running_requests=True):
-                raise EngineError(f"{self.spec.name} could not reset its prefix cache")
+                raise EngineError("the prefix cache could not be reset")
             await self._llm.resume_generation()
+
+    # The next four are the receiving end of vLLM's `VLLMWeightSyncClient`: on ipc and nccl the learner calls
+    # them, between prepare_weights and serve_weights.
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Open the channel to the learner. With nccl this returns when every rank has come."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        with self._attempt("opening the weight channel"):
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def start_weight_update(self) -> None:
+        with self._attempt("the start of a weight update"):
+            await self._llm.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive one chunk of weights: all of them with nccl, a full buffer with ipc."""
+        with self._attempt("receiving weights"):
+            await self._llm.update_weights(_update(update_info))
+
+    async def finish_weight_update(self) -> None:
+        """End the update. vLLM's own backends know nothing of a tied head with a copy of its own."""
+        with self._attempt("the end of a weight update"):
+            await self._llm.finish_weight_update()
+            await self._llm.collective_rpc("retie_head")
+
+    @contextmanager
+    def _attempt(self, what: str) -> Iterator[None]:
+        """Any failure of vLLM's as an EngineError that says whose and at what; a dead engine as just that."""
+        try:
+            yield
+        except EngineError:
+            raise
         except Exception as error:
-            raise EngineError(
-                f"{self.spec.name}: sync of policy version {manifest.version} failed: {error}"
-            ) from error
+            if self._llm.errored:
+                raise EngineError(
+                    f"{self.spec.name} is dead: a process of vLLM's was killed, or crashed "
+                    "(was there memory left?)"
+                ) from error
+            raise EngineError(f"{self.spec.name}: {what} failed: {error}") from error
 
     async def served_version(self) -> int:
         """The policy version that new tokens are labelled with."""
-        return int(await self._llm.get_weight_version())
+        with self._attempt("asking for its policy version"):
+            return int(await self._llm.get_weight_version())
 
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
         """Sketches of what every layer serves, by Hugging Face name."""
-        (plain,) = await self._llm.collective_rpc("sketch_served_weights", args=(seed,))
+        with self._attempt("sketching its weights"):
+            (plain,) = await self._llm.collective_rpc("sketch_served_weights", args=(seed,))
         return {name: _sketch(entry) for name, entry in plain.items()}
 
     async def stop(self) -> None:
@@ -220,10 +287,8 @@ def _sketch(entry: Mapping[str, Any]) -> Sketch:
     )
 
 
-def _request(kind: str, info: dict[str, Any]) -> Any:
-    """vLLM's own request types, by kind."""
-    from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+def _update(info: dict[str, Any]) -> Any:
+    """vLLM's own request type."""
+    from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-    if kind == "init":
-        return WeightTransferInitRequest(init_info=info)
     return WeightTransferUpdateRequest(update_info=info)

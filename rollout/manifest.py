@@ -21,7 +21,9 @@ class WeightSyncError(RuntimeError):
 class TensorSpec:
     """One Hugging Face tensor.
 
-    `crc32` is over its contiguous bytes in `dtype`, at `offset` of the shared file.
+    `crc32` is over its contiguous bytes in `dtype`, at `offset` of the shared file. Both are 0 where there is
+    no file: a CRC would bring every weight of a GPU to main memory, and the sketches of a sync compare every
+    tensor afterwards anyway.
     """
 
     name: str
@@ -39,7 +41,7 @@ class TensorSpec:
 class Manifest:
     """All tensors of policy `version`.
 
-    `path` is the shared-memory file; empty for device-to-device backends.
+    `path` is the shared-memory file; empty for channels from device to device.
     """
 
     version: int

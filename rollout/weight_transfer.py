@@ -3,8 +3,9 @@
 This module is imported in vLLM's worker process (it is named as `worker_extension_cls`), where it registers
 the backend `whetstone_shm` with vLLM's own weight-transfer registry. It must import neither ray nor rl.
 
-A sync is five calls to the worker: check_manifest (ours; nothing is touched yet), start_weight_update,
-update_weights, finish_weight_update (vLLM's), sketch_served (ours).
+A sync is five calls to the worker: check_weight_manifest (ours; nothing is touched yet), start_weight_update,
+update_weights, finish_weight_update (vLLM's), sketch_served_weights (ours). With vLLM's own backends (ipc,
+nccl) the learner makes the middle three (rollout/weight_transfer_device.py), and retie_head follows them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.config.weight_transfer import WeightTransferConfig  # noqa: F401  (fails loudly when vLLM moves it)
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -117,6 +119,7 @@ class WorkerExtension:
     """Methods that vLLM mixes into its worker; reached through `collective_rpc` by name."""
 
     model_runner: Any
+    vllm_config: VllmConfig
 
     def _model(self) -> nn.Module:
         return self.model_runner.get_model()
@@ -135,6 +138,11 @@ class WorkerExtension:
                 raise WeightSyncError(
                     f"bytes in {checked.path} do not match the manifest's CRC: {', '.join(torn)}"
                 )
+
+    def retie_head(self) -> None:
+        """After an update by a backend of vLLM's: what SharedMemoryEngine does at its own end."""
+        with set_current_vllm_config(self.vllm_config):
+            retie_head(self._model())
 
     def sketch_served_weights(self, seed: int) -> dict[str, dict[str, Any]]:
         """Sketches of what the layers serve, by Hugging Face name, as plain types."""

@@ -112,6 +112,28 @@ class RolloutWorker:
         await self.engine.receive_weights(Manifest.from_dict(manifest), drill=drill)
         return await self.engine.served_version()
 
+    async def prepare_weights(self, manifest: Mapping[str, Any]) -> None:
+        await self.engine.prepare_weights(Manifest.from_dict(manifest))
+
+    async def serve_weights(self, version: int) -> int:
+        """End a sync; returns the version that new tokens are labelled with."""
+        await self.engine.serve_weights(version)
+        return await self.engine.served_version()
+
+    # Called by the learner (rl/workers.py: EngineClient), not by the driver.
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        await self.engine.init_weight_transfer_engine(init_info)
+
+    async def start_weight_update(self) -> None:
+        await self.engine.start_weight_update()
+
+    async def update_weights(self, update_info: Any) -> None:
+        await self.engine.update_weights(update_info)
+
+    async def finish_weight_update(self) -> None:
+        await self.engine.finish_weight_update()
+
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
         return await self.engine.sketch_served_weights(seed)
 
@@ -132,13 +154,12 @@ class RemoteRollouts:
     def __init__(self, spec: RolloutSpec, *, start_s: float, group_s: float, sync_s: float) -> None:
         self.name = spec.engine.name
         self._start_s, self._group_s, self._sync_s = start_s, group_s, sync_s
-        on_gpu = spec.engine.device == "cuda"
         self._actor: Any = (
             ray.remote(RolloutWorker)
             .options(
                 name=None,
                 num_cpus=spec.engine.num_threads,
-                num_gpus=spec.engine.gpu_memory_utilization if on_gpu else 0,
+                num_gpus=spec.engine.num_gpus,
                 # Agents wait for tools and the engine: far more of them than Ray's default of 1,000 may be in
                 # flight.
                 max_concurrency=10_000,
@@ -146,6 +167,11 @@ class RemoteRollouts:
             )
             .remote(spec)
         )
+
+    @property
+    def actor(self) -> Any:
+        """The RolloutWorker's handle: on a device channel the learner calls it too."""
+        return self._actor
 
     def _within(self, reference: Awaitable[T], deadline_s: float, what: str) -> Awaitable[T]:
         return within(reference, deadline_s, waiter="the driver", awaited=f"{self.name} ({what})")
@@ -162,6 +188,14 @@ class RemoteRollouts:
         return await self._within(
             self._actor.receive_weights.remote(manifest.to_dict(), drill), self._sync_s, "weight sync"
         )
+
+    async def prepare_weights(self, manifest: Manifest) -> None:
+        await self._within(
+            self._actor.prepare_weights.remote(manifest.to_dict()), self._sync_s, "check of a manifest"
+        )
+
+    async def serve_weights(self, version: int) -> int:
+        return await self._within(self._actor.serve_weights.remote(version), self._sync_s, "end of a sync")
 
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
         return await self._within(

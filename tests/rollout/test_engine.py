@@ -41,7 +41,7 @@ class Pair:
         """A non-zero update of every tensor, published."""
         self.version += 1
         perturb(self.model, 0.3, seed=self.version)
-        return self.shared.write(self.model, self.version)
+        return self.shared.write(self.version)
 
     async def proven(self) -> None:
         served = await self.engine.sketch_served_weights(self.version)
@@ -97,6 +97,19 @@ async def test_logprobs_equal_transformers_before_and_after_three_updates(pair: 
         # The same prompt as before: keys and values of the old weights would answer from the prefix cache.
         assert await pair.gap(seed=0) < MAX_GAP
         assert await pair.gap(seed=update) < MAX_GAP
+
+
+async def test_an_update_driven_by_the_learner_is_served_its_head_included(pair: Pair) -> None:
+    """The calls of ipc and nccl, over shared memory; `no_retie`, since vLLM's own backends re-tie nothing."""
+    manifest = pair.change_weights()
+    await pair.engine.prepare_weights(manifest)
+    await pair.engine.start_weight_update()
+    await pair.engine.update_weights({"manifest": manifest.to_dict(), "drill": "no_retie"})
+    await pair.engine.finish_weight_update()
+    await pair.engine.serve_weights(manifest.version)
+    assert await pair.engine.served_version() == manifest.version
+    await pair.proven()
+    assert await pair.gap() < MAX_GAP
 
 
 async def test_seeded_prompts_beyond_the_token_budget_do_not_stop_the_engine(pair: Pair) -> None:
