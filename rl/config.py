@@ -137,8 +137,8 @@ class Config:
     engine_threads: Size = 0
     """CPU threads of each engine. 0 is auto: 1, with which results do not depend on what shares a batch."""
     learner_threads: Size = 0
-    """CPU threads of the learner. 0 is auto: the cores that the engines leave, up to 8. Two of them on a core that
-    something else uses wait for each other: measured, a step then takes ten times as long."""
+    """CPU threads of the learner. 0 is auto: the cores that the engines leave, up to 8. Threads that share a
+    core wait for each other: measured with two on a busy machine, a step then takes ten times as long."""
     engine_dtype: EngineDtype = "auto"
     """Precision of the engines. auto: float32 on a CPU, bfloat16 on a GPU."""
     learner_dtype: LearnerDtype = "float32"
