@@ -20,8 +20,8 @@ SHARED_MEMORY = Path("/dev/shm")
 class Ended:
     """How a run ended.
 
-    `seconds` since it was hurt; `left` are its processes that still live; `shared_memory` are files that were
-    not there when it began, and that nobody has mapped.
+    `seconds` since it was hurt; `left` are its processes that still live; `shared_memory` are blocks that
+    were not there when it began, and that nobody has mapped.
     """
 
     code: int
@@ -50,7 +50,7 @@ class RunningRun:
         with self._screen.open("w") as out, self._errors.open("w") as errors:
             self.driver = psutil.Popen(command, cwd=ROOT, stdout=out, stderr=errors, start_new_session=True)
         self._family: dict[int, psutil.Process] = {}
-        self._shared_memory_before = {file.name for file in SHARED_MEMORY.iterdir()}
+        self._shared_memory_before = _blocks()
 
     def wait_for_step(self, timeout_s: float) -> None:
         """Until the first training step is written down."""
@@ -76,7 +76,7 @@ class RunningRun:
         seconds = time.monotonic() - started
         _, alive = psutil.wait_procs(list(self._family.values()), timeout=10)
         left = [_title(process) for process in alive]
-        found = {file.name for file in SHARED_MEMORY.iterdir()} - self._shared_memory_before - _mapped()
+        found = _blocks() - self._shared_memory_before - _mapped()
         return Ended(code, seconds, self._screen.read_text(), self._errors.read_text(), left, found)
 
     def end(self) -> None:
@@ -100,6 +100,11 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _blocks() -> set[str]:
+    """Files in shared memory, without semaphores: vLLM may lose one of 32 bytes when it is killed."""
+    return {file.name for file in SHARED_MEMORY.iterdir() if not file.name.startswith("sem.")}
 
 
 def _mapped() -> set[str]:

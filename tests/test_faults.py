@@ -25,9 +25,9 @@ STEP_S = 280  # for a run to come to its first step, on a machine that does othe
 LONG_RUN = ("--num-steps", "1000")
 
 
-def assert_clean_stop(ended: Ended, *named: str, code: int = 3) -> None:
+def assert_clean_stop(ended: Ended, *named: str, code: int = 3, within_s: float = 30) -> None:
     assert ended.code == code, ended.errors
-    assert ended.seconds < 30
+    assert ended.seconds < within_s
     (message,) = [line for line in ended.errors.splitlines() if line.startswith("STOPPED: ")]
     assert [part for part in named if part not in message] == []
     # Besides it: an empty line, where the run directory is, and the progress of the base policy.
@@ -62,17 +62,17 @@ def test_a_killed_process_stops_the_run_by_its_role(tmp_path: Path, title: str, 
 @pytest.mark.parametrize(
     ("title", "deadline", "named"),
     [
-        ("VLLM::EngineCore", "--group-deadline-s", "the collector waited 10 s"),
-        ("ray::Learner", "--learner-deadline-s", "the driver waited 10 s for the learner"),
+        ("VLLM::EngineCore", "--group-deadline-s", "the collector waited 40 s"),
+        ("ray::Learner", "--learner-deadline-s", "the driver waited 40 s for the learner"),
     ],
 )
 def test_a_process_that_hangs_stops_the_run_at_its_deadline(
     tmp_path: Path, title: str, deadline: str, named: str
 ) -> None:
-    with running(tmp_path, [*LONG_RUN, deadline, "10"]) as run:
+    with running(tmp_path, [*LONG_RUN, deadline, "40"]) as run:
         run.wait_for_step(STEP_S)
-        ended = run.hurt(run.process(title), signal.SIGSTOP, timeout_s=90)
-    assert_clean_stop(ended, named)
+        ended = run.hurt(run.process(title), signal.SIGSTOP, timeout_s=120)
+    assert_clean_stop(ended, named, within_s=40 + 45)  # a stopped process is ended only after a while
 
 
 @pytest.mark.slow
