@@ -18,6 +18,7 @@ from rl.run_dir import RunDir
 from rl.screens import Link, Role, StartFacts
 from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
 from rollout.engine import EngineSpec
+from rollout.failures import PeerFailedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,22 +92,26 @@ def make_learner_spec(config: Config, algorithm: PolicyGradient, *, run_name: st
 
 
 def start_ray(config: Config) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine, for this run only."""
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine, for this run only.
+
+    Raises:
+        PeerFailedError: Ray did not come up.
+    """
     # Where an actor dies Ray prints a page to stdout, whatever its log level; ours is the STOPPED message.
     ray_worker._worker_logs_enabled = False
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return
     # Engines idle while the learner works and the other way round, so their threads may add up to more than
     # the cores; Ray would otherwise wait for ever for a core that is never free.
     logical_cores = config.engines * config.engine_threads + config.learner_threads
-    ray.init(
-        num_cpus=max(logical_cores, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=512 * 2**20,
-    )
+    own_cluster = {
+        "num_cpus": max(logical_cores, os.cpu_count() or 1),
+        "include_dashboard": False,
+        "object_store_memory": 512 * 2**20,
+    }
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if joins else own_cluster))
+    except Exception as error:  # a bare Exception where one of its processes is not up within its 30 s
+        raise PeerFailedError(f"Ray did not start: {error}") from error
 
 
 def start_facts(

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from recipes.placement import start_ray
 from recipes.stopping import InterruptedRunError, Stop, run_interruptibly, stop_of
 from rl.checkpoint import save_policy
+from rl.config import Config
 from rl.gates import GateError
 from rollout.collector import NoSignalError
 from rollout.engine import EngineError
-from rollout.failures import world_cause
+from rollout.failures import PeerFailedError, world_cause
 from tests.running import Ended, running
 from tests.tiny import load, make_tiny_model
 
@@ -136,6 +138,15 @@ def test_the_worlds_failures_have_a_cause_and_bugs_have_none(error: Exception, c
 def test_what_a_gate_found_stops_the_run_and_a_bug_does_not_hide() -> None:
     assert stop_of(GateError("the gap is 1")) == Stop("the gap is 1", 3)
     assert stop_of(ZeroDivisionError()) is None
+
+
+def test_a_cluster_that_is_not_there_stops_the_run(monkeypatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(PeerFailedError, match="Ray did not start: ") as raised:
+        start_ray(Config())
+    stop = stop_of(raised.value)
+    assert stop is not None
+    assert stop.exit_code == 3
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_written(tmp_path, monkeypatch) -> None:
