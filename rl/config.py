@@ -230,6 +230,7 @@ class Config:
 
 SMOKE = {
     "num_steps": 3,
+    "warmup_steps": 0,
     "num_groups": 4,
     "group_size": 4,
     "micro_batch_size": 16,
