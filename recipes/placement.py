@@ -108,10 +108,16 @@ def start_ray(config: Config) -> None:
         "object_store_memory": 512 * 2**20,
     }
     joins = bool(os.environ.get("RAY_ADDRESS"))
+    options = {} if joins else own_cluster
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if joins else own_cluster))
-    except Exception as error:  # a bare Exception where one of its processes is not up within its 30 s
-        raise PeerFailedError(f"Ray did not start: {error}") from error
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception:  # a bare Exception where one of its processes is not up within its fixed 30 s
+        # On a machine that is busy the second start finds Ray's files in memory and is several times faster.
+        ray.shutdown()
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:
+            raise PeerFailedError(f"Ray did not start, tried twice: {error}") from error
 
 
 def start_facts(
