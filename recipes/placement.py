@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 from dataclasses import dataclass
 
 import ray
@@ -108,16 +109,21 @@ def start_ray(config: Config) -> None:
         "object_store_memory": 512 * 2**20,
     }
     joins = bool(os.environ.get("RAY_ADDRESS"))
-    options = {} if joins else own_cluster
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except Exception:  # a bare Exception where one of its processes is not up within its fixed 30 s
-        # On a machine that is busy the second start finds Ray's files in memory and is several times faster.
-        ray.shutdown()
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except Exception as error:
-            raise PeerFailedError(f"Ray did not start, tried twice: {error}") from error
+            _init_ray({} if joins else own_cluster)
+        except Exception:  # a bare Exception where one of its processes is not up within Ray's fixed 30 s
+            if joins:
+                raise
+            # On a busy machine the second start finds Ray's files in memory and is several times faster.
+            ray.shutdown()
+            _init_ray(own_cluster)
+    except Exception as error:
+        raise PeerFailedError(f"Ray did not start: {error}") from error
+
+
+def _init_ray(options: Mapping[str, Any]) -> None:
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
 def start_facts(
