@@ -127,8 +127,8 @@ def test_resolve_fills_in_what_the_machine_gives_and_keeps_what_is_set():
 
 def test_the_gap_limit_is_that_of_the_coarser_side_unless_given():
     assert resolve(Config(), LAPTOP).gap_limit == 1e-4
-    assert resolve(Config(engine_dtype="bfloat16"), LAPTOP).gap_limit == 0.1
-    assert resolve(Config(learner_dtype="bfloat16"), LAPTOP).gap_limit == 0.1
+    assert resolve(Config(engine_dtype="bfloat16"), LAPTOP).gap_limit == 1.0
+    assert resolve(Config(learner_dtype="bfloat16"), LAPTOP).gap_limit == 1.0
     assert resolve(Config(engine_dtype="bfloat16", max_gap=0.5), LAPTOP).gap_limit == 0.5
 
 
