@@ -35,8 +35,8 @@ Sabotage = Literal[
 ]
 
 # Largest |log-prob difference| (nats) on a sampled token between engine and learner that still counts as the
-# same policy. float32: 1e-5 measured, 1e-2 when a tied head is stale. bfloat16: 4e-3 on average and 0.2 on the
-# unlikeliest token measured on half a million parameters; float16 has 3 more bits of mantissa.
+# same policy. float32: 1e-5 measured, 1e-2 when a tied head is stale. bfloat16: 4e-3 on average and 0.2 on
+# the unlikeliest token measured on half a million parameters; float16 has 3 more bits of mantissa.
 GAP_LIMITS = {"float32": 1e-4, "float16": 0.1, "bfloat16": 1.0}
 
 
