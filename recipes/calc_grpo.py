@@ -23,11 +23,11 @@ CONFIG = Config(
     env="calc",
     level=1,
     algorithm="grpo",
-    num_steps=60,
+    num_steps=70,
     num_groups=32,
     group_size=8,
     micro_batch_size=64,
-    learning_rate=6e-4,
+    learning_rate=4e-4,
     lr_schedule="linear",
     warmup_steps=5,
     # GRPO's mean over each answer's own length lets a wrong answer dilute its penalty by rambling: measured

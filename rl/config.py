@@ -137,8 +137,7 @@ class Config:
     engine_threads: Size = 0
     """CPU threads of each engine. 0 is auto: 1, with which results do not depend on what shares a batch."""
     learner_threads: Size = 0
-    """CPU threads of the learner. 0 is auto: the cores that the engines leave, up to 8. Threads that share a
-    core wait for each other: measured with two on a busy machine, a step then takes ten times as long."""
+    """CPU threads of the learner. 0 is auto: every core, up to 8; engines idle while the learner works."""
     engine_dtype: EngineDtype = "auto"
     """Precision of the engines. auto: float32 on a CPU, bfloat16 on a GPU."""
     learner_dtype: LearnerDtype = "float32"
@@ -255,8 +254,7 @@ def resolve(config: Config, machine: Machine) -> Config:
         engine_dtype=_chosen(config.engine_dtype, "bfloat16" if on_gpu else "float32"),
         sync_backend=_chosen(config.sync_backend, gpu_backend if on_gpu else "shm"),
         engine_threads=config.engine_threads or 1,
-        learner_threads=config.learner_threads
-        or max(1, min(machine.cores - config.engines * (config.engine_threads or 1), 8)),
+        learner_threads=config.learner_threads or min(machine.cores, 8),
         num_concurrent=config.num_concurrent or -(-config.num_trajectories // config.engines),
     )
 

@@ -93,10 +93,8 @@ def _require(gap: Gap, limit: float, when: str, cause: str) -> None:
     if not gap.max <= limit:
         raise GateError(
             f"the log-prob gap between engine and learner {when} is {gap.max:.2e} at most and "
-            f"{gap.mean:.2e} on "
-            f"average over {gap.num_tokens} tokens; the limit is {limit:.1e}: {cause}. The run does not "
-            f"start. "
-            f"(--engine-dtype and --max-gap set the limit.)"
+            f"{gap.mean:.2e} on average over {gap.num_tokens} tokens; the limit is {limit:.1e}: {cause}. "
+            "The run does not start. (--engine-dtype and --max-gap set the limit.)"
         )
 
 
@@ -120,14 +118,12 @@ class StepGates:
         if self._above >= self.patience or gap > 10 * self.gap_limit:
             raise GateError(
                 f"step {step}: the log-prob gap between engine and learner is {gap:.2e} (limit "
-                f"{self.gap_limit:.1e}, "
-                f"above it for {self._above} step(s)): the engine no longer samples from the policy that is "
-                f"trained"
+                f"{self.gap_limit:.1e}, above it for {self._above} step(s)): the engine no longer samples "
+                "from the policy that is trained"
             )
         if step == 1 and metrics["policy/first_ratio_error"] > 1e-4:
             raise GateError(
-                f"step 1: before the first update the ratio of the policy to itself is off 1 by "
+                "step 1: before the first update the ratio of the policy to itself is off 1 by "
                 f"{metrics['policy/first_ratio_error']:.2e}; scoring and updating do not compute the same "
-                f"log-probs "
-                f"(dropout, dtype, temperature or padding)"
+                "log-probs (dropout, dtype, temperature or padding)"
             )

@@ -132,8 +132,8 @@ class WeightSync:
 
         Raises:
             WeightSyncError: an engine labels tokens with another version, serves another tensor (it is
-            named), or
-                answers a canary otherwise than the learner, or as before although the learner's answer moved.
+                named), or answers a canary otherwise than the learner, or as before although the learner's
+                answer moved.
         """
         started = time.monotonic()
         receivers = rollouts.runners
@@ -179,8 +179,7 @@ class WeightSync:
             raise WeightSyncError(
                 f"{receiver.name} answers the canaries up to {gap:.2e} nats off the learner at version "
                 f"{self.version}; the limit is {self.gap_limit:.2e}. Every tensor matches, so look at the "
-                f"model code "
-                f"and dtypes of both sides"
+                "model code and dtypes of both sides"
             )
         before, learner_before = self._last_answers.get(receiver.name), self._last_answers.get("learner")
         if before is not None and learner_before is not None:
@@ -188,8 +187,8 @@ class WeightSync:
             if moved > MOVED and np.array_equal(given, before):
                 raise WeightSyncError(
                     f"{receiver.name} answers the canaries exactly as before version {self.version}, "
-                    f"although the "
-                    f"learner's answer moved by {moved:.2e} nats: it does not serve what was loaded"
+                    f"although the learner's answer moved by {moved:.2e} nats: it does not serve what was "
+                    "loaded"
                 )
         self._last_answers[receiver.name] = given
         return gap

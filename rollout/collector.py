@@ -107,10 +107,8 @@ class Collector(Generic[Runner]):
             if count == 0:
                 raise NoSignalError(
                     f"step {self.step}: {index - self.cursor} tasks gave {len(kept)} of {num_groups} groups "
-                    f"with "
-                    f"unequal rewards; the tasks are too hard or too easy for this policy: change the "
-                    f"level, or "
-                    f"use an algorithm that keeps uniform groups"
+                    "with unequal rewards; the tasks are too hard or too easy for this policy: change the "
+                    "level, or use an algorithm that keeps uniform groups"
                 )
             requests = [self._request(index + i, self.step, self.spec.group_size) for i in range(count)]
             kept += [group for group in await self.run(requests) if self._has_signal(group)]
@@ -157,8 +155,8 @@ class Collector(Generic[Runner]):
             if pending:
                 raise TimeoutError(
                     f"the collector waited {self.spec.deadline_s:g} s for {len(tasks)} groups; {len(done)} "
-                    f"were done. "
-                    f"An engine hangs, or the deadline is too short for this model: raise --group-deadline-s"
+                    "were done. An engine hangs, or the deadline is too short for this model: raise "
+                    "--group-deadline-s"
                 )
             return [task.result() for task in tasks]
         finally:

@@ -19,9 +19,15 @@ from rollout.weight_sketch import Sketch
 # What vLLM reads from the environment, set before it is imported: always, by device, by weight channel.
 COMMON_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 DEVICE_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
-    # Without dynamo the engine never calls a C++ compiler (vLLM compiles gather_logprobs even with
-    # enforce_eager). `nobind`: engines share the cores that the run gives them.
-    "cpu": {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    "cpu": {
+        # Without dynamo no C++ compiler is called (vLLM compiles gather_logprobs even with enforce_eager).
+        "TORCHDYNAMO_DISABLE": "1",
+        # Engines share the cores that the run gives them.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # No worker process besides the engine core's: it would spin on a core for a second after each
+        # answer, while the learner works. vLLM starts one only to set OpenMP's environment, which is set.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    },
     "cuda": {},
 }
 CHANNEL_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {

@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import resource_tracker
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -143,9 +142,6 @@ class RolloutWorker:
 
     async def stop(self) -> None:
         await self.engine.stop()
-        # multiprocessing's tracker unlinks the shared memory that killed processes of vLLM's left behind, as
-        # soon as nobody can make more. Ray would kill it together with this actor.
-        await asyncio.to_thread(resource_tracker._resource_tracker._stop)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class RemoteRollouts:

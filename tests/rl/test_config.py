@@ -116,7 +116,7 @@ def test_a_learning_rate_of_zero_is_a_control_and_allowed():
 def test_resolve_fills_in_what_the_machine_gives_and_keeps_what_is_set():
     on_cpu = resolve(Config(), LAPTOP)
     assert (on_cpu.device, on_cpu.engine_dtype, on_cpu.sync_backend) == ("cpu", "float32", "shm")
-    assert (on_cpu.engine_threads, on_cpu.learner_threads, on_cpu.num_concurrent) == (1, 1, 128)
+    assert (on_cpu.engine_threads, on_cpu.learner_threads, on_cpu.num_concurrent) == (1, 2, 128)
     on_gpu = resolve(Config(engines=3, learner_threads=1), ONE_GPU)
     assert (on_gpu.device, on_gpu.engine_dtype, on_gpu.sync_backend) == ("cuda", "bfloat16", "ipc")
     assert (on_gpu.learner_threads, on_gpu.num_concurrent) == (1, 43)  # 128 / 3 = 42.7, rounded up
