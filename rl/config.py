@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Annotated, Literal
 
 from rl.machine import Machine
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The values a number may take, ends included; `above_zero` leaves 0 out."""
-
-    low: float
-    high: float = inf
-    above_zero: bool = False
-
-
-Count = Annotated[int, Range(1)]
-Size = Annotated[int, Range(0)]
-Positive = Annotated[float, Range(0, above_zero=True)]
-NonNegative = Annotated[float, Range(0)]
-Share = Annotated[float, Range(0, 1)]
-Decay = Annotated[float, Range(0, 0.999999)]
+from rl.overrides import Count, Decay, NonNegative, Overrides, Positive, Range, Share, Size
 
 Device = Literal["auto", "cpu", "cuda"]
 EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -41,7 +24,7 @@ GAP_LIMITS = {"float32": 1e-4, "float16": 0.1, "bfloat16": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Overrides):
     """One run. A recipe holds one such value; the command line overrides any field.
 
     Fields that are "auto" (0 or None for numbers) are filled in by `resolve`, so that the recorded
@@ -94,28 +77,6 @@ class Config:
     """Decay of AdamW's second moment; below the usual 0.999, since runs are short and gradients change."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this global L2 norm."""
-
-    # Overrides of the algorithm's row; None: the row's own value
-    clip_ratio_low: Share | None = None
-    """How far the ratio may fall below 1 before it is clipped."""
-    clip_ratio_high: NonNegative | None = None
-    """How far the ratio may rise above 1 before it is clipped."""
-    clip_ratio_c: Annotated[float, Range(1)] | None = None
-    """Dual clip: the largest ratio that counts where the advantage is negative."""
-    loss_agg_mode: str | None = None
-    """How token losses become one number, e.g. token-mean or seq-mean-token-mean."""
-    kl_loss_coef: NonNegative | None = None
-    """Weight of the KL penalty against the starting policy."""
-    kl_loss_type: str | None = None
-    """Estimator of that KL: k1, k2 or k3."""
-    entropy_coeff: NonNegative | None = None
-    """Weight of the entropy bonus."""
-    loss_scale_factor: Positive | None = None
-    """The constant that seq-mean-token-sum-norm divides by, in tokens."""
-    rollout_is: str | None = None
-    """Correction of the difference between engine and learner by importance weights: none, token, ..."""
-    rollout_is_threshold: Positive | None = None
-    """Cap of those weights."""
 
     # Limits of one trajectory; reaching one ends it with its own stop reason
     max_turns: Count = 8

@@ -14,25 +14,12 @@ from envs.registry import resolve_env
 from rewards.base import resolve_reward
 from rl.advantages import ADV_ESTIMATORS
 from rl.algorithms import get_algorithm
-from rl.config import Config, Range, resolve
+from rl.config import Config, resolve
 from rl.machine import Machine
 from rl.model_folder import model_problems
+from rl.overrides import Range
 from rl.policy_gradient import PolicyGradient
 from rollout.sabotage import DRILLS
-
-OVERRIDES = (
-    "clip_ratio_low",
-    "clip_ratio_high",
-    "clip_ratio_c",
-    "loss_agg_mode",
-    "kl_loss_coef",
-    "kl_loss_type",
-    "entropy_coeff",
-    "loss_scale_factor",
-    "rollout_is",
-    "rollout_is_threshold",
-)
-"""Fields of Config that replace those of the algorithm's row where they are not None."""
 
 
 class ConfigError(ValueError):
@@ -178,7 +165,7 @@ def algorithm_of(config: Config) -> PolicyGradient:
     Raises:
         ValueError: an unknown row or value (the nearest is named), or an override without effect in that row.
     """
-    return get_algorithm(config.algorithm, **{name: getattr(config, name) for name in OVERRIDES})
+    return get_algorithm(config.algorithm, **config.overrides)
 
 
 def name_problems(config: Config) -> Iterator[str]:
@@ -200,7 +187,7 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
             f"group_size = 1: {config.algorithm} compares the members of a group, so nothing would be "
             "learned; use at least 2, or reinforce"
         )
-    clips = [name for name in OVERRIDES if name.startswith("clip_") and getattr(config, name) is not None]
+    clips = [name for name in config.overrides if name.startswith("clip_")]
     if clips and config.num_minibatches == 1 and not algorithm.bypass_mode:
         yield (
             f"{' and '.join(clips)} with num_minibatches = 1 has no effect: the only update starts from the "
