@@ -74,6 +74,9 @@ def make_learner_spec(config: Config, algorithm: PolicyGradient, *, run_name: st
         model=config.model,
         algorithm=algorithm,
         learning_rate=config.learning_rate,
+        critic_learning_rate=config.learning_rate
+        if config.critic_learning_rate is None
+        else config.critic_learning_rate,
         num_updates=config.num_optimizer_steps,
         lr_schedule=config.lr_schedule,
         warmup_updates=config.warmup_steps * config.num_minibatches,
@@ -89,6 +92,7 @@ def make_learner_spec(config: Config, algorithm: PolicyGradient, *, run_name: st
         num_gpus=gpu_shares(config)[0],
         seed=config.seed,
         run_name=run_name,
+        plugin=config.algorithm if ":" in config.algorithm else "",
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from envs.names import unknown_name
+from envs.names import load_object, unknown_name
 from rl.knobs import without_effect
 from rl.policy_gradient import PolicyGradient
+from rl.rules import RULE_KNOBS, rule_knobs
 
 __all__ = ["ALGORITHMS", "PolicyGradient", "describe", "get_algorithm"]
 
@@ -86,8 +87,72 @@ CISPO = replace(
     kl_loss_coef=0.0,
 )
 
+# What this library recommends where a paper is not to be reproduced: Dr. GRPO's advantage, DAPO's asymmetric
+# clip and aggregation, and a dual clip (arXiv 1912.09729), which bounds the ratio where A < 0.
+DEFAULT = replace(
+    GRPO,
+    name="default",
+    adv_estimator="dr_grpo",
+    clip_ratio_high=0.28,
+    clip_ratio_c=3.0,
+    loss_agg_mode="token-mean",
+    kl_loss_coef=0.0,
+)
+
+# REINFORCE++ (arXiv 2501.03262): whitened returns by token, the KL in the reward.
+REINFORCE_PP = replace(
+    GRPO,
+    name="reinforce_pp",
+    adv_estimator="reinforce_plus_plus",
+    loss_agg_mode="token-mean",
+    kl_loss_coef=0.0,
+    kl_coef=0.01,  # OpenRLHF's default
+)
+
+# The same with the group's mean as baseline before whitening.
+REINFORCE_PP_BASELINE = replace(
+    REINFORCE_PP, name="reinforce_pp_baseline", adv_estimator="reinforce_plus_plus_baseline", kl_coef=0.0
+)
+
+# Proximal Policy Optimization (arXiv 1707.06347) with a critic, as RLHF uses it: KL in the reward, dual clip.
+PPO = replace(
+    GRPO,
+    name="ppo",
+    adv_estimator="gae",  # arXiv 1506.02438
+    gamma=1.0,
+    lam=1.0,  # the default of verl, OpenRLHF, AReaL and slime
+    clip_ratio_c=3.0,  # arXiv 1912.09729
+    loss_agg_mode="token-mean",
+    kl_loss_coef=0.0,
+    kl_coef=0.001,  # verl's default
+    critic="head",
+    cliprange_value=0.5,  # verl, OpenRLHF, AReaL
+)
+
+# Soft gates and other rules that are no interval of the ratio; each stands on Dr. GRPO's advantage with
+# token-mean, so that the rule is what differs from `default`. Their knobs' sources are in rl/rules.py.
+SAPO, DPPO, KIMI, TOPR, OPMD = (
+    replace(DEFAULT, name=name, policy_loss=rule, clip_ratio_high=0.2, clip_ratio_c=None)
+    for name, rule in (
+        ("sapo", "sapo"),
+        ("dppo", "dppo_tv"),
+        ("kimi", "kimi"),
+        ("topr", "topr"),
+        ("opmd", "opmd"),
+    )
+)
+
+# Geometric-Mean Policy Optimization (arXiv 2507.20673); its bounds are of the log-ratio.
+GMPO = replace(
+    GRPO, name="gmpo", policy_loss="gmpo", clip_ratio_low=0.4, clip_ratio_high=0.4, kl_loss_coef=0.0
+)
+
 ALGORITHMS: dict[str, PolicyGradient] = {
-    row.name: row for row in (GRPO, DR_GRPO, DAPO, RLOO, REINFORCE, GSPO, CISPO)
+    row.name: row
+    for row in (
+        *(DEFAULT, GRPO, DR_GRPO, DAPO, RLOO, REINFORCE, REINFORCE_PP, REINFORCE_PP_BASELINE),
+        *(GSPO, CISPO, SAPO, GMPO, DPPO, KIMI, TOPR, OPMD, PPO),
+    )
 }
 
 
@@ -102,7 +167,8 @@ def get_algorithm(name: str, **overrides: Any) -> PolicyGradient:
         ValueError: an unknown row, knob or value (with the nearest known one), or a knob that has no effect
             in the row that results.
     """
-    if name not in ALGORITHMS:
+    row = load_algorithm(name) if ":" in name else ALGORITHMS.get(name)
+    if row is None:
         raise ValueError(unknown_name("algorithm", name, ALGORITHMS))
     knobs = [field.name for field in fields(PolicyGradient) if field.name != "name"]
     for knob in overrides:
@@ -113,12 +179,23 @@ def get_algorithm(name: str, **overrides: Any) -> PolicyGradient:
         for knob, value in overrides.items()
         if value is not None
     }
-    row = replace(ALGORITHMS[name], **given)
+    row = replace(row, **given)
     for knob, reason in without_effect(row):
         if knob in given:
             raise ValueError(
                 f"{knob} = {given[knob]!r} has no effect in algorithm {name!r}: {reason}; leave it out"
             )
+    return row
+
+
+def load_algorithm(spec: str) -> PolicyGradient:
+    """A user's own row, `file.py:ROW` or `package.module:ROW`.
+
+    Its file may register rules (rl.rules.register_rule) and estimators (rl.credit.register_estimator) first.
+    """
+    row = load_object(spec)
+    if not isinstance(row, PolicyGradient):
+        raise ValueError(f"algorithm {spec!r} is a {type(row).__name__}; expected a PolicyGradient")
     return row
 
 
@@ -131,7 +208,7 @@ def describe(algorithm: PolicyGradient) -> str:
         "ppo": f"ratio clipped to [{1 - a.clip_ratio_low:g}, {1 + a.clip_ratio_high:g}]"
         + (f", dual clip {a.clip_ratio_c:g}" if a.clip_ratio_c is not None else ""),
         "cispo": f"-sg(min(r, {a.cispo_ratio_high:g})) A log π",
-    }[a.policy_loss]
+    }.get(a.policy_loss) or _knobs_of_rule(a)
     parts = [
         f"{a.name}: advantage {a.adv_estimator}",
         f"{a.policy_loss} ({rule}; {a.importance_sampling_level} level, to the "
@@ -145,6 +222,7 @@ def describe(algorithm: PolicyGradient) -> str:
         if a.rollout_is != "none"
         else "no rollout_is",
         f"entropy bonus {a.entropy_coeff:g}" if a.entropy_coeff else "",
+        f"critic: {a.critic}, γ {a.gamma:g}, λ {a.lam:g}" if a.critic != "none" else "",
         "uniform groups left out" if a.drop_uniform_groups else "",
         f"truncated: {a.truncated}" if a.truncated != "keep" else "",
         f"overlong penalty over the last {a.overlong_buffer_len} of {a.max_response_length} tokens"
@@ -152,3 +230,9 @@ def describe(algorithm: PolicyGradient) -> str:
         else "",
     ]
     return ", ".join(filter(None, parts))
+
+
+def _knobs_of_rule(a: PolicyGradient) -> str:
+    own = {knob: getattr(a, knob) for knob in RULE_KNOBS[a.policy_loss] if hasattr(a, knob)}
+    knobs = {**rule_knobs(a.policy_loss, {}), **own, **a.rule_knobs}
+    return " ".join(f"{knob} {value:g}" for knob, value in knobs.items()) or "no knobs"

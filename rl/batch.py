@@ -1,23 +1,22 @@
-"""Trajectories become training samples, a batch of them, and a padded layout of tensors."""
+"""Trajectories become training samples, and a batch of them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from envs.messages import StopReason
+from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
 from rl.samples import TrainSample, check_shape, trajectory_samples
 from rollout.trajectory import Trajectory, TrajectoryGroup
 
-TokenArrays = tuple[np.ndarray, ...]
-"""One array (T,) a sample."""
+TOKEN_ARRAYS = ("old_logprobs", "ref_logprobs", "old_values", "advantages", "returns")
+"""The optional arrays of a batch, filled in one after the other."""
 
 TRUNCATED = frozenset({StopReason.MAX_TURN_TOKENS, StopReason.MAX_TOTAL_TOKENS, StopReason.CONTEXT_LIMIT})
 """Stop reasons of a trajectory that ran out of tokens."""
@@ -71,7 +70,9 @@ class TrainBatch:
     accounting: Accounting
     old_logprobs: TokenArrays | None = None  # of the learner, before the update
     ref_logprobs: TokenArrays | None = None  # of the reference policy
+    old_values: TokenArrays | None = None  # of the critic, before the update
     advantages: TokenArrays | None = None
+    returns: TokenArrays | None = None  # what the critic learns
 
     def __post_init__(self) -> None:
         for name in ("group_ids", "rewards", "lengths", "truncated"):
@@ -87,7 +88,7 @@ class TrainBatch:
     @property
     def token_arrays(self) -> dict[str, TokenArrays]:
         """The optional arrays that are there."""
-        named = {name: getattr(self, name) for name in ("old_logprobs", "ref_logprobs", "advantages")}
+        named = {name: getattr(self, name) for name in TOKEN_ARRAYS}
         return {name: arrays for name, arrays in named.items() if arrays is not None}
 
     @property
@@ -175,74 +176,6 @@ class TrainBatch:
         """The samples at `rows`; the trajectories are untouched."""
         arrays = {name: tuple(values[row] for row in rows) for name, values in self.token_arrays.items()}
         return replace(self, samples=tuple(self.samples[row] for row in rows), **arrays)
-
-
-def rows_of_like_length(samples: Sequence[TrainSample], num_rows: int) -> Iterator[list[int]]:
-    """Indices of at most `num_rows` samples at a time, shortest first: one long row would pad all others."""
-    order = sorted(range(len(samples)), key=lambda row: len(samples[row].token_ids))
-    for start in range(0, len(order), num_rows):
-        yield order[start : start + num_rows]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaddedLayout:
-    """B samples as rows of T tokens, padded on the right; log-probs and advantages are 0 at loss_mask 0.
-
-    Example, rows of 3 and 2 tokens, prompt length 1:
-        attention_mask = [[1, 1, 1], [1, 1, 0]]
-        loss_mask      = [[0, 1, 1], [0, 1, 0]]
-        position_ids   = [[0, 1, 2], [0, 1, 2]]
-    """
-
-    token_ids: Tensor  # (B, T) int64
-    attention_mask: Tensor  # (B, T) bool
-    position_ids: Tensor  # (B, T) int64
-    loss_mask: Tensor  # (B, T) bool
-    weight: Tensor  # (B,) float32, TrainSample.weight
-    rollout_logprobs: Tensor  # (B, T) float32, NaN where the engine gave none
-    old_logprobs: Tensor | None = None  # (B, T) float32
-    ref_logprobs: Tensor | None = None  # (B, T) float32
-    advantages: Tensor | None = None  # (B, T) float32
-
-    def to(self, device: torch.device | str) -> PaddedLayout:
-        """The same layout on `device`."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: x.to(device) for name, x in tensors.items() if x is not None})
-
-    def unpad(self, values: Tensor) -> TokenArrays:
-        """Row by row the first T_i entries of `values` (B, T), as float32 arrays: the inverse of padding."""
-        lengths = self.attention_mask.sum(1).tolist()
-        return tuple(row[:n] for row, n in zip(values.detach().float().cpu().numpy(), lengths, strict=True))
-
-
-def pad(samples: Sequence[TrainSample], *, pad_id: int = 0, **token_arrays: TokenArrays) -> PaddedLayout:
-    """The samples as a PaddedLayout, with `old_logprobs`, `ref_logprobs` and `advantages` where given.
-
-    Any `pad_id` in the vocabulary will do: a causal model's real tokens never see what stands to their right.
-    """
-    lengths = np.array([len(sample.token_ids) for sample in samples], np.int64)
-    positions = np.tile(np.arange(lengths.max(initial=0)), (len(samples), 1))
-    real = torch.from_numpy(positions < lengths[:, None])
-    loss_mask = _padded([sample.loss_mask for sample in samples], real, False, torch.bool)
-    floats = {"rollout_logprobs": [sample.rollout_logprobs for sample in samples], **token_arrays}
-    return PaddedLayout(
-        token_ids=_padded([sample.token_ids for sample in samples], real, pad_id, torch.int64),
-        attention_mask=real,
-        position_ids=torch.from_numpy(positions),
-        loss_mask=loss_mask,
-        weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
-        **{
-            name: _padded(rows, real, 0.0, torch.float32).masked_fill(~loss_mask, 0.0)
-            for name, rows in floats.items()
-        },
-    )
-
-
-def _padded(rows: Sequence[np.ndarray], real: Tensor, fill: float, dtype: torch.dtype) -> Tensor:
-    """Rows of different length as one tensor (B, T)."""
-    out = torch.full(real.shape, fill, dtype=dtype)
-    out[real] = torch.from_numpy(np.concatenate([np.zeros(0, bool), *rows])).to(dtype)
-    return out
 
 
 def make_batch(groups: Sequence[TrajectoryGroup]) -> TrainBatch:

@@ -42,7 +42,7 @@ class Config(Overrides):
     """Reward by name or `file.py:function`; empty: the environment's own. `shuffled:calc` deals calc's
     rewards at random within the batch: a control that must not learn."""
     algorithm: str = "grpo"
-    """Row of the table in rl/algorithms.py."""
+    """Row of the table in rl/algorithms.py, or `file.py:ROW`: one of your own."""
     model: str = ""
     """Folder or hub id of a Hugging Face model; empty: the recipe makes its own small one. Code that comes
     with a model is never run."""
@@ -65,6 +65,8 @@ class Config(Overrides):
     # The optimizer (AdamW)
     learning_rate: NonNegative = 3e-4
     """Peak learning rate. 0 trains nothing: a control that must end in FAIL."""
+    critic_learning_rate: NonNegative | None = None
+    """Peak learning rate of a critic. None: the policy's."""
     lr_schedule: LrSchedule = "constant"
     """After warm-up: constant, or falling to 0 at the last update linearly or as a half cosine."""
     warmup_steps: Size = 0

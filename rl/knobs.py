@@ -7,10 +7,14 @@ from math import isfinite
 from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 from envs.names import unknown_name
-from rl.losses import ROLLOUT_IS
+from rl.credit import CREDITS, CRITIC_ESTIMATORS, TOKEN_ESTIMATORS
+from rl.losses import ROLLOUT_IS, PolicyLoss
+from rl.rules import RULE_KNOBS, RULES, rule_knobs
 
 if TYPE_CHECKING:
     from rl.policy_gradient import PolicyGradient
+
+PPO_CLIPS = {"clip_ratio_low", "clip_ratio_high", "clip_ratio_c"}
 
 
 def problems(row: PolicyGradient) -> Iterator[str]:
@@ -25,12 +29,16 @@ def problems(row: PolicyGradient) -> Iterator[str]:
         "kl_loss_coef": 0,
         "kl_coef": 0,
         "entropy_coeff": 0,
+        "gamma": 0,
+        "lam": 0,
+        "vf_coef": 0,
     }
     above = {
         "cispo_ratio_high": 0,
         "rollout_is_threshold": 0,
         "loss_scale_factor": 0,
         "overlong_buffer_len": 0,
+        "cliprange_value": 0,
     }
     for name, low in at_least.items():
         value = getattr(row, name)
@@ -40,6 +48,8 @@ def problems(row: PolicyGradient) -> Iterator[str]:
         value = getattr(row, name)
         if value is not None and not (isfinite(value) and value > low):
             yield f"{name} = {value}: expected more than {low}"
+    yield from _rule_problems(row)
+    yield from _credit_problems(row)
     if row.clip_ratio_low > 1:
         yield f"clip_ratio_low = {row.clip_ratio_low}: expected at most 1; the band is 1 - low to 1 + high"
     if row.clip_ratio_c is not None and not row.clip_ratio_c > 1:
@@ -61,11 +71,56 @@ def problems(row: PolicyGradient) -> Iterator[str]:
         yield f"overlong_buffer_len = {buffer} is above max_response_length = {longest}; lower it"
 
 
+def _rule_problems(row: PolicyGradient) -> Iterator[str]:
+    """The rule must exist, and have the knobs that are given."""
+    if row.policy_loss == "ipo":
+        yield (
+            "policy_loss 'ipo' names two things: DPO's relative is a preference loss, and prime-rl's is a "
+            "trust region, here policy_loss 'dppo_tv'"
+        )
+    elif row.policy_loss not in {*get_args(PolicyLoss), *RULES}:
+        yield unknown_name("policy_loss", row.policy_loss, [*get_args(PolicyLoss), *RULES])
+    elif row.policy_loss in RULES:
+        try:
+            rule_knobs(row.policy_loss, row.rule_knobs)
+        except ValueError as error:
+            yield str(error)
+    elif row.rule_knobs:
+        yield (
+            f"rule_knobs = {dict(row.rule_knobs)}: policy_loss {row.policy_loss!r} has its knobs as fields "
+            "of its own"
+        )
+
+
+def _credit_problems(row: PolicyGradient) -> Iterator[str]:
+    """The estimator must exist, and a critic be there where it is needed and only there."""
+    if row.adv_estimator not in CREDITS:
+        yield unknown_name("adv_estimator", row.adv_estimator, CREDITS)
+    elif row.adv_estimator in CRITIC_ESTIMATORS and row.critic == "none":
+        yield (
+            f"adv_estimator {row.adv_estimator!r} needs the values of a critic; set critic to 'head' (on the "
+            "policy's own states) or 'separate' (a model of its own)"
+        )
+    elif row.adv_estimator not in CRITIC_ESTIMATORS and row.critic != "none":
+        yield (
+            f"critic {row.critic!r} has no effect: adv_estimator {row.adv_estimator!r} uses no values; set "
+            f"critic to 'none' or adv_estimator to one of {', '.join(sorted(CRITIC_ESTIMATORS))}"
+        )
+    for knob in ("gamma", "lam"):
+        if getattr(row, knob) > 1:
+            yield f"{knob} = {getattr(row, knob)}: expected 0 to 1"
+
+
 def without_effect(row: PolicyGradient) -> Iterator[tuple[str, str]]:
     """Knobs that change nothing in `row`, each with the reason."""
-    if row.policy_loss != "ppo":
-        for knob in ("clip_ratio_low", "clip_ratio_high", "clip_ratio_c"):
-            yield knob, f"policy_loss {row.policy_loss!r} has no PPO clip"
+    clips = {"ppo": PPO_CLIPS}.get(row.policy_loss, set(RULE_KNOBS.get(row.policy_loss, ())))
+    for knob in sorted(PPO_CLIPS - clips):
+        yield knob, f"policy_loss {row.policy_loss!r} has no such clip"
+    if row.adv_estimator not in TOKEN_ESTIMATORS:
+        yield "gamma", f"adv_estimator {row.adv_estimator!r} gives a trajectory one advantage"
+    if row.adv_estimator not in CRITIC_ESTIMATORS:
+        for knob in ("lam", "cliprange_value", "vf_coef"):
+            yield knob, f"adv_estimator {row.adv_estimator!r} has no critic"
     if row.policy_loss != "cispo":
         yield "cispo_ratio_high", f"policy_loss {row.policy_loss!r} is not cispo"
     if row.policy_loss == "reinforce":

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from rl.batch import PaddedLayout, TrainBatch, TrainSample, pad, rows_of_like_length
+from envs.names import load_object
+from rl.batch import TrainBatch
 from rl.checkpoint import save_policy
-from rl.model import PolicyModel, load_causal_lm
-from rl.numerics import MetricSums, Share, add_metrics, max_share, mean_share, select
+from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
+from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
+from rl.numerics import MetricSums, add_metrics, max_share, select
+from rl.optimizer import Optimizer
 from rl.policy_gradient import PolicyGradient
+from rl.samples import TrainSample
 from rl.weights import SharedWeights, perturb, sketch_weights, wire_tensors
 from rollout.manifest import Manifest
 from rollout.tokenizer import load_tokenizer
@@ -35,13 +38,15 @@ class LearnerSpec:
 
     `compute_dtype` is what matrix products run in; weights, optimizer, log-probs and losses are float32.
     `wire_dtype` is the engines' dtype, in which weights are published. `num_updates` is the length of the
-    learning-rate schedule in optimizer updates.
+    learning-rate schedule in optimizer updates. `plugin` names a user's own algorithm,
+    `file.py:ROW`: its file registers, in the learner's process too, what the row is made of.
     """
 
     model: str
     algorithm: PolicyGradient
     learning_rate: float
     num_updates: int
+    critic_learning_rate: float = 0.0
     lr_schedule: str = "constant"
     warmup_updates: int = 0
     weight_decay: float = 0.0
@@ -56,27 +61,7 @@ class LearnerSpec:
     num_gpus: float = 0
     seed: int = 0
     run_name: str = "run"
-
-
-def learning_rate_factor(update: int, *, schedule: str, num_updates: int, warmup_updates: int) -> float:
-    """The factor on the peak learning rate at optimizer update `update` (from 0).
-
-    Linear warm-up from 1 / warmup_updates, then constant, or linear or half-cosine decay to 0 at
-    `num_updates`.
-    """
-    if update < warmup_updates:
-        return (update + 1) / warmup_updates
-    progress = min(1.0, (update - warmup_updates) / max(1, num_updates - warmup_updates))
-    return {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[schedule]
-
-
-def scalar_share(value: float) -> Share:
-    """A number of one update; over several updates the mean."""
-    return mean_share(torch.tensor(value), torch.tensor(1.0))
+    plugin: str = ""
 
 
 def _first_ratio_error(logprobs: torch.Tensor, layout: PaddedLayout) -> MetricSums:
@@ -88,9 +73,11 @@ def _first_ratio_error(logprobs: torch.Tensor, layout: PaddedLayout) -> MetricSu
 
 
 class Learner:
-    """Holds the policy, its optimizer, and the reference policy where the algorithm's row needs one."""
+    """Holds the policy, its optimizer, and what the algorithm's row needs besides: a reference, a critic."""
 
     def __init__(self, spec: LearnerSpec) -> None:
+        if spec.plugin:
+            load_object(spec.plugin)
         torch.set_num_threads(spec.num_threads)
         torch.manual_seed(spec.seed)
         self.spec = spec
@@ -98,20 +85,19 @@ class Learner:
         self.tokenizer = load_tokenizer(spec.model)
         self.policy = self._load_policy()
         self.reference = self._load_policy() if "ref_logprobs" in spec.algorithm.needs else None
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(),
-            lr=spec.learning_rate,
+        has_own_body = spec.algorithm.critic == "separate"
+        self.critic = ValueModel(load_causal_lm(spec.model)).to(self.device) if has_own_body else None
+        self.optimizer = Optimizer(
+            [
+                (list(self.model.parameters()), spec.learning_rate),
+                (self._critic_parameters(), spec.critic_learning_rate),
+            ],
             betas=spec.adam_betas,
             weight_decay=spec.weight_decay,
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda update: learning_rate_factor(
-                update,
-                schedule=spec.lr_schedule,
-                num_updates=spec.num_updates,
-                warmup_updates=spec.warmup_updates,
-            ),
+            max_grad_norm=spec.max_grad_norm,
+            schedule=spec.lr_schedule,
+            num_updates=spec.num_updates,
+            warmup_updates=spec.warmup_updates,
         )
         self._wire_dtype: torch.dtype = getattr(torch, spec.wire_dtype)
         self._outlet: SharedWeights | DeviceWeights | None = None
@@ -123,9 +109,14 @@ class Learner:
         """The Hugging Face model inside the policy."""
         return self.policy.model
 
+    def _critic_parameters(self) -> list[nn.Parameter]:
+        """What belongs to the critic and never to the engines: its head, and its body where it has one."""
+        modules = [module for module in (self.policy.value_head, self.critic) if module is not None]
+        return [parameter for module in modules for parameter in module.parameters()]
+
     def facts(self) -> dict[str, float]:
         """What the start screen tells of this learner."""
-        parameters = list(self.policy.parameters())
+        parameters = list(self.model.parameters())
         num_parameters = sum(p.numel() for p in parameters)
         return {
             "num_parameters": float(num_parameters),
@@ -135,16 +126,21 @@ class Learner:
 
     @torch.no_grad()
     def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
-        """Add `old_logprobs` and, where `needs` says so, `ref_logprobs`: float32 arrays (T,) per sample."""
+        """Add `old_logprobs`, the critic's `old_values` where there is one, and `ref_logprobs` where needed.
+
+        Each is one float32 array (T,) a sample.
+        """
         self._is_first_update = True
-        scored = replace(batch, old_logprobs=self._score(self.policy, batch.samples))
+        has_critic = self.spec.algorithm.critic != "none"
+        own = ("old_logprobs", "old_values") if has_critic else ("old_logprobs",)
+        arrays = self._per_sample(own, self._own_scores, batch.samples)
         if "ref_logprobs" in needs:
             if self.reference is None:
                 raise ValueError(
                     "ref_logprobs are needed, but this learner was made for a row without a reference"
                 )
-            scored = replace(scored, ref_logprobs=self._score(self.reference, batch.samples))
-        return scored
+            arrays |= self._per_sample(("ref_logprobs",), self._reference_scores, batch.samples)
+        return replace(batch, **arrays)
 
     def update(self, minibatch: TrainBatch) -> MetricSums:
         """One optimizer update on a scored and weighed minibatch.
@@ -154,32 +150,20 @@ class Learner:
         `optim/skipped_updates`.
         """
         counts = minibatch.counts
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         parts: list[MetricSums] = []
         for micro_batch in minibatch.micro_batches(self.spec.micro_batch_size):
             layout = micro_batch.padded().to(self.device)
-            with self._autocast():
-                logprobs, entropy = self.policy(layout)
-            loss, sums = self.spec.algorithm.loss(logprobs, entropy, layout, counts)
+            outputs = self._evaluate(layout)
+            loss, sums = self.spec.algorithm.loss(
+                outputs.logprobs, outputs.entropy, layout, counts, values=outputs.values
+            )
             loss.backward()
             if self._is_first_update:
-                sums |= _first_ratio_error(logprobs, layout)
+                sums |= _first_ratio_error(outputs.logprobs, layout)
             parts.append(sums)
         self._is_first_update = False
-        return add_metrics([*parts, self._apply_gradient()])
-
-    def _apply_gradient(self) -> MetricSums:
-        """Clip, step and advance the schedule; with a gradient that is not finite nothing moves."""
-        rate = float(self.schedule.get_last_lr()[0])
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.spec.max_grad_norm)
-        if norm.isfinite():
-            self.optimizer.step()
-            self.schedule.step()
-        return {
-            "optim/lr": scalar_share(rate),
-            "optim/grad_norm": scalar_share(float(norm)),
-            "optim/skipped_updates": scalar_share(0.0 if norm.isfinite() else 1.0),
-        }
+        return add_metrics([*parts, self.optimizer.apply()])
 
     def connect(self, backend: str, engines: VLLMWeightSyncClient, num_engines: int) -> None:
         """Open one of vLLM's device channels; without one, weights go through shared memory."""
@@ -248,18 +232,39 @@ class Learner:
             load_causal_lm(self.spec.model),
             temperature=self.spec.temperature,
             entropy_gradient=self.spec.algorithm.entropy_gradient,
+            value_head=self.spec.algorithm.critic == "head",
         ).to(self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         dtype: torch.dtype = getattr(torch, self.spec.compute_dtype)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
 
-    def _score(self, policy: PolicyModel, samples: Sequence[TrainSample]) -> tuple[np.ndarray, ...]:
-        scores = [np.zeros(0, np.float32)] * len(samples)
+    def _evaluate(self, layout: PaddedLayout) -> TokenOutputs:
+        """The policy's outputs, with the critic's values where there is one."""
+        with self._autocast():
+            outputs: TokenOutputs = self.policy(layout)
+            return outputs if self.critic is None else outputs._replace(values=self.critic(layout))
+
+    def _own_scores(self, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
+        outputs = self._evaluate(layout)
+        return (outputs.logprobs,) if outputs.values is None else (outputs.logprobs, outputs.values)
+
+    def _reference_scores(self, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
+        assert self.reference is not None
+        with self._autocast():
+            return (self.reference(layout).logprobs,)
+
+    def _per_sample(
+        self,
+        names: Sequence[str],
+        compute: Callable[[PaddedLayout], tuple[torch.Tensor, ...]],
+        samples: Sequence[TrainSample],
+    ) -> dict[str, TokenArrays]:
+        """The tensors (B, T) that `compute` gives, by name, as one array (T,) a sample."""
+        arrays = {name: [np.zeros(0, np.float32)] * len(samples) for name in names}
         for rows in rows_of_like_length(samples, self.spec.micro_batch_size):
-            layout = pad([samples[row] for row in rows]).to(self.device)
-            with self._autocast():
-                logprobs, _ = policy(layout)
-            for row, padded in zip(rows, logprobs.cpu().numpy(), strict=True):
-                scores[row] = padded[: len(samples[row].token_ids)]
-        return tuple(scores)
+            tensors = compute(pad([samples[row] for row in rows]).to(self.device))
+            for name, tensor in zip(names, tensors, strict=True):
+                for row, padded in zip(rows, tensor.cpu().numpy(), strict=True):
+                    arrays[name][row] = padded[: len(samples[row].token_ids)]
+        return {name: tuple(values) for name, values in arrays.items()}

@@ -47,6 +47,7 @@ TOKEN_METRICS = {
 OPTIMIZER_METRICS = {
     "optim/lr": "learning rate, mean over the step's updates",
     "optim/grad_norm": "global L2 norm of the gradient before clipping, mean over the step's updates",
+    "optim/critic_grad_norm": "the same for the critic's parameters; only where there is one",
     "optim/skipped_updates": "share of the step's updates that were not applied: a gradient was not finite",
     "policy/first_ratio_error": "|ratio - 1| before the step's first update, largest of trained tokens",
 }

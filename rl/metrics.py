@@ -11,6 +11,7 @@ import numpy as np
 from envs.messages import Message, ParseStatus, StopReason
 from envs.names import nearest
 from rl.batch import TrainBatch
+from rl.critic import CRITIC_METRICS
 from rl.losses import LOSS_METRICS
 from rl.metric_names import (
     OPTIMIZER_METRICS,
@@ -26,7 +27,13 @@ Metrics = dict[str, float]
 """Metric name -> value. A metric without a value (a mean over nothing) is absent, never NaN or 0."""
 
 METRICS: dict[str, str] = (
-    ROLLOUT_METRICS | TOKEN_METRICS | LOSS_METRICS | OPTIMIZER_METRICS | SYNC_METRICS | TIME_METRICS
+    ROLLOUT_METRICS
+    | TOKEN_METRICS
+    | LOSS_METRICS
+    | CRITIC_METRICS
+    | OPTIMIZER_METRICS
+    | SYNC_METRICS
+    | TIME_METRICS
 )
 """Every metric in words. `reward/<part>` is a family; `eval/` before any name: the same on held-out tasks."""
 

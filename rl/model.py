@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rl.batch import PaddedLayout
+from rl.layout import PaddedLayout
 from rl.logprobs import next_token_targets, scatter_tokens, token_logprobs
+
+
+class TokenOutputs(NamedTuple):
+    """What the policy says of the sampled tokens: (B, T) float32 each, 0 where loss_mask is 0.
+
+    `values` are the critic's, of the state before each token; None without a value head.
+    """
+
+    logprobs: torch.Tensor
+    entropy: torch.Tensor
+    values: torch.Tensor | None = None
 
 
 class PolicyModel(nn.Module):
@@ -21,31 +32,32 @@ class PolicyModel(nn.Module):
     """
 
     def __init__(
-        self, model: Any, *, temperature: float, entropy_gradient: bool = False, chunk_size: int = 4096
+        self,
+        model: Any,
+        *,
+        temperature: float,
+        entropy_gradient: bool = False,
+        value_head: bool = False,
+        chunk_size: int = 4096,
     ) -> None:
         super().__init__()
         self.model: Any = model
         self.temperature = temperature
         self.entropy_gradient = entropy_gradient
+        self.value_head = ValueHead(model) if value_head else None
         self.chunk_size = chunk_size
 
-    def forward(self, layout: PaddedLayout) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities and entropies of the sampled tokens.
+    def forward(self, layout: PaddedLayout) -> TokenOutputs:
+        """Log-probabilities, entropies and, with a value head, values of the sampled tokens.
 
         Args:
             layout: B right-padded rows of T tokens.
 
         Returns:
-            logprobs (B, T) and entropy (B, T), float32, nats; position t describes token t given tokens < t.
-            Zero where loss_mask is 0. Entropy carries a gradient only with `entropy_gradient`.
+            Nats; position t describes token t given tokens < t. Entropy carries a gradient only with
+            `entropy_gradient`.
         """
-        # Right padding: a causal model's real tokens never see it, so no attention mask has to be built.
-        backbone: Any = (
-            self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
-        )
-        hidden = backbone(
-            input_ids=layout.token_ids, position_ids=layout.position_ids, use_cache=False
-        ).last_hidden_state
+        hidden = hidden_states(self.model, layout)
         head = self.model.get_output_embeddings()
         states, targets = next_token_targets(hidden, layout.token_ids, layout.loss_mask)
         logprobs, entropy = token_logprobs(
@@ -56,7 +68,48 @@ class PolicyModel(nn.Module):
             chunk_size=self.chunk_size,
             entropy_gradient=self.entropy_gradient,
         )
-        return scatter_tokens(logprobs, layout.loss_mask), scatter_tokens(entropy, layout.loss_mask)
+        values = None
+        if self.value_head is not None:
+            values = scatter_tokens(self.value_head(states), layout.loss_mask)
+        return TokenOutputs(
+            scatter_tokens(logprobs, layout.loss_mask), scatter_tokens(entropy, layout.loss_mask), values
+        )
+
+
+class ValueHead(nn.Linear):
+    """Hidden states (N, H) to values (N,), float32. It starts at 0: a critic that expects nothing."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(states.to(self.weight.dtype))[:, 0].float()
+
+
+class ValueModel(nn.Module):
+    """A critic with a body of its own: the states of a causal language model, and a value head on them."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.value_head = ValueHead(model)
+
+    def forward(self, layout: PaddedLayout) -> torch.Tensor:
+        """Values (B, T) of the states before the sampled tokens, float32; 0 where loss_mask is 0."""
+        hidden = hidden_states(self.model, layout)
+        states, _ = next_token_targets(hidden, layout.token_ids, layout.loss_mask)
+        return scatter_tokens(self.value_head(states), layout.loss_mask)
+
+
+def hidden_states(model: Any, layout: PaddedLayout) -> torch.Tensor:
+    """The last layer's states (B, T, H), before the head."""
+    # Right padding: a causal model's real tokens never see it, so no attention mask has to be built.
+    backbone: Any = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    return backbone(
+        input_ids=layout.token_ids, position_ids=layout.position_ids, use_cache=False
+    ).last_hidden_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,10 +107,11 @@ class Share:
     """What one micro-batch contributes to one metric; shares of any split add up to the same global value.
 
     `values` (k,) float64 by kind: mean (numerator, denominator), sum (total,), max (value,), min (value,),
-    ess (Σu, Σu², n), the effective sample size (Σu)² / (n Σu²) in (0, 1].
+    ess (Σu, Σu², n), the effective sample size (Σu)² / (n Σu²) in (0, 1],
+    explained (n, Σy, Σy², Σe, Σe²), the explained variance 1 - var(e) / var(y) of y with errors e.
     """
 
-    kind: Literal["mean", "sum", "max", "min", "ess"]
+    kind: Literal["mean", "sum", "max", "min", "ess", "explained"]
     values: Tensor
 
     def __add__(self, other: Share) -> Share:
@@ -126,6 +127,10 @@ class Share:
             return values[0] / values[1] if values[1] else None
         if self.kind == "ess":
             return values[0] ** 2 / (values[1] * values[2]) if values[1] else None
+        if self.kind == "explained":
+            n, y, yy, e, ee = values
+            variance = yy * n - y * y
+            return 1.0 - (ee * n - e * e) / variance if variance > 0 else None
         return values[0] if np.isfinite(values[0]) else None
 
 

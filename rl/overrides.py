@@ -30,6 +30,10 @@ class Overrides:
 
     adv_estimator: str | None = None
     """How rewards become advantages."""
+    gamma: Share | None = None
+    """Discount a sampled token, for estimators that give each token its own advantage."""
+    lam: Share | None = None
+    """λ of generalized advantage estimation."""
     kl_coef: NonNegative | None = None
     """Weight of the KL to the starting policy in the reward."""
     drop_uniform_groups: bool | None = None
@@ -44,6 +48,8 @@ class Overrides:
     """The overlong penalty at the longest response."""
     policy_loss: str | None = None
     """The rule that makes a loss of ratio and advantage."""
+    rule_knobs: dict[str, float] | None = None
+    """Knobs of a rule of rl/rules.py, as name and value pairs: tau_pos 1.0 tau_neg 1.05."""
     importance_sampling_level: str | None = None
     """Whether the ratio is each token's (token) or its row's geometric mean (sequence)."""
     clip_ratio_low: Share | None = None
@@ -72,8 +78,16 @@ class Overrides:
     """Estimator of that KL: k1, k2 or k3."""
     kl_gradient: str | None = None
     """Gradient of that KL: unbiased (the reverse KL's) or naive (the estimator's own)."""
+    off_policy_mask_threshold: NonNegative | None = None
+    """Leave out A < 0 in rows whose mean of log π_old - log π is above this (nats)."""
     entropy_coeff: NonNegative | None = None
     """Weight of the entropy bonus."""
+    critic: str | None = None
+    """none, head (values from the policy's own states) or separate (from a model of its own)."""
+    cliprange_value: Positive | None = None
+    """How far a value may move from the old one before it is clipped."""
+    vf_coef: NonNegative | None = None
+    """Weight of the value loss."""
 
     @property
     def overrides(self) -> dict[str, Any]:

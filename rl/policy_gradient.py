@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import log, log1p
-from typing import Literal, TypeVar
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rl.advantages import ADV_ESTIMATORS, overlong_penalty
-from rl.batch import LossCounts, PaddedLayout, TrainBatch
+from rl.batch import LossCounts, TrainBatch
+from rl.credit import assign_advantages, required
+from rl.critic import value_loss
 from rl.knobs import problems
+from rl.layout import PaddedLayout
 from rl.losses import (
     ROLLOUT_IS,
     Bounds,
+    Clipped,
     KlGradient,
     KlLossType,
     LossAggMode,
     LossTokens,
-    PolicyLoss,
     RolloutIs,
     RolloutWeights,
     at_level,
@@ -33,7 +35,6 @@ from rl.losses import (
 )
 from rl.numerics import (
     MetricSums,
-    group_statistics,
     k1,
     k3,
     max_share,
@@ -42,9 +43,7 @@ from rl.numerics import (
     select,
     sum_share,
 )
-
-T = TypeVar("T")
-AdvEstimator = Literal["reinforce", "dr_grpo", "grpo", "lite_ppo", "rloo"]
+from rl.rules import RULE_KNOBS, RuleTokens, apply_rule, off_policy_sequence_mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +51,10 @@ class PolicyGradient:
     """One algorithm. Knobs carry verl's names; see rl/advantages.py and rl/losses.py for what they select.
 
     Advantages
-        adv_estimator: a key of ADV_ESTIMATORS.
-        kl_coef: weight of the KL to the reference (k1, summed over a trajectory) in the reward; 0 is off.
+        adv_estimator: a key of CREDITS (rl/credit.py).
+        gamma, lam: discount a sampled token, and GAE's λ; estimators with one value a token use them.
+        kl_coef: weight of the KL to the reference (k1, in the reward: summed over a trajectory, or token by
+            token where an estimator gives each its own); 0 is off.
         drop_uniform_groups: leave out groups whose members all have one reward (or that have one member), so
             that their tokens are in no denominator.
         truncated: what becomes of trajectories that ran out of tokens: keep; mask (in the statistics, not
@@ -62,7 +63,8 @@ class PolicyGradient:
             overlong_buffer_len of max_response_length sampled tokens; None is off.
     Loss
         policy_loss: reinforce, importance_sampling, ppo (clip_ratio_low, clip_ratio_high, dual clip at
-            clip_ratio_c or None) or cispo (cispo_ratio_high, the absolute cap).
+            clip_ratio_c or None), cispo (cispo_ratio_high, the absolute cap), or a rule of rl/rules.py, a
+            user's own included: its knobs are in rule_knobs, and clip_ratio_low and clip_ratio_high here.
         importance_sampling_level: each token's ratio, or its row's geometric mean (sequence).
         bypass_mode: take the ratio to the engine's log-probs instead of the learner's own before the update.
         rollout_is, rollout_is_threshold, rollout_is_threshold_lower: importance weights for what engine and
@@ -70,18 +72,25 @@ class PolicyGradient:
         loss_agg_mode, loss_scale_factor: how token losses become one number; the factor (tokens) is the
             constant of seq-mean-token-sum-norm.
         kl_loss_coef, kl_loss_type, kl_gradient: KL to the reference in the loss; 0 is off.
+        off_policy_mask_threshold: leave out A < 0 in rows whose mean of log π_old - log π is above (nats).
         entropy_coeff: weight of the entropy bonus.
+    Critic
+        critic: none, a value head on the policy's own states, or a separate model.
+        cliprange_value, vf_coef: the value loss's clip around the old value (None is off), and its weight.
     """
 
     name: str
-    adv_estimator: AdvEstimator
+    adv_estimator: str
+    gamma: float = 1.0
+    lam: float = 1.0
     kl_coef: float = 0.0
     drop_uniform_groups: bool = False
     truncated: Literal["keep", "mask", "zero_reward"] = "keep"
     max_response_length: int | None = None
     overlong_buffer_len: int | None = None
     overlong_penalty_factor: float = 1.0
-    policy_loss: PolicyLoss = "ppo"
+    policy_loss: str = "ppo"
+    rule_knobs: Mapping[str, float] = field(default_factory=dict)
     importance_sampling_level: Literal["token", "sequence"] = "token"
     clip_ratio_low: float = 0.2
     clip_ratio_high: float = 0.2
@@ -96,7 +105,11 @@ class PolicyGradient:
     kl_loss_coef: float = 0.0
     kl_loss_type: KlLossType = "k3"
     kl_gradient: KlGradient = "unbiased"
+    off_policy_mask_threshold: float | None = None
     entropy_coeff: float = 0.0
+    critic: Literal["none", "head", "separate"] = "none"
+    cliprange_value: float | None = 0.5
+    vf_coef: float = 0.5
 
     def __post_init__(self) -> None:
         wrong = list(problems(self))
@@ -109,6 +122,7 @@ class PolicyGradient:
         wanted = {
             "old_logprobs": not self.bypass_mode,
             "ref_logprobs": self.kl_loss_coef > 0 or self.kl_coef > 0,
+            "old_values": self.critic != "none",
         }
         return frozenset(name for name, is_needed in wanted.items() if is_needed)
 
@@ -118,8 +132,8 @@ class PolicyGradient:
         return self.entropy_coeff != 0
 
     @property
-    def bounds(self) -> Bounds:
-        """The rule as an interval of the log-ratio (open ends are None)."""
+    def bounds(self) -> Bounds | None:
+        """The rule as an interval of the log-ratio (open ends are None); None for a rule that is not one."""
         low = log1p(-self.clip_ratio_low) if self.clip_ratio_low < 1 else None
         dual = log(self.clip_ratio_c) if self.clip_ratio_c is not None else None
         cap = log(self.cispo_ratio_high)
@@ -129,47 +143,19 @@ class PolicyGradient:
             "importance_sampling": Bounds((None, None), (None, None), "clamp"),
             "ppo": Bounds((None, log1p(self.clip_ratio_high)), (low, dual), "clamp"),
             "cispo": Bounds((None, cap), (None, cap), "stop"),
-        }[self.policy_loss]
+        }.get(self.policy_loss)
 
     def assign_advantages(self, batch: TrainBatch) -> TrainBatch:
-        """Fill in `advantages`: the trajectory's, in float64, then broadcast over its trained tokens."""
-        if self.drop_uniform_groups:
-            informative = group_statistics(batch.rewards, batch.group_ids).informative
-            batch = batch.drop(~informative, reason="uninformative_group")
-        per_trajectory = ADV_ESTIMATORS[self.adv_estimator](self._rewards(batch), batch.group_ids)
-        if self.truncated == "mask":  # after the statistics, in which they count
-            batch = batch.mask(batch.truncated)
-        of = dict(zip(batch.trajectory_ids, per_trajectory.tolist(), strict=True))
-        advantages = (np.where(s.loss_mask, of[s.trajectory_id], 0.0) for s in batch.samples)
-        return replace(batch, advantages=tuple(array.astype(np.float32) for array in advantages))
-
-    def _rewards(self, batch: TrainBatch) -> np.ndarray:
-        """The rewards (N,) that are compared: shaped by length, truncation and KL where the row says so."""
-        rewards = batch.rewards
-        if self.truncated == "zero_reward":
-            rewards = np.where(batch.truncated, 0.0, rewards)
-        if self.max_response_length is not None and self.overlong_buffer_len is not None:
-            rewards = rewards + overlong_penalty(
-                batch.lengths,
-                max_response_length=self.max_response_length,
-                overlong_buffer_len=self.overlong_buffer_len,
-                overlong_penalty_factor=self.overlong_penalty_factor,
-            )
-        if self.kl_coef:
-            rewards = rewards - self.kl_coef * self._trajectory_kl(batch)
-        return rewards
-
-    def _trajectory_kl(self, batch: TrainBatch) -> np.ndarray:
-        """Σ over each trajectory's trained tokens of log π_old - log π_ref (N,), k1."""
-        if self.bypass_mode:
-            anchors = tuple(sample.rollout_logprobs for sample in batch.samples)
-        else:
-            anchors = _required(batch.old_logprobs, "old_logprobs", self)
-        references = _required(batch.ref_logprobs, "ref_logprobs", self)
-        return batch.trajectory_sums([a - b for a, b in zip(anchors, references, strict=True)])
+        """Fill in `advantages` and, for a critic, `returns` (rl/credit.py)."""
+        return assign_advantages(self, batch)
 
     def loss(
-        self, logprobs: Tensor, entropy: Tensor, layout: PaddedLayout, counts: LossCounts
+        self,
+        logprobs: Tensor,
+        entropy: Tensor,
+        layout: PaddedLayout,
+        counts: LossCounts,
+        values: Tensor | None = None,
     ) -> tuple[Tensor, MetricSums]:
         """The loss of one micro-batch, and its share of every metric in LOSS_METRICS that applies.
 
@@ -179,6 +165,7 @@ class PolicyGradient:
         Args:
             logprobs: (B, T) of the policy, with gradient.
             entropy: (B, T) of the policy.
+            values: (B, T) of the critic, with gradient, where the row has one.
             layout: the tokens' other log-probs and advantages.
             counts: denominators of the whole optimizer step.
 
@@ -187,7 +174,7 @@ class PolicyGradient:
         """
         x, mask = self._tokens(logprobs, entropy, layout), layout.loss_mask
         log_ratio = at_level(x.log_ratio, x.kept, self.importance_sampling_level)
-        per_token, clipped = surrogate(x.logprobs, log_ratio, x.advantages, self.bounds)
+        per_token, clipped = self._surrogate(x, log_ratio)
         weights = self._rollout_weights(x)
         kl = self._kl(x)
         norm = token_norm(
@@ -198,6 +185,8 @@ class PolicyGradient:
             (y * norm).sum() for y in (weights.weight * per_token, kl, x.entropy)
         )
         loss = pg_loss + self.kl_loss_coef * kl_loss - self.entropy_coeff * entropy_bonus
+        value_loss, value_metrics = self._value_loss(values, layout, counts)
+        loss = loss + self.vf_coef * value_loss
         metrics = {
             "policy/loss": sum_share(loss),
             "policy/pg_loss": sum_share(pg_loss),
@@ -210,20 +199,49 @@ class PolicyGradient:
             **ratio_metrics(log_ratio, clipped, x.kept, self.importance_sampling_level),
             **gap_metrics(x.log_weight, x.known, mask),
             **self._optional_metrics(x, weights, kl_loss),
+            **value_metrics,
         }
         return loss, on_host(metrics)
+
+    def _surrogate(self, x: LossTokens, log_ratio: Tensor) -> tuple[Tensor, Clipped]:
+        """The per-token loss of the rule, and where it was clipped or left out."""
+        if self.bounds is not None:
+            per_token, clipped = surrogate(x.logprobs, log_ratio, x.advantages, self.bounds)
+        else:
+            clips = {
+                knob: getattr(self, knob) for knob in RULE_KNOBS[self.policy_loss] if hasattr(self, knob)
+            }
+            per_token, clipped = apply_rule(self.policy_loss, RuleTokens.of(x), {**clips, **self.rule_knobs})
+        if self.off_policy_mask_threshold is not None:
+            delta = self.off_policy_mask_threshold
+            per_token = select(off_policy_sequence_mask(x.log_ratio, x.advantages, x.kept, delta), per_token)
+        return per_token, clipped
+
+    def _value_loss(
+        self, values: Tensor | None, layout: PaddedLayout, counts: LossCounts
+    ) -> tuple[Tensor, MetricSums]:
+        """The critic's loss, over the same tokens and denominators; 0 without a critic."""
+        if self.critic == "none":
+            return torch.zeros(()), {}
+        return value_loss(
+            required(values, "values", self),
+            *(required(layout.old_values, "old_values", self), required(layout.returns, "returns", self)),
+            layout.loss_mask,
+            cliprange_value=self.cliprange_value,
+            num_tokens=counts.num_tokens,
+        )
 
     def _tokens(self, logprobs: Tensor, entropy: Tensor, layout: PaddedLayout) -> LossTokens:
         """Find what takes part, and replace the rest before anything is computed with it."""
         mask, rollout, ref = layout.loss_mask, layout.rollout_logprobs, layout.ref_logprobs
-        anchor = rollout if self.bypass_mode else _required(layout.old_logprobs, "old_logprobs", self)
+        anchor = rollout if self.bypass_mode else required(layout.old_logprobs, "old_logprobs", self)
         learner = logprobs.detach() if self.bypass_mode else anchor
-        advantages = _required(layout.advantages, "advantages", self)
+        advantages = required(layout.advantages, "advantages", self)
         inputs = [logprobs, anchor, advantages]
         if self.rollout_is != "none":
             inputs.append(rollout)
         if self.kl_loss_coef:
-            inputs.append(_required(ref, "ref_logprobs", self))
+            inputs.append(required(ref, "ref_logprobs", self))
         if self.entropy_coeff:
             inputs.append(entropy)
         kept = mask & torch.stack([x.isfinite() for x in inputs]).all(0)
@@ -280,14 +298,3 @@ class PolicyGradient:
                 "policy/kl_ref_k3": mean_share(k3(delta), x.kept),
             }
         return metrics
-
-
-def _required(value: T | None, name: str, algorithm: PolicyGradient) -> T:
-    if value is None:
-        step = (
-            "assign_advantages" if name == "advantages" else f"learner.score(batch, {set(algorithm.needs)})"
-        )
-        raise ValueError(
-            f"algorithm {algorithm.name!r} needs {name}, which the batch lacks: call {step} first"
-        )
-    return value

@@ -52,6 +52,11 @@ def _problem_of(value: object, hint: object) -> str | None:
     if origin in (Union, UnionType):  # only `X | None` occurs
         (inner,) = (argument for argument in arguments if argument is not NoneType)
         return None if value is None else _problem_of(value, inner)
+    if origin is dict:  # only dict[str, float] occurs
+        names_numbers = isinstance(value, dict) and all(
+            isinstance(name, str) and isinstance(number, int | float) for name, number in value.items()
+        )
+        return None if names_numbers else "expected names with numbers"
     if origin is Literal:
         return None if value in arguments else unknown_name("choice", value, filter(None, arguments))
     if origin is Annotated:
@@ -181,11 +186,15 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    lone_advantage = ADV_ESTIMATORS[algorithm.adv_estimator](np.ones(1), np.zeros(1, np.int64))
-    if config.group_size == 1 and not lone_advantage.any():
+    estimator = ADV_ESTIMATORS.get(algorithm.adv_estimator)
+    if config.group_size == 1 and estimator and not estimator(np.ones(1), np.zeros(1, np.int64)).any():
         yield (
             f"group_size = 1: {config.algorithm} compares the members of a group, so nothing would be "
             "learned; use at least 2, or reinforce"
+        )
+    if config.critic_learning_rate is not None and algorithm.critic == "none":
+        yield (
+            f"critic_learning_rate has no effect: algorithm {config.algorithm!r} has no critic; leave it out"
         )
     clips = [name for name in config.overrides if name.startswith("clip_")]
     if clips and config.num_minibatches == 1 and not algorithm.bypass_mode:

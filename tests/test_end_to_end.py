@@ -172,7 +172,20 @@ def test_a_sabotaged_run_stops_at_its_first_sync_and_names_the_culprit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["dr_grpo", "dapo", "rloo", "reinforce", "gspo", "cispo"])
+def test_the_algorithm_of_contributing_trains_from_a_users_own_file(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (tmp_path / "my_algorithm.py").write_text(code)
+    finished = run_recipe(tmp_path / "run", ["--algorithm", f"{tmp_path}/my_algorithm.py:ROW"])
+    assert finished.code == 0, finished.screen
+    assert "mine: advantage from_half, pulled (pull 0.1" in finished.screen
+    assert len(finished.metrics) == NUM_STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "algorithm",
+    ["dr_grpo", "dapo", "rloo", "reinforce", "reinforce_pp", "gspo", "cispo", "sapo", "ppo"],
+)
 def test_every_algorithm_runs(tmp_path: Path, algorithm: str) -> None:
     finished = run_recipe(tmp_path / "run", ["--algorithm", algorithm])
     assert finished.code == 0, finished.screen

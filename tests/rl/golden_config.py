@@ -10,6 +10,10 @@ from rl.losses import ROLLOUT_IS
 Case = dict[str, Any]
 
 
+INTERVALS = ("ppo", "gspo", "gspo_token", "cispo", "importance_sampling", "reinforce")
+"""What `policy_loss` says for an interval of the ratio."""
+
+
 class NotOfferedError(Exception):
     """The library has no such algorithm, or not with these knobs."""
 
@@ -18,7 +22,7 @@ def algorithm_of(config: Case) -> PolicyGradient:
     """The row and overrides that a golden file's policy-loss configuration names."""
     config = dict(config)
     rule = config.pop("policy_loss")
-    base = {"ppo": "grpo", "importance_sampling": "grpo"}.get(rule, rule)
+    base = {"ppo": "grpo", "importance_sampling": "grpo", "gspo_token": "gspo"}.get(rule, rule)
     if base not in ALGORITHMS or config.pop("cispo_ratio_low", None) is not None:
         raise NotOfferedError(rule)
     caps = config.pop("C", None), config.pop("C_low", None)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rl.batch import LossCounts, PaddedLayout
+from rl.batch import LossCounts
+from rl.layout import PaddedLayout
 from rl.numerics import MetricSums, add_metrics
 from rl.policy_gradient import PolicyGradient
 
@@ -50,6 +51,8 @@ def random_layout(
         rollout_logprobs=old + noise(0.1),
         ref_logprobs=old + noise(0.3),
         advantages=noise(1.0)[:, :1].expand(num_rows, length).contiguous(),
+        old_values=noise(1.0),
+        returns=noise(1.0),
     )
     return old + noise(spread), layout
 
@@ -72,13 +75,19 @@ def evaluate(
     splits: Sequence[slice] = (slice(None),),
     entropy: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, MetricSums]:
-    """Loss, gradient to logprobs and metric sums, with the rows in micro-batches `splits`."""
+    """Loss, gradient to logprobs and metric sums, with the rows in micro-batches `splits`.
+
+    A critic's values are those before the update.
+    """
     leaf = logprobs.detach().clone().requires_grad_()
     entropy = torch.zeros_like(leaf) if entropy is None else entropy
     counts = counts_of(layout)
     losses, sums = [], []
     for chosen in splits:
-        loss, part = algorithm.loss(leaf[chosen], entropy[chosen], rows(layout, chosen), counts)
+        part_layout = rows(layout, chosen)
+        loss, part = algorithm.loss(
+            leaf[chosen], entropy[chosen], part_layout, counts, values=part_layout.old_values
+        )
         loss.backward()
         losses.append(loss.detach())
         sums.append(part)

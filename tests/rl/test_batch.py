@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from envs.messages import StopReason
-from rl.batch import LossCounts, TrainBatch, make_batch, pad
+from rl.batch import LossCounts, TrainBatch, make_batch
+from rl.layout import pad
 from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
 from tests.made_trajectories import completion, group, trajectory
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from rl.batch import Accounting, PaddedLayout, TrainBatch, TrainSample
 from rl.logprobs import entropy_of_logits
 from rl.losses import LOSS_AGG_MODES, ROLLOUT_IS
 from rl.numerics import group_statistics, k3, metric_values
-from tests.rl.golden_config import Case, NotOfferedError, algorithm_of, kl_knobs, thresholds
+from tests.rl import golden_preferences
+from tests.rl.golden_config import INTERVALS, Case, NotOfferedError, algorithm_of, kl_knobs, thresholds
+from tests.rl.golden_rules import rule_of
 from tests.rl.making import evaluate, layout_of
 
 FILES = sorted(Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent.parent / "golden")).glob("*.json"))
@@ -87,11 +90,20 @@ def check_metrics(
             check(values[f"policy/{name}"], value, tolerance)
 
 
+def row_of(config: Case) -> PolicyGradient:
+    """The row that a policy-loss configuration names: an interval of the ratio, or a rule of rl/rules.py."""
+    if config["policy_loss"] in INTERVALS:
+        return algorithm_of(config)
+    rule = rule_of(config)
+    around = algorithm_of({"policy_loss": "ppo", **rule.around})
+    return replace(around, name=rule.name, policy_loss=rule.name, rule_knobs=rule.knobs)
+
+
 def policy_loss(case: Case, dtype: torch.dtype, tolerance: dict[str, float]) -> None:
-    algorithm = algorithm_of(case["config"])
+    algorithm = row_of(case["config"])
     check_everywhere(algorithm, case["inputs"], case["expected"], dtype, tolerance)
     for mode in set(case["variants"]) & set(LOSS_AGG_MODES):
-        algorithm = algorithm_of({**case["config"], "loss_agg_mode": mode})
+        algorithm = row_of({**case["config"], "loss_agg_mode": mode})
         check_everywhere(algorithm, case["inputs"], case["variants"][mode], dtype, tolerance)
 
 
@@ -248,16 +260,15 @@ CHECKS: dict[str, Callable[[Case, torch.dtype, dict[str, float]], None]] = {
     "entropy": entropy,
     "k3": small_k3,
     "is_zero_std": zero_std,
+    **golden_preferences.CHECKS,
 }
-"""What checks a file, by the first of these names that its `config` or `expected` has."""
+"""What checks a file, by the first of these names that is its kind, or that its config or expected has."""
 
 
 NOT_OFFERED = {
     "adv_gae",
     "adv_on_policy_distill",
     "adv_reinforce_pp",
-    "pref_dpo",
-    "pref_ipo",
     "value_loss_clipped",
 }
 
@@ -266,7 +277,7 @@ NOT_OFFERED = {
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_golden_file(path, precision):
     case = json.loads(path.read_text())
-    names = {**case["config"], **case["expected"]}
+    names = {case["kind"]: None, **case["config"], **case["expected"]}
     checker = next((CHECKS[name] for name in CHECKS if name in names), None)
     try:
         if checker is None:

@@ -1,0 +1,198 @@
+"""Credit assignment: from the rewards of a batch to one advantage for each trained token.
+
+An estimator gives a trajectory one advantage, which all its tokens share (rl/advantages.py), or each token
+its own (rl/token_advantages.py). Both are rows of CREDITS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from rl.advantages import ADV_ESTIMATORS, AdvantageEstimator, group_centered, opo, overlong_penalty
+from rl.batch import TrainBatch
+from rl.layout import TokenArrays
+from rl.numerics import group_statistics
+from rl.token_advantages import gae, reinforce_pp, token_rewards, whiten
+
+if TYPE_CHECKING:
+    from rl.policy_gradient import PolicyGradient
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCredit:
+    """Advantages, and returns for a critic: one array (T,) a sample."""
+
+    advantages: TokenArrays
+    returns: TokenArrays | None = None
+
+
+Credit = Callable[["PolicyGradient", TrainBatch, np.ndarray], TokenCredit]
+"""(row, batch, shaped rewards (N,) float64) -> what every trained token is credited with."""
+
+
+def assign_advantages(row: PolicyGradient, batch: TrainBatch) -> TrainBatch:
+    """Fill in `advantages` and, for a critic, `returns`: estimated in float64, kept in float32."""
+    if row.drop_uniform_groups:
+        informative = group_statistics(batch.rewards, batch.group_ids).informative
+        batch = batch.drop(~informative, reason="uninformative_group")
+    credit = CREDITS[row.adv_estimator](row, batch, shaped_rewards(row, batch))
+    batch = replace(batch, advantages=credit.advantages, returns=credit.returns)
+    if row.truncated == "mask":  # after the statistics, in which they count
+        batch = batch.mask(batch.truncated)
+    return batch
+
+
+def shaped_rewards(row: PolicyGradient, batch: TrainBatch) -> np.ndarray:
+    """The rewards (N,), shaped by truncation and length where the row says so."""
+    rewards = batch.rewards
+    if row.truncated == "zero_reward":
+        rewards = np.where(batch.truncated, 0.0, rewards)
+    if row.max_response_length is not None and row.overlong_buffer_len is not None:
+        rewards = rewards + overlong_penalty(
+            batch.lengths,
+            max_response_length=row.max_response_length,
+            overlong_buffer_len=row.overlong_buffer_len,
+            overlong_penalty_factor=row.overlong_penalty_factor,
+        )
+    return rewards
+
+
+def per_trajectory(
+    estimator: AdvantageEstimator, row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray
+) -> TokenCredit:
+    """One advantage a trajectory, for all of its tokens; a KL in the reward is summed over the trajectory."""
+    if row.kl_coef:
+        rewards = rewards - row.kl_coef * batch.trajectory_sums(token_kl(row, batch))
+    estimated = estimator(rewards, batch.group_ids)
+    of = dict(zip(batch.trajectory_ids, estimated.tolist(), strict=True))
+    advantages = (np.where(s.loss_mask, of[s.trajectory_id], 0.0) for s in batch.samples)
+    return TokenCredit(advantages=tuple(array.astype(np.float32) for array in advantages))
+
+
+def token_kl(row: PolicyGradient, batch: TrainBatch) -> TokenArrays:
+    """log π_old - log π_ref of each token (k1), one array (T,) a sample."""
+    if row.bypass_mode:
+        anchors = tuple(sample.rollout_logprobs for sample in batch.samples)
+    else:
+        anchors = required(batch.old_logprobs, "old_logprobs", row)
+    references = required(batch.ref_logprobs, "ref_logprobs", row)
+    return tuple(a - b for a, b in zip(anchors, references, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRewards:
+    """A batch as rows for estimators with one value a token: S samples, padded to T, float64.
+
+    `rewards` (S, T): minus kl_coef times each token's KL, plus the trajectory's reward at the sample's last
+    trained token.
+    """
+
+    rewards: np.ndarray
+    mask: np.ndarray  # (S, T) bool
+    lengths: tuple[int, ...]  # T of each sample
+
+    @classmethod
+    def of(cls, row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenRewards:
+        mask = padded([sample.loss_mask for sample in batch.samples]).astype(bool)
+        of = dict(zip(batch.trajectory_ids, rewards.tolist(), strict=True))
+        kl = padded(token_kl(row, batch)) if row.kl_coef else np.zeros(mask.shape)
+        tokens = token_rewards(
+            np.array([of[sample.trajectory_id] for sample in batch.samples]),
+            mask,
+            kl=np.where(np.isfinite(kl), kl, 0.0),
+            kl_coef=row.kl_coef,
+        )
+        lengths = tuple(len(sample.token_ids) for sample in batch.samples)
+        return cls(rewards=tokens, mask=mask, lengths=lengths)
+
+    def unpad(self, values: np.ndarray) -> TokenArrays:
+        """Rows (S, T) as one float32 array (T,) a sample."""
+        rows = zip(values, self.lengths, strict=True)
+        return tuple(row[:length].astype(np.float32) for row, length in rows)
+
+
+def padded(arrays: TokenArrays | list[np.ndarray]) -> np.ndarray:
+    """Arrays of different length as rows (S, T) of float64, 0 beyond their ends."""
+    rows = np.zeros((len(arrays), max(map(len, arrays), default=0)))
+    for row, array in zip(rows, arrays, strict=True):
+        row[: len(array)] = array
+    return rows
+
+
+def whitened_returns(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenCredit:
+    """REINFORCE++."""
+    tokens = TokenRewards.of(row, batch, rewards)
+    return TokenCredit(advantages=tokens.unpad(reinforce_pp(tokens.rewards, tokens.mask, gamma=row.gamma)))
+
+
+def whitened_differences(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenCredit:
+    """REINFORCE++-baseline: R - mean_g at each token, whitened over tokens, so that long rows count more."""
+    differences = per_trajectory(group_centered, row, batch, rewards).advantages
+    tokens = TokenRewards.of(row, batch, rewards)
+    return TokenCredit(advantages=tokens.unpad(whiten(padded(differences), tokens.mask)))
+
+
+def critic_advantages(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenCredit:
+    """PPO: generalized advantage estimation on the critic's values, whitened."""
+    tokens = TokenRewards.of(row, batch, rewards)
+    values = padded(required(batch.old_values, "old_values", row))
+    advantages, returns = gae(tokens.rewards, values, tokens.mask, gamma=row.gamma, lam=row.lam)
+    whitened = whiten(advantages, tokens.mask)
+    return TokenCredit(advantages=tokens.unpad(whitened), returns=tokens.unpad(returns))
+
+
+def length_weighted(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenCredit:
+    """OPO."""
+    return per_trajectory(partial(opo, lengths=batch.lengths), row, batch, rewards)
+
+
+TOKEN_ESTIMATORS: dict[str, Credit] = {
+    "reinforce_plus_plus": whitened_returns,
+    "reinforce_plus_plus_baseline": whitened_differences,
+    "gae": critic_advantages,
+}
+CRITIC_ESTIMATORS = frozenset({"gae"})
+CREDITS: dict[str, Credit] = {
+    **{name: partial(per_trajectory, estimator) for name, estimator in ADV_ESTIMATORS.items()},
+    "opo": length_weighted,
+    **TOKEN_ESTIMATORS,
+}
+"""Every adv_estimator."""
+
+
+def register_estimator(name: str, function: AdvantageEstimator) -> None:
+    """Offer a user's estimator, (rewards (N,), group_ids (N,)) -> float64 (N,), as adv_estimator `name`.
+
+    Raises:
+        ValueError: the name is taken; at the first use, that it returned another shape or is not finite.
+    """
+    if name in CREDITS:
+        raise ValueError(f"adv_estimator {name!r} exists already: give yours another name")
+
+    def checked(rewards: np.ndarray, group_ids: np.ndarray) -> np.ndarray:
+        advantages = np.asarray(function(rewards, group_ids), np.float64)
+        if advantages.shape != rewards.shape or not np.isfinite(advantages).all():
+            raise ValueError(
+                f"adv_estimator {name!r} returned {advantages.shape} with "
+                f"{int((~np.isfinite(advantages)).sum())} numbers that are not finite; expected "
+                f"{rewards.shape}, all finite: one advantage a trajectory"
+            )
+        return advantages
+
+    CREDITS[name] = partial(per_trajectory, checked)
+
+
+def required(value: T | None, name: str, row: PolicyGradient) -> T:
+    """`value`, which a row needs; ValueError, with the call that makes it, when it is missing."""
+    if value is None:
+        made = name in ("advantages", "returns")
+        step = "assign_advantages" if made else f"learner.score(batch, {set(row.needs)})"
+        raise ValueError(f"algorithm {row.name!r} needs {name}, which the batch lacks: call {step} first")
+    return value

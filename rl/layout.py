@@ -1,0 +1,85 @@
+"""The padded layout: samples as rows of tensors, right-padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl.samples import TrainSample
+
+TokenArrays = tuple[np.ndarray, ...]
+"""One array (T,) a sample."""
+
+
+def rows_of_like_length(samples: Sequence[TrainSample], num_rows: int) -> Iterator[list[int]]:
+    """Indices of at most `num_rows` samples at a time, shortest first: one long row would pad all others."""
+    order = sorted(range(len(samples)), key=lambda row: len(samples[row].token_ids))
+    for start in range(0, len(order), num_rows):
+        yield order[start : start + num_rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedLayout:
+    """B samples as rows of T tokens, padded on the right; log-probs and advantages are 0 at loss_mask 0.
+
+    Example, rows of 3 and 2 tokens, prompt length 1:
+        attention_mask = [[1, 1, 1], [1, 1, 0]]
+        loss_mask      = [[0, 1, 1], [0, 1, 0]]
+        position_ids   = [[0, 1, 2], [0, 1, 2]]
+    """
+
+    token_ids: Tensor  # (B, T) int64
+    attention_mask: Tensor  # (B, T) bool
+    position_ids: Tensor  # (B, T) int64
+    loss_mask: Tensor  # (B, T) bool
+    weight: Tensor  # (B,) float32, TrainSample.weight
+    rollout_logprobs: Tensor  # (B, T) float32, NaN where the engine gave none
+    old_logprobs: Tensor | None = None  # (B, T) float32
+    ref_logprobs: Tensor | None = None  # (B, T) float32
+    old_values: Tensor | None = None  # (B, T) float32
+    advantages: Tensor | None = None  # (B, T) float32
+    returns: Tensor | None = None  # (B, T) float32
+
+    def to(self, device: torch.device | str) -> PaddedLayout:
+        """The same layout on `device`."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: x.to(device) for name, x in tensors.items() if x is not None})
+
+    def unpad(self, values: Tensor) -> TokenArrays:
+        """Row by row the first T_i entries of `values` (B, T), as float32 arrays: the inverse of padding."""
+        lengths = self.attention_mask.sum(1).tolist()
+        return tuple(row[:n] for row, n in zip(values.detach().float().cpu().numpy(), lengths, strict=True))
+
+
+def pad(samples: Sequence[TrainSample], *, pad_id: int = 0, **token_arrays: TokenArrays) -> PaddedLayout:
+    """The samples as a PaddedLayout, with those of TOKEN_ARRAYS that are given.
+
+    Any `pad_id` in the vocabulary will do: a causal model's real tokens never see what stands to their right.
+    """
+    lengths = np.array([len(sample.token_ids) for sample in samples], np.int64)
+    positions = np.tile(np.arange(lengths.max(initial=0)), (len(samples), 1))
+    real = torch.from_numpy(positions < lengths[:, None])
+    loss_mask = _padded([sample.loss_mask for sample in samples], real, False, torch.bool)
+    floats = {"rollout_logprobs": [sample.rollout_logprobs for sample in samples], **token_arrays}
+    return PaddedLayout(
+        token_ids=_padded([sample.token_ids for sample in samples], real, pad_id, torch.int64),
+        attention_mask=real,
+        position_ids=torch.from_numpy(positions),
+        loss_mask=loss_mask,
+        weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+        **{
+            name: _padded(rows, real, 0.0, torch.float32).masked_fill(~loss_mask, 0.0)
+            for name, rows in floats.items()
+        },
+    )
+
+
+def _padded(rows: Sequence[np.ndarray], real: Tensor, fill: float, dtype: torch.dtype) -> Tensor:
+    """Rows of different length as one tensor (B, T)."""
+    out = torch.full(real.shape, fill, dtype=dtype)
+    out[real] = torch.from_numpy(np.concatenate([np.zeros(0, bool), *rows])).to(dtype)
+    return out

@@ -1,0 +1,87 @@
+"""AdamW and its learning-rate schedule, both torch's, and the gradient that is applied or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from rl.numerics import MetricSums, Share, mean_share
+
+
+def learning_rate_factor(update: int, *, schedule: str, num_updates: int, warmup_updates: int) -> float:
+    """The factor on the peak learning rate at optimizer update `update` (from 0).
+
+    Linear warm-up from 1 / warmup_updates, then constant, or linear or half-cosine decay to 0 at
+    `num_updates`.
+    """
+    if update < warmup_updates:
+        return (update + 1) / warmup_updates
+    progress = min(1.0, (update - warmup_updates) / max(1, num_updates - warmup_updates))
+    return {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[schedule]
+
+
+class Optimizer:
+    """One AdamW over groups of parameters, each with its peak learning rate and a gradient norm of its own.
+
+    The norms are clipped apart: a critic's errors, large at first, must not shrink the policy's step. A group
+    without parameters is left out.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[Sequence[nn.Parameter], float]],
+        *,
+        betas: tuple[float, float],
+        weight_decay: float,
+        max_grad_norm: float,
+        schedule: str,
+        num_updates: int,
+        warmup_updates: int,
+    ) -> None:
+        self.max_grad_norm = max_grad_norm
+        self.adamw = AdamW(
+            [{"params": list(parameters), "lr": rate} for parameters, rate in groups if parameters],
+            betas=betas,
+            weight_decay=weight_decay,
+        )
+        self.schedule = LambdaLR(
+            self.adamw,
+            lambda update: learning_rate_factor(
+                update, schedule=schedule, num_updates=num_updates, warmup_updates=warmup_updates
+            ),
+        )
+
+    def zero_grad(self) -> None:
+        self.adamw.zero_grad(set_to_none=True)
+
+    def apply(self) -> MetricSums:
+        """Clip, step and advance the schedule; with a gradient that is not finite nothing moves."""
+        rate = float(self.schedule.get_last_lr()[0])
+        norms = [
+            float(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
+            for group in self.adamw.param_groups
+        ]
+        is_finite = all(math.isfinite(norm) for norm in norms)
+        if is_finite:
+            self.adamw.step()
+            self.schedule.step()
+        names = ("optim/grad_norm", "optim/critic_grad_norm")
+        return {
+            "optim/lr": scalar_share(rate),
+            "optim/skipped_updates": scalar_share(0.0 if is_finite else 1.0),
+            **{name: scalar_share(norm) for name, norm in zip(names, norms, strict=False)},
+        }
+
+
+def scalar_share(value: float) -> Share:
+    """A number of one update; over several updates the mean."""
+    return mean_share(torch.tensor(value), torch.tensor(1.0))
