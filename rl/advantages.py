@@ -8,10 +8,11 @@ to compare.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from envs.names import unknown_name
 from rl.numerics import GroupStatistics, group_statistics
 
 STD_EPS = 1e-6
@@ -63,12 +64,18 @@ def group_relative(
     std_of: BatchStdOf = "rewards",
     eps: float = STD_EPS,
 ) -> np.ndarray:
-    """R - mean_g over the group's std (GRPO), the batch's (Lite PPO, `std_of`) or nothing (Dr. GRPO)."""
+    """R - mean_g over the group's std (GRPO), the batch's (Lite PPO, `std_of`) or nothing (Dr. GRPO).
+
+    Raises:
+        ValueError: norm_adv_by_std is none of the three.
+    """
     if norm_adv_by_std == "group":
         return group_normalized(rewards, group_ids, eps=eps)
     if norm_adv_by_std == "batch":
         return batch_normalized(rewards, group_ids, std_of=std_of, eps=eps)
-    return group_centered(rewards, group_ids)
+    if norm_adv_by_std == "none":
+        return group_centered(rewards, group_ids)
+    raise ValueError(unknown_name("norm_adv_by_std", norm_adv_by_std, get_args(NormAdvByStd)))
 
 
 def rloo(rewards: np.ndarray, group_ids: np.ndarray) -> np.ndarray:

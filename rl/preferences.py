@@ -137,7 +137,7 @@ class PreferenceLoss:
         _check_shape("desirable", desirable, loss_mask.shape[:1])
         kept, desirable = rows.counts & rows.finite, desirable.bool()
         reference = torch.as_tensor(z0, dtype=torch.float64, device=logprobs.device).detach().clamp(min=0.0)
-        wrong = (torch.where(desirable, -1.0, 1.0) * self.beta * (rows.h - reference)).sigmoid()  # 1 - σ(x)
+        wrong = (self.beta * torch.where(desirable, reference - rows.h, rows.h - reference)).sigmoid()
         weighted = torch.where(desirable, self.desirable_weight * wrong, self.undesirable_weight * wrong)
         loss, metrics = _mean(weighted, rows.counts, kept, num_rows)
         metrics |= self._side_metrics("chosen", rows, kept & desirable)

@@ -16,9 +16,14 @@ import numpy as np
 from rl.advantages import STD_EPS, group_centered, group_normalized, group_relative, whitened
 
 
+def selected(mask: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """`x` in float64 where `mask` is true, 0 elsewhere, whatever is there."""
+    return np.where(mask, np.asarray(x, np.float64), 0.0)
+
+
 def broadcast(advantages: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """One value a row (S,), at each of its sampled tokens."""
-    return np.where(mask, np.asarray(advantages, np.float64)[:, None], 0.0)
+    return selected(mask, np.asarray(advantages)[:, None])
 
 
 def token_rewards(
@@ -28,7 +33,7 @@ def token_rewards(
 
     `kl` (S, T): an estimate of each token's KL to the reference, nats.
     """
-    tokens = np.zeros(mask.shape) if kl is None else -kl_coef * np.where(mask, kl, 0.0)
+    tokens = np.zeros(mask.shape) if kl is None else -kl_coef * selected(mask, kl)
     rows = np.flatnonzero(mask.any(1))
     last = mask.shape[1] - 1 - mask[rows, ::-1].argmax(1)
     tokens[rows, last] += np.asarray(rewards, np.float64)[rows]
@@ -40,7 +45,7 @@ def discounted_sums(values: np.ndarray, mask: np.ndarray, factor: float | np.nda
 
     `factor`: one for all, or one a row (S,).
     """
-    values = np.where(mask, values, 0.0)
+    values = selected(mask, values)
     sums, carried = np.zeros(values.shape), np.zeros(len(values))
     for t in reversed(range(values.shape[1])):
         carried = np.where(mask[:, t], values[:, t] + factor * carried, carried)
@@ -78,8 +83,8 @@ def gae(
     Returns:
         advantages, not whitened, and returns A + V, what the critic learns.
     """
-    values = np.where(mask, values, 0.0)
-    deltas = np.where(mask, rewards, 0.0) + gamma * next_values(values, mask) - values
+    values = selected(mask, values)
+    deltas = selected(mask, rewards) + gamma * next_values(values, mask) - values
     advantages = discounted_sums(deltas, mask, gamma * lam)
     return advantages, np.where(mask, advantages + values, 0.0)
 
@@ -135,7 +140,7 @@ def on_policy_distillation(
     `logprobs` are the sampler's or the learner's before the update. With γ > 0 a token also answers for what
     follows it, discounted.
     """
-    gap = np.where(mask, logprobs, 0.0) - np.where(mask, teacher_logprobs, 0.0)
+    gap = selected(mask, logprobs) - selected(mask, teacher_logprobs)
     return discounted_sums(-coef * gap, mask, gamma)
 
 

@@ -33,9 +33,16 @@ CASES: list[tuple[str, dict[str, float], list[Token], list[tuple[float, float, s
     ("clip_cov", {"clip_cov_ratio": 0.5, "clip_cov_lb": 0.5}, COVARY, [HIGH, DOWN, UP, LOW]),
     # an upper end of 2 spares token 0, and a share of next to nothing is one token all the same
     ("clip_cov", {"clip_cov_ub": 2.0, "clip_cov_lb": 0.5}, COVARY, [DOWN, DOWN, UP, LOW]),
-    # without: token 0; 1 is not above the lower end
+    # by default one token goes, and a covariance of 1 is not above clip_cov_lb
     ("clip_cov", {"clip_cov_lb": 0.5}, COVARY, [HIGH, DOWN, UP, UP]),
     ("clip_cov", {"clip_cov_ratio": 0.5}, COVARY, [HIGH, DOWN, UP, UP]),
+    # mean A = 2, mean log π = -2: 2 · (-1), -1 · 0 and -1 · 1
+    (
+        "clip_cov",
+        {"clip_cov_lb": -0.5},
+        [(-3, 0, 4), (-2, 0, 1), (-1, 0, 1)],
+        [(-4, -4, ""), HIGH, (-1, -1, "")],
+    ),
     # token 0 is PPO's already, -2 · 1.2, so the one that goes is token 3
     ("clip_cov", {"clip_cov_lb": 0.5}, [(-1, 1, 2), *COVARY[1:]], [(-2.4, 0, "high"), DOWN, UP, LOW]),
     # PPO's lower end, 2 · 0.8; clip_ratio_low 1 is no end at all: 2 e⁻²
