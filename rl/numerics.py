@@ -130,7 +130,8 @@ class Share:
         if self.kind == "explained":
             n, y, yy, e, ee = values
             variance = yy * n - y * y
-            return 1.0 - (ee * n - e * e) / variance if variance > 0 else None
+            # Of returns that are all equal the difference leaves only rounding.
+            return 1.0 - (ee * n - e * e) / variance if variance > 1e-12 * yy * n else None
         return values[0] if np.isfinite(values[0]) else None
 
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from rl.advantages import spo
-from rl.critic import CRITIC_METRICS, AdaptiveKlController, BetaTracker, FixedKlController, value_loss
+from rl.critic import (
+    CRITIC_METRICS,
+    AdaptiveKlController,
+    BetaTracker,
+    FixedKlController,
+    explained_variance_share,
+    value_loss,
+)
 from rl.numerics import add_metrics, metric_values
 
 MASK = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
@@ -191,3 +198,10 @@ def test_a_controller_needs_a_target_and_a_horizon(name):
 def test_the_fixed_controller_stays():
     controller = FixedKlController(kl_coef=0.1)
     assert controller.update(50.0, 100) is controller
+
+
+def test_returns_that_are_equal_but_for_rounding_explain_nothing():
+    # n Σy² - (Σy)² of 55 times 0.1 is rounding and not 0; what is divided by it is no share of anything.
+    returns = torch.full((1, 55), 0.1, dtype=torch.float64)
+    share = explained_variance_share(returns, torch.linspace(0, 1, 55)[None], torch.ones(1, 55).bool())
+    assert share.value() is None
