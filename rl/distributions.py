@@ -23,12 +23,11 @@ def log1mexp(x: Tensor) -> Tensor:
     """log(1 - exp(x)) for x < 0, exact to rounding in value and gradient; -inf at 0.
 
     Two forms, split at -ln 2, for neither is exact on both sides (Mächler 2012, "Accurately computing
-    log(1 - exp(-|a|))"). Each sees its own side only: the other's gradient can be 0 · inf.
+    log(1 - exp(-|a|))"). The one for x far from 0 never sees the others: its gradient there is 0 · inf.
     """
     near = x > LOG_HALF
-    from_below = torch.log1p(-torch.where(near, LOG_HALF, x).exp())
-    from_above = torch.log(-torch.expm1(torch.where(near, x, LOG_HALF)))
-    return torch.where(near, from_above, from_below)
+    far_form = torch.log1p(-torch.where(near, LOG_HALF, x).exp())
+    return torch.where(near, torch.log(-torch.expm1(x)), far_form)
 
 
 def log_odds(logp: Tensor) -> Tensor:
