@@ -74,9 +74,7 @@ def make_learner_spec(config: Config, algorithm: PolicyGradient, *, run_name: st
         model=config.model,
         algorithm=algorithm,
         learning_rate=config.learning_rate,
-        critic_learning_rate=config.learning_rate
-        if config.critic_learning_rate is None
-        else config.critic_learning_rate,
+        critic_lr=config.learning_rate if config.critic_lr is None else config.critic_lr,
         num_updates=config.num_optimizer_steps,
         lr_schedule=config.lr_schedule,
         warmup_updates=config.warmup_steps * config.num_minibatches,

@@ -65,7 +65,7 @@ class Config(Overrides):
     # The optimizer (AdamW)
     learning_rate: NonNegative = 3e-4
     """Peak learning rate. 0 trains nothing: a control that must end in FAIL."""
-    critic_learning_rate: NonNegative | None = None
+    critic_lr: NonNegative | None = None
     """Peak learning rate of a critic. None: the policy's."""
     lr_schedule: LrSchedule = "constant"
     """After warm-up: constant, or falling to 0 at the last update linearly or as a half cosine."""

@@ -46,7 +46,7 @@ class LearnerSpec:
     algorithm: PolicyGradient
     learning_rate: float
     num_updates: int
-    critic_learning_rate: float = 0.0
+    critic_lr: float = 0.0
     lr_schedule: str = "constant"
     warmup_updates: int = 0
     weight_decay: float = 0.0
@@ -90,7 +90,7 @@ class Learner:
         self.optimizer = Optimizer(
             [
                 (list(self.model.parameters()), spec.learning_rate),
-                (self._critic_parameters(), spec.critic_learning_rate),
+                (self._critic_parameters(), spec.critic_lr),
             ],
             betas=spec.adam_betas,
             weight_decay=spec.weight_decay,

@@ -33,7 +33,7 @@ class Overrides:
     gamma: Share | None = None
     """Discount a sampled token, for estimators that give each token its own advantage."""
     lam: Share | None = None
-    """λ of generalized advantage estimation."""
+    """Lambda of generalized advantage estimation (GAE)."""
     kl_coef: NonNegative | None = None
     """Weight of the KL to the starting policy in the reward."""
     drop_uniform_groups: bool | None = None

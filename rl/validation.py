@@ -192,10 +192,8 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
             f"group_size = 1: {config.algorithm} compares the members of a group, so nothing would be "
             "learned; use at least 2, or reinforce"
         )
-    if config.critic_learning_rate is not None and algorithm.critic == "none":
-        yield (
-            f"critic_learning_rate has no effect: algorithm {config.algorithm!r} has no critic; leave it out"
-        )
+    if config.critic_lr is not None and algorithm.critic == "none":
+        yield (f"critic_lr has no effect: algorithm {config.algorithm!r} has no critic; leave it out")
     clips = [name for name in config.overrides if name.startswith("clip_")]
     if clips and config.num_minibatches == 1 and not algorithm.bypass_mode:
         yield (

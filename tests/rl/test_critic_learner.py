@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ppo_learner(folder: Path, critic: str = "head", **fields: Any) -> Learner:
     row = get_algorithm("ppo", critic=critic)
-    spec = {"learning_rate": 1e-3, "critic_learning_rate": 1e-2, "num_updates": 1000}
+    spec = {"learning_rate": 1e-3, "critic_lr": 1e-2, "num_updates": 1000}
     return Learner(LearnerSpec(**({"model": str(folder), "algorithm": row} | spec | fields)))
 
 
@@ -84,7 +84,7 @@ def test_micro_batches_change_no_weight(folder: Path, critic: str) -> None:
 def test_a_frozen_critic_changes_what_ppo_learns(folder: Path) -> None:
     learned = []
     for rate in (0.0, 1e-1):
-        own = ppo_learner(folder, "separate", critic_learning_rate=rate)
+        own = ppo_learner(folder, "separate", critic_lr=rate)
         for _ in range(3):
             own.update(weighed(own, folder))
         learned.append(weights(own))
