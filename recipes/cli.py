@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TypeVar
 
 import tyro
 
@@ -15,7 +16,10 @@ BAD_CONFIG = 2
 """Exit status of a run that was refused before it began; 1 is a FAIL at its end."""
 
 
-def parse(default: Config, argv: Sequence[str] | None = None, *, description: str = "") -> Config:
+C = TypeVar("C", bound=Config)
+
+
+def parse(default: C, argv: Sequence[str] | None = None, *, description: str = "") -> C:
     """`default` with the options of `argv` (sys.argv's without it), validated for this machine.
 
     `--smoke` changes the defaults, so an option beside it still counts. Exits with BAD_CONFIG, and says what
@@ -25,7 +29,7 @@ def parse(default: Config, argv: Sequence[str] | None = None, *, description: st
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--smoke" in arguments:
         default = with_smoke_defaults(default)
-    config = tyro.cli(Config, args=arguments, default=default, description=description)
+    config = tyro.cli(type(default), args=arguments, default=default, description=description)
     try:
         validate(config, Machine.here())
     except ConfigError as error:

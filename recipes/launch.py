@@ -17,49 +17,47 @@ from pathlib import Path
 import ray
 
 from envs.registry import resolve_env
-from envs.splits import Split
 from recipes.cli import refuse
 from recipes.placement import CHANNELS, make_engine_specs, make_learner_spec, start_facts, start_ray
-from recipes.stopping import FAIL, INTERRUPTED, PASS, REFUSALS, run_interruptibly, stop_of
+from recipes.stopping import INTERRUPTED, REFUSALS, run_interruptibly, stop_of
+from recipes.training import Run, train_and_judge
 from rewards.base import resolve_reward
 from rl.config import Config, resolve
 from rl.console import RunConsole
-from rl.gates import StepGates, prove_engines
-from rl.intervals import SuccessRate, verdict
 from rl.journal import Journal
+from rl.learner import Learner
 from rl.machine import Machine
-from rl.metrics import Metrics
 from rl.policy_gradient import PolicyGradient
 from rl.preflight import preflight
-from rl.run_dir import RunDir, RunState, default_run_dir, require_usable
-from rl.screens import EndFacts
-from rl.train import train
-from rl.validation import algorithm_of
+from rl.run_dir import RunDir, default_run_dir, require_usable
+from rl.train import TrainStep, train_step
 from rl.weight_sync import WeightSync
 from rl.workers import RemoteLearner
 from rollout.collector import Collector, CollectorSpec
 from rollout.limits import Limits
 from rollout.task_stream import TaskStream
 from rollout.tokenizer import load_tokenizer
-from rollout.trajectory import TrajectoryGroup
 from rollout.workers import RemoteRollouts, RolloutSpec
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """The parts of one run, built and started."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How a recipe trains: what one step does, and the learner that it asks."""
 
-    config: Config
-    algorithm: PolicyGradient
-    learner: RemoteLearner
-    collector: Collector[RemoteRollouts]
-    sync: WeightSync
-    console: RunConsole
-    directory: RunDir
-    journal: Journal
+    take_step: TrainStep = train_step
+    learner: type[Learner] = Learner
 
 
-def launch(config: Config, *, recipe: str, make_base: Callable[[Config], Path]) -> int:
+POLICY_GRADIENT = Method()
+
+
+def launch(
+    config: Config,
+    *,
+    recipe: str,
+    make_base: Callable[[Config], Path],
+    method: Method = POLICY_GRADIENT,
+) -> int:
     """Run `config` to its verdict; returns the exit code.
 
     `config` is validated already (recipes/cli.py). `make_base` gives the starting policy where the
@@ -77,7 +75,7 @@ def launch(config: Config, *, recipe: str, make_base: Callable[[Config], Path]) 
     with directory, RunConsole(config.num_steps) as console:
         try:
             start_ray(config)
-            return run_interruptibly(_run(config, machine, directory, console, started))
+            return run_interruptibly(_run(config, method, machine, directory, console, started))
         except (Exception, KeyboardInterrupt) as error:
             console.close()
             stop = stop_of(error)
@@ -106,9 +104,14 @@ def _prepare(
 
 
 async def _run(
-    config: Config, machine: Machine, directory: RunDir, console: RunConsole, started: float
+    config: Config,
+    method: Method,
+    machine: Machine,
+    directory: RunDir,
+    console: RunConsole,
+    started: float,
 ) -> int:
-    algorithm = algorithm_of(config)
+    algorithm = config.make_algorithm()
     tokenizer = load_tokenizer(config.model)
     learner_spec = make_learner_spec(config, algorithm, run_name=directory.path.name)
     engines = [
@@ -132,7 +135,12 @@ async def _run(
         )
         for spec in make_engine_specs(config)
     ]
-    learner = RemoteLearner(learner_spec, deadline_s=config.learner_deadline_s, sync_s=config.sync_deadline_s)
+    learner = RemoteLearner(
+        learner_spec,
+        deadline_s=config.learner_deadline_s,
+        sync_s=config.sync_deadline_s,
+        kind=method.learner,
+    )
     try:
         starts = asyncio.gather(*(engine.start() for engine in engines))
         facts, _ = await asyncio.gather(learner.start(), starts)
@@ -140,6 +148,7 @@ async def _run(
         journal = Journal(directory, config, console, decode=lambda ids: tokenizer.decode(list(ids)))
         run = Run(
             config=config,
+            take_step=method.take_step,
             algorithm=algorithm,
             learner=learner,
             collector=_make_collector(config, algorithm, engines),
@@ -155,7 +164,7 @@ async def _run(
             journal=journal,
         )
         await run.sync.connect(learner, run.collector)
-        return await _train_and_judge(run, started)
+        return await train_and_judge(run, started)
     finally:
         await asyncio.gather(learner.stop(), *(e.stop() for e in engines), return_exceptions=True)
 
@@ -179,92 +188,10 @@ def _make_collector(
     )
 
 
-async def _train_and_judge(run: Run, started: float) -> int:
-    """Gates, measurement, training, measurement, verdict."""
-    config = run.config
-    if config.sabotage == "perturb_learner":
-        await run.learner.perturb(1e-3, seed=0)
-    before_sync, after_sync = await prove_engines(
-        run.learner, run.collector, run.sync, num_groups=config.num_gap_groups, limit=config.gap_limit
-    )
-    run.console.show_gap(before_sync, after_sync, config.gap_limit)
-    before = await _success(run, step=0)
-    run.console.say(f"success before training, on held-out tasks: {before}")
-
-    async def after_step(step: int, metrics: Metrics) -> None:
-        run.journal.step(step, metrics)
-        state = RunState(
-            step=step,
-            next_task_index=run.collector.cursor,
-            policy_version=run.sync.version,
-            num_optimizer_steps=step * config.num_minibatches,
-            num_trained_tokens=run.journal.num_trained_tokens,
-            wall_s=time.monotonic() - started,
-        )
-        if step == config.num_steps or (config.save_every and step % config.save_every == 0):
-            await run.learner.save(str(run.directory.checkpoint(step)))
-        run.directory.write_state(state)
-
-    await train(
-        run.collector,
-        run.learner,
-        run.algorithm,
-        run.sync,
-        run.journal.observe,
-        num_steps=config.num_steps,
-        num_groups=config.num_groups,
-        num_minibatches=config.num_minibatches,
-        gates=StepGates(gap_limit=config.gap_limit),
-        after_step=after_step,
-    )
-    after = await _success(run, step=config.num_steps)
-    judged = verdict(before, after, config.min_gain)
-    checkpoint = run.directory.checkpoint(config.num_steps)
-    run.console.show_end(
-        EndFacts(
-            before=before,
-            after=after,
-            verdict=judged,
-            wall_s=time.monotonic() - started,
-            paths={
-                "policy": str(checkpoint),
-                "metrics": str(run.directory.path / "metrics.jsonl"),
-                "trajectories": str(run.directory.trajectories),
-            },
-            next_commands=_next_commands(config, checkpoint),
-        )
-    )
-    if config.smoke:
-        run.console.say("SMOKE RUN SOUND: every check held; it is too short for its verdict to count")
-        return PASS
-    return PASS if judged.passed else FAIL
-
-
-async def _success(run: Run, *, step: int) -> SuccessRate:
-    """Success on the held-out tasks; an episode that could not be scored counts as not solved."""
-    config = run.config
-    stream = TaskStream(env=config.env, level=config.level, run_seed=config.seed, split=Split.HELD_OUT)
-    groups: list[TrajectoryGroup] = await run.collector.evaluate(
-        stream.slice(0, config.eval_tasks), temperature=config.eval_temperature
-    )
-    run.journal.record_evaluation(step, groups)
-    solved = sum((t.score.success or 0.0) >= 1.0 for group in groups for t in group.trajectories)
-    return SuccessRate(solved, config.eval_tasks)
-
-
 def _canaries(config: Config, vocabulary_size: int) -> list[list[int]]:
     """Fixed random token sequences: they exercise every embedding and position alike, solved tasks do not."""
     rng = random.Random(0)
     return [
         [rng.randrange(vocabulary_size) for _ in range(config.canary_tokens)]
         for _ in range(config.num_canaries)
-    ]
-
-
-def _next_commands(config: Config, checkpoint: Path) -> list[str]:
-    recipe = "python -m recipes.calc_grpo"
-    return [
-        f"{recipe} --seed {config.seed + 1}",
-        f"{recipe} --algorithm {'rloo' if config.algorithm != 'rloo' else 'grpo'}",
-        f"{recipe} --model {os.path.relpath(checkpoint)} --level {config.level + 1}",
     ]

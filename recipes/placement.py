@@ -12,7 +12,7 @@ import ray
 from ray._private import worker as ray_worker
 
 from rl.config import Config
-from rl.learner import LearnerSpec
+from rl.learner_spec import LearnerSpec
 from rl.machine import Machine, stack_versions
 from rl.policy_gradient import PolicyGradient
 from rl.run_dir import RunDir

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
+from rl.algorithms import get_algorithm
 from rl.machine import Machine
 from rl.overrides import Count, Decay, NonNegative, Overrides, Positive, Range, Share, Size
+from rl.policy_gradient import PolicyGradient
 
 Device = Literal["auto", "cpu", "cuda"]
 EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -162,6 +164,14 @@ class Config(Overrides):
     smoke: bool = False
     """A short real run: other defaults for the number of steps and their sizes (see SMOKE)."""
 
+    def make_algorithm(self) -> PolicyGradient:
+        """The row that this configuration names, with its overrides.
+
+        Raises:
+            ValueError: an unknown row or value (the nearest is named), or an override without effect in it.
+        """
+        return get_algorithm(self.algorithm, **self.overrides)
+
     @property
     def num_trajectories(self) -> int:
         """Trajectories a step."""
@@ -190,6 +200,8 @@ class Config(Overrides):
         return max(GAP_LIMITS[self.engine_dtype], GAP_LIMITS[self.learner_dtype])
 
 
+C = TypeVar("C", bound=Config)
+
 SMOKE = {
     "num_steps": 3,
     "warmup_steps": 0,
@@ -201,12 +213,12 @@ SMOKE = {
 }
 
 
-def with_smoke_defaults(config: Config) -> Config:
+def with_smoke_defaults(config: C) -> C:
     """`config` as a short run: other defaults, which the command line may override in turn."""
     return replace(config, smoke=True, **SMOKE)
 
 
-def resolve(config: Config, machine: Machine) -> Config:
+def resolve(config: C, machine: Machine) -> C:
     """`config` with every "auto" replaced by what this machine gives. What is set already stays."""
     device = _chosen(config.device, "cuda" if machine.gpus else "cpu")
     on_gpu = device == "cuda"

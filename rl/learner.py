@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ from envs.names import load_object
 from rl.batch import TrainBatch
 from rl.checkpoint import save_policy
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
+from rl.learner_spec import LearnerSpec
 from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
 from rl.numerics import MetricSums, add_metrics, max_share, select
 from rl.optimizer import Optimizer
-from rl.policy_gradient import PolicyGradient
 from rl.samples import TrainSample
 from rl.weights import SharedWeights, perturb, sketch_weights, wire_tensors
 from rollout.manifest import Manifest
@@ -30,38 +30,6 @@ from rollout.weight_sketch import Sketch
 
 if TYPE_CHECKING:
     from rollout.weight_transfer_device import DeviceWeights, VLLMWeightSyncClient
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerSpec:
-    """Everything a learner is made from.
-
-    `compute_dtype` is what matrix products run in; weights, optimizer, log-probs and losses are float32.
-    `wire_dtype` is the engines' dtype, in which weights are published. `num_updates` is the length of the
-    learning-rate schedule in optimizer updates. `plugin` names a user's own algorithm,
-    `file.py:ROW`: its file registers, in the learner's process too, what the row is made of.
-    """
-
-    model: str
-    algorithm: PolicyGradient
-    learning_rate: float
-    num_updates: int
-    critic_lr: float = 0.0
-    lr_schedule: str = "constant"
-    warmup_updates: int = 0
-    weight_decay: float = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float = 1.0
-    temperature: float = 1.0
-    micro_batch_size: int = 32
-    device: str = "cpu"
-    compute_dtype: str = "float32"
-    wire_dtype: str = "float32"
-    num_threads: int = 1
-    num_gpus: float = 0
-    seed: int = 0
-    run_name: str = "run"
-    plugin: str = ""
 
 
 def _first_ratio_error(logprobs: torch.Tensor, layout: PaddedLayout) -> MetricSums:

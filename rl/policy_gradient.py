@@ -1,4 +1,4 @@
-"""One policy-gradient algorithm: which rewards become advantages, and which loss is made of them."""
+"""One policy-gradient algorithm: its knobs, what it needs, and the two functions that it is."""
 
 from __future__ import annotations
 
@@ -7,43 +7,15 @@ from dataclasses import dataclass, field
 from math import log, log1p
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from rl.batch import LossCounts, TrainBatch
-from rl.credit import assign_advantages, required
-from rl.critic import value_loss
+from rl.credit import assign_advantages
 from rl.knobs import problems
 from rl.layout import PaddedLayout
-from rl.losses import (
-    ROLLOUT_IS,
-    Bounds,
-    Clipped,
-    KlGradient,
-    KlLossType,
-    LossAggMode,
-    LossTokens,
-    RolloutIs,
-    RolloutWeights,
-    at_level,
-    gap_metrics,
-    kl_penalty,
-    ratio_metrics,
-    rollout_weights,
-    surrogate,
-    token_norm,
-)
-from rl.numerics import (
-    MetricSums,
-    k1,
-    k3,
-    max_share,
-    mean_share,
-    on_host,
-    select,
-    sum_share,
-)
-from rl.rules import RULE_KNOBS, RuleTokens, apply_rule, off_policy_sequence_mask
+from rl.losses import Bounds, KlGradient, KlLossType, LossAggMode, RolloutIs
+from rl.numerics import MetricSums
+from rl.policy_loss import policy_gradient_loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,129 +144,4 @@ class PolicyGradient:
         Returns:
             A scalar that sums over micro-batches to the step's loss (0 with a graph when nothing is trained).
         """
-        x, mask = self._tokens(logprobs, entropy, layout), layout.loss_mask
-        log_ratio = at_level(x.log_ratio, x.kept, self.importance_sampling_level)
-        per_token, clipped = self._surrogate(x, log_ratio)
-        weights = self._rollout_weights(x)
-        kl = self._kl(x)
-        norm = token_norm(
-            mask, layout.weight, counts, loss_agg_mode=self.loss_agg_mode, scale=self.loss_scale_factor
-        ).to(x.logprobs.dtype)
-        # All three are 0 at tokens that are not kept, where norm is not: the denominators do not shrink.
-        pg_loss, kl_loss, entropy_bonus = (
-            (y * norm).sum() for y in (weights.weight * per_token, kl, x.entropy)
-        )
-        loss = pg_loss + self.kl_loss_coef * kl_loss - self.entropy_coeff * entropy_bonus
-        value_loss, value_metrics = self._value_loss(values, layout, counts)
-        loss = loss + self.vf_coef * value_loss
-        metrics = {
-            "policy/loss": sum_share(loss),
-            "policy/pg_loss": sum_share(pg_loss),
-            "policy/entropy": mean_share(x.entropy, x.kept),
-            "policy/advantage_mean": mean_share(x.advantages, x.kept),
-            "policy/advantage_abs_max": max_share(x.advantages.abs(), x.kept),
-            "policy/approx_kl_k1": mean_share(-x.log_ratio, x.kept),
-            "policy/approx_kl_k3": mean_share(k3(x.log_ratio), x.kept),
-            "policy/nonfinite_token_frac": mean_share(mask & ~x.kept, mask),
-            **ratio_metrics(log_ratio, clipped, x.kept, self.importance_sampling_level),
-            **gap_metrics(x.log_weight, x.known, mask),
-            **self._optional_metrics(x, weights, kl_loss),
-            **value_metrics,
-        }
-        return loss, on_host(metrics)
-
-    def _surrogate(self, x: LossTokens, log_ratio: Tensor) -> tuple[Tensor, Clipped]:
-        """The per-token loss of the rule, and where it was clipped or left out."""
-        if self.bounds is not None:
-            per_token, clipped = surrogate(x.logprobs, log_ratio, x.advantages, self.bounds)
-        else:
-            clips = {
-                knob: getattr(self, knob) for knob in RULE_KNOBS[self.policy_loss] if hasattr(self, knob)
-            }
-            per_token, clipped = apply_rule(self.policy_loss, RuleTokens.of(x), {**clips, **self.rule_knobs})
-        if self.off_policy_mask_threshold is not None:
-            delta = self.off_policy_mask_threshold
-            per_token = select(off_policy_sequence_mask(x.log_ratio, x.advantages, x.kept, delta), per_token)
-        return per_token, clipped
-
-    def _value_loss(
-        self, values: Tensor | None, layout: PaddedLayout, counts: LossCounts
-    ) -> tuple[Tensor, MetricSums]:
-        """The critic's loss, over the same tokens and denominators; 0 without a critic."""
-        if self.critic == "none":
-            return torch.zeros(()), {}
-        return value_loss(
-            required(values, "values", self),
-            *(required(layout.old_values, "old_values", self), required(layout.returns, "returns", self)),
-            layout.loss_mask,
-            cliprange_value=self.cliprange_value,
-            num_tokens=counts.num_tokens,
-        )
-
-    def _tokens(self, logprobs: Tensor, entropy: Tensor, layout: PaddedLayout) -> LossTokens:
-        """Find what takes part, and replace the rest before anything is computed with it."""
-        mask, rollout, ref = layout.loss_mask, layout.rollout_logprobs, layout.ref_logprobs
-        anchor = rollout if self.bypass_mode else required(layout.old_logprobs, "old_logprobs", self)
-        learner = logprobs.detach() if self.bypass_mode else anchor
-        advantages = required(layout.advantages, "advantages", self)
-        inputs = [logprobs, anchor, advantages]
-        if self.rollout_is != "none":
-            inputs.append(rollout)
-        if self.kl_loss_coef:
-            inputs.append(required(ref, "ref_logprobs", self))
-        if self.entropy_coeff:
-            inputs.append(entropy)
-        kept = mask & torch.stack([x.isfinite() for x in inputs]).all(0)
-        known = mask & learner.isfinite() & rollout.isfinite()
-        policy = select(kept, logprobs)
-        return LossTokens(
-            kept=kept,
-            known=known,
-            logprobs=policy,
-            log_ratio=policy - select(kept, anchor),
-            advantages=select(kept, advantages),
-            entropy=select(kept & entropy.isfinite(), entropy),
-            log_weight=select(known, learner) - select(known, rollout),
-            ref_logprobs=select(kept, ref) if self.kl_loss_coef and ref is not None else None,
-        )
-
-    def _rollout_weights(self, x: LossTokens) -> RolloutWeights:
-        """The weights u; 1 without a correction."""
-        if self.rollout_is == "none":
-            return RolloutWeights(
-                x.kept.to(x.logprobs.dtype), torch.zeros_like(x.kept), torch.zeros_like(x.kept)
-            )
-        high = self.rollout_is_threshold
-        low = 1.0 / high if self.rollout_is_threshold_lower is None else self.rollout_is_threshold_lower
-        return rollout_weights(x.log_weight, x.kept, ROLLOUT_IS[self.rollout_is], low=low, high=high)
-
-    def _kl(self, x: LossTokens) -> Tensor:
-        """The per-token KL to the reference; 0 without one."""
-        if x.ref_logprobs is None:
-            return torch.zeros_like(x.logprobs)
-        return kl_penalty(
-            x.logprobs,
-            x.ref_logprobs,
-            x.log_ratio,
-            kl_loss_type=self.kl_loss_type,
-            kl_gradient=self.kl_gradient,
-        )
-
-    def _optional_metrics(self, x: LossTokens, weights: RolloutWeights, kl_loss: Tensor) -> MetricSums:
-        """Metrics of the terms that this row has."""
-        metrics: MetricSums = {}
-        if self.rollout_is != "none":
-            metrics |= {
-                "gap/is_weight_mean": mean_share(weights.weight, x.kept),
-                "gap/is_weight_max": max_share(weights.weight, x.kept),
-                "gap/is_weight_capped_frac": mean_share(weights.capped, x.kept),
-                "gap/is_weight_masked_frac": mean_share(weights.masked, x.kept),
-            }
-        if x.ref_logprobs is not None:
-            delta = x.ref_logprobs - x.logprobs
-            metrics |= {
-                "policy/kl_loss": sum_share(kl_loss),
-                "policy/kl_ref_k1": mean_share(k1(delta), x.kept),
-                "policy/kl_ref_k3": mean_share(k3(delta), x.kept),
-            }
-        return metrics
+        return policy_gradient_loss(self, logprobs, entropy, layout, counts, values)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from rl.algorithms import describe
 from rl.config import Config
 from rl.intervals import SuccessRate, Verdict
-from rl.validation import algorithm_of
 
 if TYPE_CHECKING:
     from rl.gates import Gap
@@ -84,7 +83,7 @@ def start_lines(facts: StartFacts) -> Iterator[str]:
     yield "run"
     reward = config.reward or f"{config.env}'s own"
     yield f"  {config.env} level {config.level}, reward: {reward}, seed {config.seed}"
-    yield f"  {describe(algorithm_of(config))}"
+    yield f"  {describe(config.make_algorithm())}"
     yield f"  written to {facts.run_dir}"
     yield "versions"
     yield "  " + ", ".join(f"{name} {version}" for name, version in facts.versions.items())

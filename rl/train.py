@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rl.batch import TrainBatch, make_batch
 from rl.gates import StepGates
@@ -46,6 +46,23 @@ class LearnerHandle(Sender, Protocol):
 Observer = Callable[[list[TrajectoryGroup], TrainBatch], None]
 
 
+class TrainStep(Protocol):
+    """What one step does; `train_step`, or a sibling of it made of the same pieces."""
+
+    async def __call__(
+        self,
+        rollouts: Rollouts,
+        learner: Any,
+        algorithm: Any,
+        sync: WeightSync,
+        observe: Observer,
+        /,
+        *,
+        num_groups: int,
+        num_minibatches: int,
+    ) -> Metrics: ...
+
+
 async def train_step(
     rollouts: Rollouts,
     learner: LearnerHandle,
@@ -70,24 +87,25 @@ async def train_step(
 async def train(
     rollouts: Rollouts,
     learner: LearnerHandle,
-    algorithm: PolicyGradient,
+    algorithm: Any,
     sync: WeightSync,
     observe: Observer,
     *,
+    take_step: TrainStep = train_step,
     num_steps: int,
     num_groups: int,
     num_minibatches: int,
     gates: StepGates,
     after_step: Callable[[int, Metrics], Awaitable[None]],
 ) -> None:
-    """`num_steps` training steps; every metric is defined, every gate is checked, then the step is reported.
+    """`num_steps` of `take_step`; every metric is defined, every gate is checked, then the step is reported.
 
     Raises:
         GateError: the run's own numbers say that it is not learning from what it sampled.
     """
     for step in range(1, num_steps + 1):
         started = time.monotonic()
-        metrics = await train_step(
+        metrics = await take_step(
             rollouts,
             learner,
             algorithm,

@@ -13,12 +13,10 @@ from envs.names import unknown_name
 from envs.registry import resolve_env
 from rewards.base import resolve_reward
 from rl.advantages import ADV_ESTIMATORS
-from rl.algorithms import get_algorithm
 from rl.config import Config, resolve
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
-from rl.policy_gradient import PolicyGradient
 from rollout.sabotage import DRILLS
 
 
@@ -164,15 +162,6 @@ def _placement_problems(config: Config, machine: Machine) -> Iterator[str]:
             yield f"{name} = {wanted} needs {wanted} cores and there are {machine.cores}; lower it"
 
 
-def algorithm_of(config: Config) -> PolicyGradient:
-    """The row that `config` names, with its overrides.
-
-    Raises:
-        ValueError: an unknown row or value (the nearest is named), or an override without effect in that row.
-    """
-    return get_algorithm(config.algorithm, **config.overrides)
-
-
 def name_problems(config: Config) -> Iterator[str]:
     """Algorithm, environment, level, reward and model: what is named must exist and be usable."""
     yield from _algorithm_problems(config)
@@ -182,7 +171,7 @@ def name_problems(config: Config) -> Iterator[str]:
 
 def _algorithm_problems(config: Config) -> Iterator[str]:
     try:
-        algorithm = algorithm_of(config)
+        algorithm = config.make_algorithm()
     except ValueError as error:
         yield str(error)
         return

@@ -11,7 +11,8 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rl.batch import TrainBatch
-from rl.learner import Learner, LearnerSpec
+from rl.learner import Learner
+from rl.learner_spec import LearnerSpec
 from rl.numerics import MetricSums
 from rollout.manifest import Manifest
 from rollout.weight_sketch import Sketch
@@ -21,18 +22,20 @@ T = TypeVar("T")
 
 
 class RemoteLearner:
-    """A Learner in an actor of its own. Every call is awaited with a deadline.
+    """A learner, of the class `kind`, in an actor of its own. Every call is awaited with a deadline.
 
     `take_seconds` gives the wall seconds spent in score and update since it was last asked.
     """
 
     name = "learner"
 
-    def __init__(self, spec: LearnerSpec, *, deadline_s: float, sync_s: float) -> None:
+    def __init__(
+        self, spec: LearnerSpec, *, deadline_s: float, sync_s: float, kind: type[Learner] = Learner
+    ) -> None:
         self._deadline_s, self._sync_s = deadline_s, sync_s
         self._seconds = {"score": 0.0, "update": 0.0}
         self._actor: Any = (
-            ray.remote(Learner)
+            ray.remote(kind)
             .options(
                 num_cpus=spec.num_threads,
                 num_gpus=spec.num_gpus,

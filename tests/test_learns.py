@@ -9,7 +9,8 @@ import torch
 
 from rl.algorithms import ALGORITHMS, get_algorithm
 from rl.batch import make_batch
-from rl.learner import Learner, LearnerSpec
+from rl.learner import Learner
+from rl.learner_spec import LearnerSpec
 from tests.tiny import make_group, make_tiny_model
 
 PROMPTS = ([5, 6], [7, 8, 9])

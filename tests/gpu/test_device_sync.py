@@ -17,7 +17,6 @@ from recipes.placement import CHANNELS, make_engine_specs, make_learner_spec, st
 from rl.config import Config, resolve
 from rl.gates import measure_gap
 from rl.machine import Machine
-from rl.validation import algorithm_of
 from rl.weight_sync import WeightSync
 from rl.workers import RemoteLearner
 from rollout.collector import Collector, CollectorSpec
@@ -69,7 +68,7 @@ async def setup(
         pytest.skip(f"{backend} needs {NEEDED[backend]} NVIDIA GPUs, torch sees {NUM_GPUS}")
     model = make_tiny_model(tmp_path_factory.mktemp("model"), tied=tied)
     config = resolve(Config(model=str(model), sync_backend=backend, canary_tokens=32), Machine.here())
-    algorithm = algorithm_of(config)
+    algorithm = config.make_algorithm()
     start_ray(config)
     learner = RemoteLearner(
         make_learner_spec(config, algorithm, run_name=f"test-{backend}"), deadline_s=300, sync_s=120

@@ -8,7 +8,7 @@ import pytest
 from rl.algorithms import ALGORITHMS
 from rl.config import SMOKE, Config, resolve, with_smoke_defaults
 from rl.machine import Machine
-from rl.validation import ConfigError, algorithm_of, validate
+from rl.validation import ConfigError, validate
 
 LAPTOP = Machine(host="laptop", cores=2, memory_bytes=8 << 30, gpus=())
 ONE_GPU = Machine(host="box", cores=16, memory_bytes=128 << 30, gpus=("H200",))
@@ -179,5 +179,5 @@ def test_a_group_of_one_is_accepted_where_members_are_not_compared():
 
 
 def test_overrides_reach_the_row_and_the_rest_of_it_stays():
-    row = algorithm_of(Config(algorithm="dapo", clip_ratio_high=0.25))
+    row = Config(algorithm="dapo", clip_ratio_high=0.25).make_algorithm()
     assert row == replace(ALGORITHMS["dapo"], clip_ratio_high=0.25)

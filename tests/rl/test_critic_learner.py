@@ -12,7 +12,8 @@ import torch
 
 from rl.algorithms import get_algorithm
 from rl.batch import TrainBatch
-from rl.learner import Learner, LearnerSpec
+from rl.learner import Learner
+from rl.learner_spec import LearnerSpec
 from rl.numerics import metric_values
 from tests.rl.test_learner import multi_turn_batch, weights
 from tests.tiny import make_tiny_model

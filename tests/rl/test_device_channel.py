@@ -10,7 +10,8 @@ import pytest
 import ray
 
 from rl.algorithms import get_algorithm
-from rl.learner import Learner, LearnerSpec
+from rl.learner import Learner
+from rl.learner_spec import LearnerSpec
 from rl.weight_sync import LearnerSends
 from rl.workers import EngineClient
 from rollout.engine import EngineError

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from rl.algorithms import get_algorithm
 from rl.batch import TrainBatch, make_batch
-from rl.learner import Learner, LearnerSpec
+from rl.learner import Learner
+from rl.learner_spec import LearnerSpec
 from rl.numerics import metric_values
 from rl.optimizer import learning_rate_factor
 from tests.tiny import load, make_group, make_tiny_model, reference_logprobs

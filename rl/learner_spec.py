@@ -1,0 +1,39 @@
+"""What a learner is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rl.policy_gradient import PolicyGradient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSpec:
+    """Everything a learner is made from.
+
+    `compute_dtype` is what matrix products run in; weights, optimizer, log-probs and losses are float32.
+    `wire_dtype` is the engines' dtype, in which weights are published. `num_updates` is the length of the
+    learning-rate schedule in optimizer updates. `plugin` names a user's own algorithm,
+    `file.py:ROW`: its file registers, in the learner's process too, what the row is made of.
+    """
+
+    model: str
+    algorithm: PolicyGradient
+    learning_rate: float
+    num_updates: int
+    critic_lr: float = 0.0
+    lr_schedule: str = "constant"
+    warmup_updates: int = 0
+    weight_decay: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    micro_batch_size: int = 32
+    device: str = "cpu"
+    compute_dtype: str = "float32"
+    wire_dtype: str = "float32"
+    num_threads: int = 1
+    num_gpus: float = 0
+    seed: int = 0
+    run_name: str = "run"
+    plugin: str = ""

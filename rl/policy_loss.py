@@ -1,0 +1,170 @@
+"""The loss of a policy-gradient row: its rule, weights, KL, entropy and critic, with the metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rl.batch import LossCounts
+from rl.credit import required
+from rl.critic import value_loss
+from rl.layout import PaddedLayout
+from rl.losses import (
+    ROLLOUT_IS,
+    Clipped,
+    LossTokens,
+    RolloutWeights,
+    at_level,
+    gap_metrics,
+    kl_penalty,
+    ratio_metrics,
+    rollout_weights,
+    surrogate,
+    token_norm,
+)
+from rl.numerics import MetricSums, k1, k3, max_share, mean_share, on_host, select, sum_share
+from rl.rules import RULE_KNOBS, RuleTokens, apply_rule, off_policy_sequence_mask
+
+if TYPE_CHECKING:
+    from rl.policy_gradient import PolicyGradient
+
+
+def policy_gradient_loss(
+    row: PolicyGradient,
+    logprobs: Tensor,
+    entropy: Tensor,
+    layout: PaddedLayout,
+    counts: LossCounts,
+    values: Tensor | None = None,
+) -> tuple[Tensor, MetricSums]:
+    """See PolicyGradient.loss."""
+    x, mask = _tokens(row, logprobs, entropy, layout), layout.loss_mask
+    log_ratio = at_level(x.log_ratio, x.kept, row.importance_sampling_level)
+    per_token, clipped = _surrogate(row, x, log_ratio)
+    weights = _rollout_weights(row, x)
+    kl = _kl(row, x)
+    norm = token_norm(
+        mask, layout.weight, counts, loss_agg_mode=row.loss_agg_mode, scale=row.loss_scale_factor
+    ).to(x.logprobs.dtype)
+    # All three are 0 at tokens that are not kept, where norm is not: the denominators do not shrink.
+    pg_loss, kl_loss, entropy_bonus = ((y * norm).sum() for y in (weights.weight * per_token, kl, x.entropy))
+    loss = pg_loss + row.kl_loss_coef * kl_loss - row.entropy_coeff * entropy_bonus
+    value_loss, value_metrics = _value_loss(row, values, layout, counts)
+    loss = loss + row.vf_coef * value_loss
+    metrics = {
+        "policy/loss": sum_share(loss),
+        "policy/pg_loss": sum_share(pg_loss),
+        "policy/entropy": mean_share(x.entropy, x.kept),
+        "policy/advantage_mean": mean_share(x.advantages, x.kept),
+        "policy/advantage_abs_max": max_share(x.advantages.abs(), x.kept),
+        "policy/approx_kl_k1": mean_share(-x.log_ratio, x.kept),
+        "policy/approx_kl_k3": mean_share(k3(x.log_ratio), x.kept),
+        "policy/nonfinite_token_frac": mean_share(mask & ~x.kept, mask),
+        **ratio_metrics(log_ratio, clipped, x.kept, row.importance_sampling_level),
+        **gap_metrics(x.log_weight, x.known, mask),
+        **_optional_metrics(row, x, weights, kl_loss),
+        **value_metrics,
+    }
+    return loss, on_host(metrics)
+
+
+def _surrogate(row: PolicyGradient, x: LossTokens, log_ratio: Tensor) -> tuple[Tensor, Clipped]:
+    """The per-token loss of the rule, and where it was clipped or left out."""
+    if row.bounds is not None:
+        per_token, clipped = surrogate(x.logprobs, log_ratio, x.advantages, row.bounds)
+    else:
+        clips = {knob: getattr(row, knob) for knob in RULE_KNOBS[row.policy_loss] if hasattr(row, knob)}
+        per_token, clipped = apply_rule(row.policy_loss, RuleTokens.of(x), {**clips, **row.rule_knobs})
+    if row.off_policy_mask_threshold is not None:
+        delta = row.off_policy_mask_threshold
+        per_token = select(off_policy_sequence_mask(x.log_ratio, x.advantages, x.kept, delta), per_token)
+    return per_token, clipped
+
+
+def _value_loss(
+    row: PolicyGradient, values: Tensor | None, layout: PaddedLayout, counts: LossCounts
+) -> tuple[Tensor, MetricSums]:
+    """The critic's loss, over the same tokens and denominators; 0 without a critic."""
+    if row.critic == "none":
+        return torch.zeros(()), {}
+    return value_loss(
+        required(values, "values", row),
+        *(required(layout.old_values, "old_values", row), required(layout.returns, "returns", row)),
+        layout.loss_mask,
+        cliprange_value=row.cliprange_value,
+        num_tokens=counts.num_tokens,
+    )
+
+
+def _tokens(row: PolicyGradient, logprobs: Tensor, entropy: Tensor, layout: PaddedLayout) -> LossTokens:
+    """Find what takes part, and replace the rest before anything is computed with it."""
+    mask, rollout, ref = layout.loss_mask, layout.rollout_logprobs, layout.ref_logprobs
+    anchor = rollout if row.bypass_mode else required(layout.old_logprobs, "old_logprobs", row)
+    learner = logprobs.detach() if row.bypass_mode else anchor
+    advantages = required(layout.advantages, "advantages", row)
+    inputs = [logprobs, anchor, advantages]
+    if row.rollout_is != "none":
+        inputs.append(rollout)
+    if row.kl_loss_coef:
+        inputs.append(required(ref, "ref_logprobs", row))
+    if row.entropy_coeff:
+        inputs.append(entropy)
+    kept = mask & torch.stack([x.isfinite() for x in inputs]).all(0)
+    known = mask & learner.isfinite() & rollout.isfinite()
+    policy = select(kept, logprobs)
+    return LossTokens(
+        kept=kept,
+        known=known,
+        logprobs=policy,
+        log_ratio=policy - select(kept, anchor),
+        advantages=select(kept, advantages),
+        entropy=select(kept & entropy.isfinite(), entropy),
+        log_weight=select(known, learner) - select(known, rollout),
+        ref_logprobs=select(kept, ref) if row.kl_loss_coef and ref is not None else None,
+    )
+
+
+def _rollout_weights(row: PolicyGradient, x: LossTokens) -> RolloutWeights:
+    """The weights u; 1 without a correction."""
+    if row.rollout_is == "none":
+        return RolloutWeights(x.kept.to(x.logprobs.dtype), torch.zeros_like(x.kept), torch.zeros_like(x.kept))
+    high = row.rollout_is_threshold
+    low = 1.0 / high if row.rollout_is_threshold_lower is None else row.rollout_is_threshold_lower
+    return rollout_weights(x.log_weight, x.kept, ROLLOUT_IS[row.rollout_is], low=low, high=high)
+
+
+def _kl(row: PolicyGradient, x: LossTokens) -> Tensor:
+    """The per-token KL to the reference; 0 without one."""
+    if x.ref_logprobs is None:
+        return torch.zeros_like(x.logprobs)
+    return kl_penalty(
+        x.logprobs,
+        x.ref_logprobs,
+        x.log_ratio,
+        kl_loss_type=row.kl_loss_type,
+        kl_gradient=row.kl_gradient,
+    )
+
+
+def _optional_metrics(
+    row: PolicyGradient, x: LossTokens, weights: RolloutWeights, kl_loss: Tensor
+) -> MetricSums:
+    """Metrics of the terms that this row has."""
+    metrics: MetricSums = {}
+    if row.rollout_is != "none":
+        metrics |= {
+            "gap/is_weight_mean": mean_share(weights.weight, x.kept),
+            "gap/is_weight_max": max_share(weights.weight, x.kept),
+            "gap/is_weight_capped_frac": mean_share(weights.capped, x.kept),
+            "gap/is_weight_masked_frac": mean_share(weights.masked, x.kept),
+        }
+    if x.ref_logprobs is not None:
+        delta = x.ref_logprobs - x.logprobs
+        metrics |= {
+            "policy/kl_loss": sum_share(kl_loss),
+            "policy/kl_ref_k1": mean_share(k1(delta), x.kept),
+            "policy/kl_ref_k3": mean_share(k3(delta), x.kept),
+        }
+    return metrics
