@@ -6,7 +6,8 @@ The environment (envs/tasks/calc.py) asks for the value of an expression such as
 compute every intermediate value with a tool that does one operation a call, then answer. The starting policy
 is made here (recipes/make_base.py) and has seen the format, but succeeds on two in five of the tasks.
 
-Expect: success on held-out level-1 tasks from about 0.4 to 0.75 in five minutes on two CPU cores, then PASS.
+Expect: success on held-out level-1 tasks from about 0.4 to 0.8 in under six minutes on two CPU cores, then
+PASS.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ CONFIG = Config(
     num_steps=70,
     num_groups=32,
     group_size=8,
+    # Four updates a step reach 0.80 on held-out tasks where one reached 0.74, on the same samples (seed 0).
+    num_minibatches=4,
     micro_batch_size=64,
     learning_rate=4e-4,
     lr_schedule="linear",

@@ -207,6 +207,7 @@ SMOKE = {
     "warmup_steps": 0,
     "num_groups": 4,
     "group_size": 4,
+    "num_minibatches": 1,
     "micro_batch_size": 16,
     "eval_tasks": 32,
     "show_every": 2,
