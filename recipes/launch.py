@@ -31,6 +31,7 @@ from rl.policy_gradient import PolicyGradient
 from rl.preflight import preflight
 from rl.run_dir import RunDir, default_run_dir, require_usable
 from rl.train import TrainStep, train_step
+from rl.validation import ConfigError
 from rl.weight_sync import WeightSync
 from rl.workers import RemoteLearner
 from rollout.collector import Collector, CollectorSpec
@@ -50,23 +51,27 @@ class Method:
 
 POLICY_GRADIENT = Method()
 
+MakePolicy = Callable[[Config], Path]
+"""From a configuration to the folder of a model that it does not name."""
+
 
 def launch(
     config: Config,
     *,
     recipe: str,
-    make_base: Callable[[Config], Path],
+    make_base: MakePolicy,
+    make_teacher: MakePolicy | None = None,
     method: Method = POLICY_GRADIENT,
 ) -> int:
     """Run `config` to its verdict; returns the exit code.
 
     `config` is validated already (recipes/cli.py). `make_base` gives the starting policy where the
-    configuration names no model.
+    configuration names no model, `make_teacher` the teacher where the algorithm needs one and none is named.
     """
     started = time.monotonic()
     machine = Machine.here()
     try:
-        config, directory = _prepare(resolve(config, machine), machine, recipe, make_base)
+        config, directory = _prepare(resolve(config, machine), machine, recipe, make_base, make_teacher)
     except REFUSALS as error:
         return refuse(error)
     except KeyboardInterrupt:
@@ -88,13 +93,20 @@ def launch(
 
 
 def _prepare(
-    config: Config, machine: Machine, recipe: str, make_base: Callable[[Config], Path]
+    config: Config, machine: Machine, recipe: str, make_base: MakePolicy, make_teacher: MakePolicy | None
 ) -> tuple[Config, RunDir]:
     """The configuration with its model, and its run directory: made last, when nothing can be refused."""
     # deepspeed, where it is installed, looks for a GPU when transformers imports it, and complains of none.
     os.environ.setdefault("DS_ACCELERATOR", config.device)
     run_path = Path(config.run_dir) if config.run_dir else default_run_dir(recipe)
     require_usable(run_path)
+    if config.make_algorithm().uses_teacher and not config.teacher:
+        if make_teacher is None:
+            raise ConfigError(
+                f"algorithm {config.algorithm!r} learns from a teacher: name one with --teacher, or run "
+                "recipes.calc_distill, which makes one"
+            )
+        config = replace(config, teacher=str(make_teacher(config)))
     config = replace(config, model=config.model or str(make_base(config)))
     preflight(config, machine, run_path)
     directory = RunDir(run_path)

@@ -90,6 +90,7 @@ def make_learner_spec(config: Config, algorithm: PolicyGradient, *, run_name: st
         num_gpus=gpu_shares(config)[0],
         seed=config.seed,
         run_name=run_name,
+        teacher=config.teacher,
         plugin=config.algorithm if ":" in config.algorithm else "",
     )
 

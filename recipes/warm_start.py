@@ -29,9 +29,6 @@ from rollout.trajectory import TrajectoryGroup
 MEASURE_INDEX = 1 << 40
 """Held-out tasks from this index on decide when to stop. A run's evaluation takes its own from index 0 on."""
 
-SUCCESS_WINDOW = (0.2, 0.6)
-"""The success (temperature 1) that a base may have."""
-
 HEAD_SIZE = 32
 """Width of an attention head."""
 
@@ -72,6 +69,9 @@ class BaseSpec:
     to everything, and what it gets wrong it gets wrong by chance: there is something to explore."""
     target_success: float = 0.4
     """Stop at the first measured success that is not below."""
+    success_window: tuple[float, float] = (0.2, 0.6)
+    """The success (temperature 1) that the policy may have: a base with far less has groups without a winner,
+    one with far more has groups without a loser."""
     num_measured_tasks: int = 192
     """Held-out tasks of one measurement: a standard error of 0.035 at success 0.4."""
     measure_every: int = 10
@@ -80,7 +80,7 @@ class BaseSpec:
     """Measuring begins when the likeliest tokens are right all through this share of a batch's episodes."""
 
     def __post_init__(self) -> None:
-        low, high = SUCCESS_WINDOW
+        low, high = self.success_window
         if not low <= self.target_success <= high:
             raise ValueError(f"target_success is {self.target_success}; expected {low} to {high}")
         if self.hidden_size % (2 * HEAD_SIZE):
@@ -152,7 +152,7 @@ class WarmStart:
 
     def run(self) -> BaseResult:
         """Train `model` until its success reaches the target; BaseError when none was inside the window."""
-        spec, (low, high) = self.spec, SUCCESS_WINDOW
+        spec, (low, high) = self.spec, self.spec.success_window
         optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.98), weight_decay=0.0
         )

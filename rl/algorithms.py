@@ -147,11 +147,33 @@ GMPO = replace(
     GRPO, name="gmpo", policy_loss="gmpo", clip_ratio_low=0.4, clip_ratio_high=0.4, kl_loss_coef=0.0
 )
 
+# On-policy distillation (arXiv 2306.13649; tinker-cookbook): the student's own samples, each token credited
+# with the teacher's log-prob less the student's. Rewards have no part in it.
+OPD = PolicyGradient(
+    name="opd",
+    adv_estimator="opd",
+    gamma=0.0,  # a token answers for itself alone, as in tinker-cookbook
+    opd_kl_coef=1.0,  # of tinker-cookbook and slime
+    policy_loss="importance_sampling",
+    bypass_mode=True,  # the ratio is to the policy that sampled
+    loss_agg_mode="token-mean",
+)
+
+# Generalized knowledge distillation (arXiv 2306.13649): whole distributions compared on the same samples.
+JSD = PolicyGradient(
+    name="jsd",
+    adv_estimator="reinforce",  # unused
+    policy_loss="jsd",
+    jsd_beta=0.5,  # TRL's GKD default
+    bypass_mode=True,
+    loss_agg_mode="token-mean",
+)
+
 ALGORITHMS: dict[str, PolicyGradient] = {
     row.name: row
     for row in (
         *(DEFAULT, GRPO, DR_GRPO, DAPO, RLOO, REINFORCE, REINFORCE_PP, REINFORCE_PP_BASELINE),
-        *(GSPO, CISPO, SAPO, GMPO, DPPO, KIMI, TOPR, OPMD, PPO),
+        *(GSPO, CISPO, SAPO, GMPO, DPPO, KIMI, TOPR, OPMD, PPO, OPD, JSD),
     )
 }
 
@@ -207,6 +229,7 @@ def describe(algorithm: PolicyGradient) -> str:
         "importance_sampling": "-A r, unclipped",
         "ppo": f"ratio clipped to [{1 - a.clip_ratio_low:g}, {1 + a.clip_ratio_high:g}]"
         + (f", dual clip {a.clip_ratio_c:g}" if a.clip_ratio_c is not None else ""),
+        "jsd": f"generalized JSD to the teacher, β {a.jsd_beta:g}",
         "cispo": f"-sg(min(r, {a.cispo_ratio_high:g})) A log π",
     }.get(a.policy_loss) or _knobs_of_rule(a)
     parts = [

@@ -15,7 +15,7 @@ from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
 from rl.samples import TrainSample, check_shape, trajectory_samples
 from rollout.trajectory import Trajectory, TrajectoryGroup
 
-TOKEN_ARRAYS = ("old_logprobs", "ref_logprobs", "old_values", "advantages", "returns")
+TOKEN_ARRAYS = ("old_logprobs", "ref_logprobs", "teacher_logprobs", "old_values", "advantages", "returns")
 """The optional arrays of a batch, filled in one after the other."""
 
 TRUNCATED = frozenset({StopReason.MAX_TURN_TOKENS, StopReason.MAX_TOTAL_TOKENS, StopReason.CONTEXT_LIMIT})
@@ -70,6 +70,7 @@ class TrainBatch:
     accounting: Accounting
     old_logprobs: TokenArrays | None = None  # of the learner, before the update
     ref_logprobs: TokenArrays | None = None  # of the reference policy
+    teacher_logprobs: TokenArrays | None = None  # of the teacher
     old_values: TokenArrays | None = None  # of the critic, before the update
     advantages: TokenArrays | None = None
     returns: TokenArrays | None = None  # what the critic learns
@@ -90,6 +91,11 @@ class TrainBatch:
         """The optional arrays that are there."""
         named = {name: getattr(self, name) for name in TOKEN_ARRAYS}
         return {name: arrays for name, arrays in named.items() if arrays is not None}
+
+    @property
+    def rollout_logprobs(self) -> TokenArrays:
+        """The engine's log-probs, one array (T,) a sample."""
+        return tuple(sample.rollout_logprobs for sample in self.samples)
 
     @property
     def counts(self) -> LossCounts:

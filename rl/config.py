@@ -49,6 +49,10 @@ class Config(Overrides):
     """Folder or hub id of a Hugging Face model; empty: the recipe makes its own small one. Code that comes
     with a model is never run."""
 
+    teacher: str = ""
+    """Folder or hub id of the model that a distillation row (opd, jsd) learns from, over the same vocabulary.
+    Empty: recipes.calc_distill makes its own."""
+
     # The step
     num_steps: Count = 60
     """Training steps. Each samples num_groups x group_size trajectories and makes num_minibatches updates."""

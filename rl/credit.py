@@ -17,7 +17,7 @@ from rl.advantages import ADV_ESTIMATORS, AdvantageEstimator, group_centered, op
 from rl.batch import TrainBatch
 from rl.layout import TokenArrays
 from rl.numerics import group_statistics
-from rl.token_advantages import gae, reinforce_pp, token_rewards, whiten
+from rl.token_advantages import gae, on_policy_distillation, reinforce_pp, token_rewards, whiten
 
 if TYPE_CHECKING:
     from rl.policy_gradient import PolicyGradient
@@ -78,10 +78,7 @@ def per_trajectory(
 
 def token_kl(row: PolicyGradient, batch: TrainBatch) -> TokenArrays:
     """log π_old - log π_ref of each token (k1), one array (T,) a sample."""
-    if row.bypass_mode:
-        anchors = tuple(sample.rollout_logprobs for sample in batch.samples)
-    else:
-        anchors = required(batch.old_logprobs, "old_logprobs", row)
+    anchors = batch.rollout_logprobs if row.bypass_mode else required(batch.old_logprobs, "old_logprobs", row)
     references = required(batch.ref_logprobs, "ref_logprobs", row)
     return tuple(a - b for a, b in zip(anchors, references, strict=True))
 
@@ -148,6 +145,20 @@ def critic_advantages(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarra
     return TokenCredit(advantages=tokens.unpad(whitened), returns=tokens.unpad(returns))
 
 
+def distilled(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenCredit:
+    """On-policy distillation: the teacher's opinion of each sampled token; the rewards have no part in it."""
+    del rewards
+    student = batch.rollout_logprobs if row.bypass_mode else required(batch.old_logprobs, "old_logprobs", row)
+    teacher = required(batch.teacher_logprobs, "teacher_logprobs", row)
+    per_sample = (
+        on_policy_distillation(
+            own[None], given[None], sample.loss_mask[None], coef=row.opd_kl_coef, gamma=row.gamma
+        )[0]
+        for own, given, sample in zip(student, teacher, batch.samples, strict=True)
+    )
+    return TokenCredit(advantages=tuple(array.astype(np.float32) for array in per_sample))
+
+
 def length_weighted(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenCredit:
     """OPO."""
     return per_trajectory(partial(opo, lengths=batch.lengths), row, batch, rewards)
@@ -157,8 +168,10 @@ TOKEN_ESTIMATORS: dict[str, Credit] = {
     "reinforce_plus_plus": whitened_returns,
     "reinforce_plus_plus_baseline": whitened_differences,
     "gae": critic_advantages,
+    "opd": distilled,
 }
 CRITIC_ESTIMATORS = frozenset({"gae"})
+TEACHER_ESTIMATORS = frozenset({"opd"})
 CREDITS: dict[str, Credit] = {
     **{name: partial(per_trajectory, estimator) for name, estimator in ADV_ESTIMATORS.items()},
     "opo": length_weighted,

@@ -131,15 +131,42 @@ def generalized_jsd(
         raise ValueError(f"beta = {beta}: expected 0 (forward KL) to 1 (reverse KL)")
 
     def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-        s, t = (_scaled(x, temperature).log_softmax(-1) for x in (student, teacher))
-        if beta == 0:
-            return forward_kl(s, t)
-        if beta == 1:
-            return reverse_kl(s, t)
-        mixture = _log_mixture(t, s, beta)
-        return beta * kl_divergence(t, mixture) + (1 - beta) * kl_divergence(s, mixture)
+        return _jsd(_scaled(student, temperature), _scaled(teacher, temperature), beta)
 
     return _in_chunks(divergence, student_logits, teacher_logits.detach(), chunk_size=chunk_size)
+
+
+def generalized_jsd_of_states(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    *,
+    beta: float,
+    temperature: float = 1.0,
+    chunk_size: int = 1024,
+) -> Tensor:
+    """`generalized_jsd` of hidden states (N, H) and heads (V, H), `chunk_size` rows of logits at a time.
+
+    H may differ between the two; gradients flow to the student alone. Returns (N,) nats.
+    """
+    (states, head), (teacher_states, teacher_head) = student, tuple(x.detach() for x in teacher)
+
+    def divergence(own: Tensor, given: Tensor, weight: Tensor) -> Tensor:
+        logits, wanted = own @ weight.T, given @ teacher_head.T
+        return _jsd(_scaled(logits, temperature), _scaled(wanted, temperature), beta)
+
+    chunks = zip(states.split(chunk_size), teacher_states.split(chunk_size), strict=True)
+    return torch.cat([checkpoint(divergence, *rows, head, use_reentrant=False) for rows in chunks])
+
+
+def _jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float) -> Tensor:
+    """The divergence (N,) of logits (N, V), with its ends by definition."""
+    s, t = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    if beta == 0:
+        return forward_kl(s, t)
+    if beta == 1:
+        return reverse_kl(s, t)
+    mixture = _log_mixture(t, s, beta)
+    return beta * kl_divergence(t, mixture) + (1 - beta) * kl_divergence(s, mixture)
 
 
 def distillation_loss(

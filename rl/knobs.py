@@ -32,6 +32,7 @@ def problems(row: PolicyGradient) -> Iterator[str]:
         "gamma": 0,
         "lam": 0,
         "vf_coef": 0,
+        "opd_kl_coef": 0,
     }
     above = {
         "cispo_ratio_high": 0,
@@ -50,6 +51,8 @@ def problems(row: PolicyGradient) -> Iterator[str]:
             yield f"{name} = {value}: expected more than {low}"
     yield from _rule_problems(row)
     yield from _credit_problems(row)
+    if not 0 <= row.jsd_beta <= 1:
+        yield f"jsd_beta = {row.jsd_beta}: expected 0 (forward KL) to 1 (reverse KL)"
     if row.clip_ratio_low > 1:
         yield f"clip_ratio_low = {row.clip_ratio_low}: expected at most 1; the band is 1 - low to 1 + high"
     if row.clip_ratio_c is not None and not row.clip_ratio_c > 1:
@@ -123,6 +126,16 @@ def without_effect(row: PolicyGradient) -> Iterator[tuple[str, str]]:
             yield knob, f"adv_estimator {row.adv_estimator!r} has no critic"
     if row.policy_loss != "cispo":
         yield "cispo_ratio_high", f"policy_loss {row.policy_loss!r} is not cispo"
+    if row.adv_estimator != "opd":
+        yield "opd_kl_coef", f"adv_estimator {row.adv_estimator!r} has no teacher"
+    if row.policy_loss != "jsd":
+        yield "jsd_beta", f"policy_loss {row.policy_loss!r} is not jsd"
+    else:
+        for knob in ("adv_estimator", "gamma", "importance_sampling_level"):
+            yield knob, "policy_loss 'jsd' uses no advantage and no ratio"
+    if row.uses_teacher:
+        for knob in ("kl_coef", "max_response_length", "overlong_buffer_len", "overlong_penalty_factor"):
+            yield knob, "a teacher takes the reward's place"
     if row.policy_loss == "reinforce":
         yield "importance_sampling_level", "policy_loss 'reinforce' uses no ratio"
     if row.kl_loss_coef == 0:

@@ -40,6 +40,7 @@ class PaddedLayout:
     rollout_logprobs: Tensor  # (B, T) float32, NaN where the engine gave none
     old_logprobs: Tensor | None = None  # (B, T) float32
     ref_logprobs: Tensor | None = None  # (B, T) float32
+    teacher_logprobs: Tensor | None = None  # (B, T) float32
     old_values: Tensor | None = None  # (B, T) float32
     advantages: Tensor | None = None  # (B, T) float32
     returns: Tensor | None = None  # (B, T) float32

@@ -53,6 +53,7 @@ class Learner:
         self.tokenizer = load_tokenizer(spec.model)
         self.policy = self._load_policy()
         self.reference = self._load_policy() if "ref_logprobs" in spec.algorithm.needs else None
+        self.teacher = self._load_policy(spec.teacher) if spec.algorithm.uses_teacher else None
         has_own_body = spec.algorithm.critic == "separate"
         self.critic = ValueModel(load_causal_lm(spec.model)).to(self.device) if has_own_body else None
         self.optimizer = Optimizer(
@@ -94,7 +95,7 @@ class Learner:
 
     @torch.no_grad()
     def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
-        """Add `old_logprobs`, the critic's `old_values` where there is one, and `ref_logprobs` where needed.
+        """Add `old_logprobs`, a critic's `old_values`, and what reference and teacher are asked by `needs`.
 
         Each is one float32 array (T,) a sample.
         """
@@ -107,7 +108,12 @@ class Learner:
                 raise ValueError(
                     "ref_logprobs are needed, but this learner was made for a row without a reference"
                 )
-            arrays |= self._per_sample(("ref_logprobs",), self._reference_scores, batch.samples)
+            arrays |= self._per_sample(
+                ("ref_logprobs",), partial(self._scores_of, self.reference), batch.samples
+            )
+        if "teacher_logprobs" in needs and self.teacher is not None:
+            scores = partial(self._scores_of, self.teacher)
+            arrays |= self._per_sample(("teacher_logprobs",), scores, batch.samples)
         return replace(batch, **arrays)
 
     def update(self, minibatch: TrainBatch) -> MetricSums:
@@ -122,9 +128,14 @@ class Learner:
         parts: list[MetricSums] = []
         for micro_batch in minibatch.micro_batches(self.spec.micro_batch_size):
             layout = micro_batch.padded().to(self.device)
-            outputs = self._evaluate(layout)
+            outputs = self._evaluate(layout, self._compared)
             loss, sums = self.spec.algorithm.loss(
-                outputs.logprobs, outputs.entropy, layout, counts, values=outputs.values
+                outputs.logprobs,
+                outputs.entropy,
+                layout,
+                counts,
+                values=outputs.values,
+                divergence=outputs.divergence,
             )
             loss.backward()
             if self._is_first_update:
@@ -195,32 +206,37 @@ class Learner:
         if self._outlet is not None:
             self._outlet.close()
 
-    def _load_policy(self) -> PolicyModel:
+    @property
+    def _compared(self) -> PolicyModel | None:
+        """The teacher, where the loss compares whole distributions with it."""
+        return self.teacher if self.spec.algorithm.policy_loss == "jsd" else None
+
+    def _load_policy(self, path: str = "") -> PolicyModel:
         return PolicyModel(
-            load_causal_lm(self.spec.model),
+            load_causal_lm(path or self.spec.model),
             temperature=self.spec.temperature,
             entropy_gradient=self.spec.algorithm.entropy_gradient,
             value_head=self.spec.algorithm.critic == "head",
+            jsd_beta=self.spec.algorithm.jsd_beta,
         ).to(self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         dtype: torch.dtype = getattr(torch, self.spec.compute_dtype)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
 
-    def _evaluate(self, layout: PaddedLayout) -> TokenOutputs:
+    def _evaluate(self, layout: PaddedLayout, teacher: PolicyModel | None = None) -> TokenOutputs:
         """The policy's outputs, with the critic's values where there is one."""
         with self._autocast():
-            outputs: TokenOutputs = self.policy(layout)
+            outputs: TokenOutputs = self.policy(layout, teacher)
             return outputs if self.critic is None else outputs._replace(values=self.critic(layout))
 
     def _own_scores(self, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
         outputs = self._evaluate(layout)
         return (outputs.logprobs,) if outputs.values is None else (outputs.logprobs, outputs.values)
 
-    def _reference_scores(self, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
-        assert self.reference is not None
+    def _scores_of(self, model: PolicyModel, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
         with self._autocast():
-            return (self.reference(layout).logprobs,)
+            return (model(layout).logprobs,)
 
     def _per_sample(
         self,

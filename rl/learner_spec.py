@@ -13,8 +13,9 @@ class LearnerSpec:
 
     `compute_dtype` is what matrix products run in; weights, optimizer, log-probs and losses are float32.
     `wire_dtype` is the engines' dtype, in which weights are published. `num_updates` is the length of the
-    learning-rate schedule in optimizer updates. `plugin` names a user's own algorithm,
-    `file.py:ROW`: its file registers, in the learner's process too, what the row is made of.
+    learning-rate schedule in optimizer updates. `teacher` is a folder or hub id, for rows that learn from
+    one. `plugin` names a user's own algorithm, `file.py:ROW`: its file registers, in the learner's process
+    too, what the row is made of.
     """
 
     model: str
@@ -36,4 +37,5 @@ class LearnerSpec:
     num_gpus: float = 0
     seed: int = 0
     run_name: str = "run"
+    teacher: str = ""
     plugin: str = ""

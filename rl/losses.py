@@ -30,7 +30,7 @@ from rl.numerics import (
     select,
 )
 
-PolicyLoss = Literal["reinforce", "importance_sampling", "ppo", "cispo"]
+PolicyLoss = Literal["reinforce", "importance_sampling", "ppo", "cispo", "jsd"]
 RatioLevel = Literal["token", "sequence", "product"]
 LossAggMode = Literal[
     "token-mean", "token-sum", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"

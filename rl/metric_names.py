@@ -44,6 +44,11 @@ TOKEN_METRICS = {
     "version/staleness_max": "learner's version less the version that sampled the token, largest",
 }
 
+DISTILL_METRICS = {
+    "distill/teacher_kl_k1": "mean of log π - log π_teacher over trained tokens, nats: the KL to the teacher",
+    "distill/large_advantage_frac": "share of trained tokens with |advantage| above 5 nats",
+}
+
 OPTIMIZER_METRICS = {
     "optim/lr": "learning rate, mean over the step's updates",
     "optim/grad_norm": "global L2 norm of the gradient before clipping, mean over the step's updates",

@@ -14,6 +14,7 @@ from rl.batch import TrainBatch
 from rl.critic import CRITIC_METRICS
 from rl.losses import LOSS_METRICS
 from rl.metric_names import (
+    DISTILL_METRICS,
     OPTIMIZER_METRICS,
     ROLLOUT_METRICS,
     SYNC_METRICS,
@@ -31,6 +32,7 @@ METRICS: dict[str, str] = (
     | TOKEN_METRICS
     | LOSS_METRICS
     | CRITIC_METRICS
+    | DISTILL_METRICS
     | OPTIMIZER_METRICS
     | SYNC_METRICS
     | TIME_METRICS

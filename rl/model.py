@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rl.distributions import generalized_jsd_of_states
 from rl.layout import PaddedLayout
 from rl.logprobs import next_token_targets, scatter_tokens, token_logprobs
 
@@ -16,12 +17,14 @@ from rl.logprobs import next_token_targets, scatter_tokens, token_logprobs
 class TokenOutputs(NamedTuple):
     """What the policy says of the sampled tokens: (B, T) float32 each, 0 where loss_mask is 0.
 
-    `values` are the critic's, of the state before each token; None without a value head.
+    `values` are the critic's, of the state before each token; None without a value head. `divergence` is the
+    generalized JSD between policy and teacher at the token; None without a teacher.
     """
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
     values: torch.Tensor | None = None
+    divergence: torch.Tensor | None = None
 
 
 class PolicyModel(nn.Module):
@@ -38,6 +41,7 @@ class PolicyModel(nn.Module):
         temperature: float,
         entropy_gradient: bool = False,
         value_head: bool = False,
+        jsd_beta: float = 0.5,
         chunk_size: int = 4096,
     ) -> None:
         super().__init__()
@@ -45,24 +49,24 @@ class PolicyModel(nn.Module):
         self.temperature = temperature
         self.entropy_gradient = entropy_gradient
         self.value_head = ValueHead(model) if value_head else None
+        self.jsd_beta = jsd_beta
         self.chunk_size = chunk_size
 
-    def forward(self, layout: PaddedLayout) -> TokenOutputs:
+    def forward(self, layout: PaddedLayout, teacher: PolicyModel | None = None) -> TokenOutputs:
         """Log-probabilities, entropies and, with a value head, values of the sampled tokens.
 
         Args:
             layout: B right-padded rows of T tokens.
+            teacher: a model over the same vocabulary, to compare whole distributions with.
 
         Returns:
             Nats; position t describes token t given tokens < t. Entropy carries a gradient only with
             `entropy_gradient`.
         """
-        hidden = hidden_states(self.model, layout)
-        head = self.model.get_output_embeddings()
-        states, targets = next_token_targets(hidden, layout.token_ids, layout.loss_mask)
+        states, targets, head = self._heads(layout)
         logprobs, entropy = token_logprobs(
             states,
-            head.weight,
+            head,
             targets,
             temperature=self.temperature,
             chunk_size=self.chunk_size,
@@ -71,8 +75,33 @@ class PolicyModel(nn.Module):
         values = None
         if self.value_head is not None:
             values = scatter_tokens(self.value_head(states), layout.loss_mask)
+        divergence = None
+        if teacher is not None:
+            divergence = scatter_tokens(self._divergence(layout, states, head, teacher), layout.loss_mask)
         return TokenOutputs(
-            scatter_tokens(logprobs, layout.loss_mask), scatter_tokens(entropy, layout.loss_mask), values
+            scatter_tokens(logprobs, layout.loss_mask),
+            scatter_tokens(entropy, layout.loss_mask),
+            values,
+            divergence,
+        )
+
+    def _heads(self, layout: PaddedLayout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """States (N, H) that predict the sampled tokens, those tokens (N,), and the head (V, H)."""
+        hidden = hidden_states(self.model, layout)
+        states, targets = next_token_targets(hidden, layout.token_ids, layout.loss_mask)
+        return states, targets, self.model.get_output_embeddings().weight
+
+    def _divergence(
+        self, layout: PaddedLayout, states: torch.Tensor, head: torch.Tensor, teacher: PolicyModel
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            teacher_states, _, teacher_head = teacher._heads(layout)
+        return generalized_jsd_of_states(
+            (states, head),
+            (teacher_states, teacher_head),
+            beta=self.jsd_beta,
+            temperature=self.temperature,
+            chunk_size=self.chunk_size,
         )
 
 

@@ -15,28 +15,28 @@ MARKERS = (TURN_START, TURN_END)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def model_problems(model: str) -> Iterator[str]:
+def model_problems(model: str, *, option: str = "model") -> Iterator[str]:
     """Why `model` cannot be used. A hub id is checked once it is fetched; "" is the recipe's own model."""
     folder = Path(model).expanduser()
     if not model or (HUB_ID.fullmatch(model) and not folder.exists()):
         return
     if not folder.is_dir():
-        yield f"model = {model!r}: no such folder, and not a hub id of the form owner/name"
+        yield f"{option} = {model!r}: no such folder, and not a hub id of the form owner/name"
         return
     settings = _read_json(folder / "config.json")
     if settings is None:
-        yield f"model = {model!r}: no readable config.json; expected a Hugging Face model folder"
+        yield f"{option} = {model!r}: no readable config.json; expected a Hugging Face model folder"
     elif "auto_map" in settings:
-        yield f"model = {model!r}: its config.json asks to run its own code (auto_map), which is never done"
+        yield f"{option} = {model!r}: its config.json asks to run code of its own (auto_map), never done here"
     if not any(folder.glob("*.safetensors")):
-        yield f"model = {model!r}: no *.safetensors weights; save it with save_pretrained"
+        yield f"{option} = {model!r}: no *.safetensors weights; save it with save_pretrained"
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        yield f"model = {model!r}: no tokenizer (one of {', '.join(TOKENIZER_FILES)}); save it there too"
+        yield f"{option} = {model!r}: no tokenizer (one of {', '.join(TOKENIZER_FILES)}); save it there too"
     tokenizer = _read_json(folder / "tokenizer.json")
     missing = [] if tokenizer is None else [token for token in MARKERS if token not in _tokens(tokenizer)]
     if missing:
         yield (
-            f"model = {model!r}: its tokenizer lacks {' and '.join(missing)}, which ChatML needs; use "
+            f"{option} = {model!r}: its tokenizer lacks {' and '.join(missing)}, which ChatML needs; use "
             "a model that has them, or add them and resize the embeddings"
         )
 

@@ -34,6 +34,8 @@ class Overrides:
     """Discount a sampled token, for estimators that give each token its own advantage."""
     lam: Share | None = None
     """Lambda of generalized advantage estimation (GAE)."""
+    opd_kl_coef: NonNegative | None = None
+    """On-policy distillation: what a nat of log-prob above the teacher's costs a token."""
     kl_coef: NonNegative | None = None
     """Weight of the KL to the starting policy in the reward."""
     drop_uniform_groups: bool | None = None
@@ -48,6 +50,8 @@ class Overrides:
     """The overlong penalty at the longest response."""
     policy_loss: str | None = None
     """The rule that makes a loss of ratio and advantage."""
+    jsd_beta: Share | None = None
+    """Generalized JSD to the teacher: 0 is the forward KL, 1 the reverse KL."""
     rule_knobs: dict[str, float] | None = None
     """Knobs of a rule of rl/rules.py, as name and value pairs: tau_pos 1.0 tau_neg 1.05."""
     importance_sampling_level: str | None = None

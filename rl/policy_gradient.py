@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from rl.batch import LossCounts, TrainBatch
-from rl.credit import assign_advantages
+from rl.credit import TEACHER_ESTIMATORS, assign_advantages
 from rl.knobs import problems
 from rl.layout import PaddedLayout
 from rl.losses import Bounds, KlGradient, KlLossType, LossAggMode, RolloutIs
@@ -31,12 +31,15 @@ class PolicyGradient:
             that their tokens are in no denominator.
         truncated: what becomes of trajectories that ran out of tokens: keep; mask (in the statistics, not
             trained on); zero_reward.
+        opd_kl_coef: of the estimator opd, what a nat of log π - log π_teacher costs a token.
         max_response_length, overlong_buffer_len, overlong_penalty_factor: DAPO's penalty on the last
             overlong_buffer_len of max_response_length sampled tokens; None is off.
     Loss
         policy_loss: reinforce, importance_sampling, ppo (clip_ratio_low, clip_ratio_high, dual clip at
             clip_ratio_c or None), cispo (cispo_ratio_high, the absolute cap), or a rule of rl/rules.py, a
-            user's own included: its knobs are in rule_knobs, and clip_ratio_low and clip_ratio_high here.
+            user's own included: its knobs are in rule_knobs, and clip_ratio_low and clip_ratio_high here; or
+            jsd, the divergence between the whole distributions of policy and teacher (jsd_beta: 0 forward KL,
+            1 reverse KL), which needs no advantage.
         importance_sampling_level: each token's ratio, or its row's geometric mean (sequence).
         bypass_mode: take the ratio to the engine's log-probs instead of the learner's own before the update.
         rollout_is, rollout_is_threshold, rollout_is_threshold_lower: importance weights for what engine and
@@ -61,7 +64,9 @@ class PolicyGradient:
     max_response_length: int | None = None
     overlong_buffer_len: int | None = None
     overlong_penalty_factor: float = 1.0
+    opd_kl_coef: float = 1.0
     policy_loss: str = "ppo"
+    jsd_beta: float = 0.5
     rule_knobs: Mapping[str, float] = field(default_factory=dict)
     importance_sampling_level: Literal["token", "sequence"] = "token"
     clip_ratio_low: float = 0.2
@@ -95,8 +100,14 @@ class PolicyGradient:
             "old_logprobs": not self.bypass_mode,
             "ref_logprobs": self.kl_loss_coef > 0 or self.kl_coef > 0,
             "old_values": self.critic != "none",
+            "teacher_logprobs": self.uses_teacher,
         }
         return frozenset(name for name, is_needed in wanted.items() if is_needed)
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the row learns from a teacher."""
+        return self.adv_estimator in TEACHER_ESTIMATORS or self.policy_loss == "jsd"
 
     @property
     def entropy_gradient(self) -> bool:
@@ -113,6 +124,7 @@ class PolicyGradient:
             # The ratio held at 1 is -A log π: no ratio at all.
             "reinforce": Bounds((0.0, 0.0), (0.0, 0.0), "stop"),
             "importance_sampling": Bounds((None, None), (None, None), "clamp"),
+            "jsd": Bounds((None, None), (None, None), "clamp"),  # for its ratio metrics alone
             "ppo": Bounds((None, log1p(self.clip_ratio_high)), (low, dual), "clamp"),
             "cispo": Bounds((None, cap), (None, cap), "stop"),
         }.get(self.policy_loss)
@@ -128,6 +140,7 @@ class PolicyGradient:
         layout: PaddedLayout,
         counts: LossCounts,
         values: Tensor | None = None,
+        divergence: Tensor | None = None,
     ) -> tuple[Tensor, MetricSums]:
         """The loss of one micro-batch, and its share of every metric in LOSS_METRICS that applies.
 
@@ -138,10 +151,11 @@ class PolicyGradient:
             logprobs: (B, T) of the policy, with gradient.
             entropy: (B, T) of the policy.
             values: (B, T) of the critic, with gradient, where the row has one.
+            divergence: (B, T) between policy and teacher, with gradient, where the row is made of it.
             layout: the tokens' other log-probs and advantages.
             counts: denominators of the whole optimizer step.
 
         Returns:
             A scalar that sums over micro-batches to the step's loss (0 with a graph when nothing is trained).
         """
-        return policy_gradient_loss(self, logprobs, entropy, layout, counts, values)
+        return policy_gradient_loss(self, logprobs, entropy, layout, counts, values, divergence)

@@ -30,6 +30,9 @@ from rl.rules import RULE_KNOBS, RuleTokens, apply_rule, off_policy_sequence_mas
 if TYPE_CHECKING:
     from rl.policy_gradient import PolicyGradient
 
+LARGE_ADVANTAGE = 5.0
+"""Nats by which a teacher must differ from the policy on a token to be counted."""
+
 
 def policy_gradient_loss(
     row: PolicyGradient,
@@ -38,11 +41,14 @@ def policy_gradient_loss(
     layout: PaddedLayout,
     counts: LossCounts,
     values: Tensor | None = None,
+    divergence: Tensor | None = None,
 ) -> tuple[Tensor, MetricSums]:
     """See PolicyGradient.loss."""
     x, mask = _tokens(row, logprobs, entropy, layout), layout.loss_mask
     log_ratio = at_level(x.log_ratio, x.kept, row.importance_sampling_level)
     per_token, clipped = _surrogate(row, x, log_ratio)
+    if row.policy_loss == "jsd":
+        per_token = select(x.kept, required(divergence, "divergence", row))
     weights = _rollout_weights(row, x)
     kl = _kl(row, x)
     norm = token_norm(
@@ -65,6 +71,7 @@ def policy_gradient_loss(
         **ratio_metrics(log_ratio, clipped, x.kept, row.importance_sampling_level),
         **gap_metrics(x.log_weight, x.known, mask),
         **_optional_metrics(row, x, weights, kl_loss),
+        **_teacher_metrics(x, layout.teacher_logprobs),
         **value_metrics,
     }
     return loss, on_host(metrics)
@@ -146,6 +153,17 @@ def _kl(row: PolicyGradient, x: LossTokens) -> Tensor:
         kl_loss_type=row.kl_loss_type,
         kl_gradient=row.kl_gradient,
     )
+
+
+def _teacher_metrics(x: LossTokens, teacher_logprobs: Tensor | None) -> MetricSums:
+    """How far the policy is from its teacher, where it has one."""
+    if teacher_logprobs is None:
+        return {}
+    known = x.kept & teacher_logprobs.isfinite()
+    return {
+        "distill/teacher_kl_k1": mean_share(x.logprobs.detach() - select(known, teacher_logprobs), known),
+        "distill/large_advantage_frac": mean_share(x.advantages.abs() > LARGE_ADVANTAGE, x.kept),
+    }
 
 
 def _optional_metrics(

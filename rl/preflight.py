@@ -44,6 +44,7 @@ def preflight(config: Config, machine: Machine, run_path: Path) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     problems = [
+        *teacher_problems(config, tokenizer),
         *model_problems(config, facts),
         *memory_problems(config, machine, facts),
         *disk_problems(config, facts, run_path),
@@ -60,6 +61,24 @@ def model_problems(config: Config, facts: ModelFacts) -> Iterator[str]:
         yield (
             f"context_length = {config.context_length}: model {config.model} takes {longest} tokens at most "
             f"(max_position_embeddings); lower it to {longest}"
+        )
+
+
+def teacher_problems(config: Config, tokenizer: Any) -> Iterator[str]:
+    """A teacher that cannot score the student's tokens, id by id."""
+    if not config.teacher:
+        return
+    try:
+        theirs, ours = load_tokenizer(config.teacher).get_vocab(), tokenizer.get_vocab()
+    except ValueError as error:
+        yield f"teacher: {error}"
+        return
+    differing = [token for token, _ in sorted(theirs.items() ^ ours.items())]
+    if differing:
+        yield (
+            f"teacher = {config.teacher!r} has another vocabulary than model {config.model}: "
+            f"{len(differing)} entries differ, {differing[0]!r} among them. A teacher scores the student's "
+            "token ids, so both must share one tokenizer"
         )
 
 

@@ -167,6 +167,7 @@ def name_problems(config: Config) -> Iterator[str]:
     yield from _algorithm_problems(config)
     yield from _env_problems(config)
     yield from model_problems(config.model)
+    yield from model_problems(config.teacher, option="teacher")
 
 
 def _algorithm_problems(config: Config) -> Iterator[str]:
@@ -181,6 +182,8 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
             f"group_size = 1: {config.algorithm} compares the members of a group, so nothing would be "
             "learned; use at least 2, or reinforce"
         )
+    if config.teacher and not algorithm.uses_teacher:
+        yield f"teacher has no effect: algorithm {config.algorithm!r} learns from rewards; leave it out"
     if config.critic_lr is not None and algorithm.critic == "none":
         yield (f"critic_lr has no effect: algorithm {config.algorithm!r} has no critic; leave it out")
     clips = [name for name in config.overrides if name.startswith("clip_")]

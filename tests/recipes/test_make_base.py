@@ -19,7 +19,6 @@ from recipes import make_base as make_base_module
 from recipes.make_base import make_base, make_base_from, one_thread
 from recipes.warm_start import (
     MEASURE_INDEX,
-    SUCCESS_WINDOW,
     BaseError,
     BaseSpec,
     WarmStart,
@@ -73,7 +72,7 @@ async def success_on_evaluation_tasks(folder, num_tasks: int) -> float:
 
 
 async def test_saved_base_succeeds_inside_the_window_on_tasks_that_did_not_decide_it(base):
-    low, high = SUCCESS_WINDOW
+    low, high = BaseSpec().success_window
     result = json.loads((base / "base.json").read_text())["result"]
     assert low <= result["success"] <= high
     assert low <= await success_on_evaluation_tasks(base, 256) <= high

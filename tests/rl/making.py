@@ -51,6 +51,7 @@ def random_layout(
         rollout_logprobs=old + noise(0.1),
         ref_logprobs=old + noise(0.3),
         advantages=noise(1.0)[:, :1].expand(num_rows, length).contiguous(),
+        teacher_logprobs=old + noise(0.3),
         old_values=noise(1.0),
         returns=noise(1.0),
     )
@@ -77,7 +78,8 @@ def evaluate(
 ) -> tuple[Tensor, Tensor, MetricSums]:
     """Loss, gradient to logprobs and metric sums, with the rows in micro-batches `splits`.
 
-    A critic's values are those before the update.
+    A critic's values are those before the update, and a divergence is a made one: half the square of the
+    log-prob.
     """
     leaf = logprobs.detach().clone().requires_grad_()
     entropy = torch.zeros_like(leaf) if entropy is None else entropy
@@ -85,8 +87,14 @@ def evaluate(
     losses, sums = [], []
     for chosen in splits:
         part_layout = rows(layout, chosen)
+        known = torch.where(part_layout.loss_mask, leaf[chosen], 0.0)
         loss, part = algorithm.loss(
-            leaf[chosen], entropy[chosen], part_layout, counts, values=part_layout.old_values
+            leaf[chosen],
+            entropy[chosen],
+            part_layout,
+            counts,
+            values=part_layout.old_values,
+            divergence=0.5 * known.to(torch.promote_types(known.dtype, torch.float32)).square(),
         )
         loss.backward()
         losses.append(loss.detach())
