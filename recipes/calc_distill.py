@@ -25,10 +25,9 @@ from rl.config import Config
 CONFIG = replace(
     calc_grpo.CONFIG,
     algorithm="opd",
-    num_steps=30,
-    # The teacher is the anchor, and one update a step keeps the ratio at 1.
+    num_steps=40,
+    # The teacher is the anchor.
     kl_loss_coef=None,
-    num_minibatches=1,
     loss_agg_mode=None,
 )
 

@@ -27,7 +27,7 @@ from rl.console import RunConsole
 from rl.journal import Journal
 from rl.learner import Learner
 from rl.machine import Machine
-from rl.policy_gradient import PolicyGradient
+from rl.objective import Objective
 from rl.preflight import preflight
 from rl.run_dir import RunDir, default_run_dir, require_usable
 from rl.train import TrainStep, train_step
@@ -182,7 +182,7 @@ async def _run(
 
 
 def _make_collector(
-    config: Config, algorithm: PolicyGradient, engines: list[RemoteRollouts]
+    config: Config, algorithm: Objective, engines: list[RemoteRollouts]
 ) -> Collector[RemoteRollouts]:
     return Collector(
         TaskStream(env=config.env, level=config.level, run_seed=config.seed),

@@ -14,7 +14,7 @@ from ray._private import worker as ray_worker
 from rl.config import Config
 from rl.learner_spec import LearnerSpec
 from rl.machine import Machine, stack_versions
-from rl.policy_gradient import PolicyGradient
+from rl.objective import Objective
 from rl.run_dir import RunDir
 from rl.screens import Link, Role, StartFacts
 from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
@@ -68,7 +68,7 @@ def make_engine_specs(config: Config) -> list[EngineSpec]:
     ]
 
 
-def make_learner_spec(config: Config, algorithm: PolicyGradient, *, run_name: str) -> LearnerSpec:
+def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str) -> LearnerSpec:
     """The learner of `config`."""
     return LearnerSpec(
         model=config.model,

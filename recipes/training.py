@@ -15,7 +15,7 @@ from rl.gates import StepGates, prove_engines
 from rl.intervals import SuccessRate, verdict
 from rl.journal import Journal
 from rl.metrics import Metrics
-from rl.policy_gradient import PolicyGradient
+from rl.objective import Objective
 from rl.run_dir import RunDir, RunState
 from rl.screens import EndFacts
 from rl.train import TrainStep, train
@@ -33,7 +33,7 @@ class Run:
 
     config: Config
     take_step: TrainStep
-    algorithm: PolicyGradient
+    algorithm: Objective
     learner: RemoteLearner
     collector: Collector[RemoteRollouts]
     sync: WeightSync

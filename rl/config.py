@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from rl.algorithms import get_algorithm
+from rl.algorithms import describe, get_algorithm
 from rl.machine import Machine
 from rl.overrides import Count, Decay, NonNegative, Overrides, Positive, Range, Share, Size
-from rl.policy_gradient import PolicyGradient
 
 Device = Literal["auto", "cpu", "cuda"]
 EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -168,13 +167,17 @@ class Config(Overrides):
     smoke: bool = False
     """A short real run: other defaults for the number of steps and their sizes (see SMOKE)."""
 
-    def make_algorithm(self) -> PolicyGradient:
-        """The row that this configuration names, with its overrides.
+    def make_algorithm(self) -> Any:
+        """The row that this configuration names, with its overrides: an Objective.
 
         Raises:
             ValueError: an unknown row or value (the nearest is named), or an override without effect in it.
         """
         return get_algorithm(self.algorithm, **self.overrides)
+
+    def describe_algorithm(self) -> str:
+        """One line that says what the row does."""
+        return describe(self.make_algorithm())
 
     @property
     def num_trajectories(self) -> int:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rollout.weight_transfer_device import DeviceWeights, VLLMWeightSyncClient
 
 
-def _first_ratio_error(logprobs: torch.Tensor, layout: PaddedLayout) -> MetricSums:
+def first_ratio_error(logprobs: torch.Tensor, layout: PaddedLayout) -> MetricSums:
     """|ratio - 1| of the policy to itself: scoring and updating must compute the same log-probs."""
     if layout.old_logprobs is None:
         return {}
@@ -71,7 +71,7 @@ class Learner:
         self._wire_dtype: torch.dtype = getattr(torch, spec.wire_dtype)
         self._outlet: SharedWeights | DeviceWeights | None = None
         self._kept: list[torch.Tensor] | None = None
-        self._is_first_update = False  # since the last score
+        self.is_first_update = False  # since the last score
 
     @property
     def model(self) -> Any:
@@ -99,7 +99,7 @@ class Learner:
 
         Each is one float32 array (T,) a sample.
         """
-        self._is_first_update = True
+        self.is_first_update = True
         has_critic = self.spec.algorithm.critic != "none"
         own = ("old_logprobs", "old_values") if has_critic else ("old_logprobs",)
         arrays = self._per_sample(own, self._own_scores, batch.samples)
@@ -128,7 +128,7 @@ class Learner:
         parts: list[MetricSums] = []
         for micro_batch in minibatch.micro_batches(self.spec.micro_batch_size):
             layout = micro_batch.padded().to(self.device)
-            outputs = self._evaluate(layout, self._compared)
+            outputs = self.evaluate(layout, self._compared)
             loss, sums = self.spec.algorithm.loss(
                 outputs.logprobs,
                 outputs.entropy,
@@ -138,10 +138,10 @@ class Learner:
                 divergence=outputs.divergence,
             )
             loss.backward()
-            if self._is_first_update:
-                sums |= _first_ratio_error(outputs.logprobs, layout)
+            if self.is_first_update:
+                sums |= first_ratio_error(outputs.logprobs, layout)
             parts.append(sums)
-        self._is_first_update = False
+        self.is_first_update = False
         return add_metrics([*parts, self.optimizer.apply()])
 
     def connect(self, backend: str, engines: VLLMWeightSyncClient, num_engines: int) -> None:
@@ -209,7 +209,7 @@ class Learner:
     @property
     def _compared(self) -> PolicyModel | None:
         """The teacher, where the loss compares whole distributions with it."""
-        return self.teacher if self.spec.algorithm.policy_loss == "jsd" else None
+        return self.teacher if self.spec.algorithm.compares_distributions else None
 
     def _load_policy(self, path: str = "") -> PolicyModel:
         return PolicyModel(
@@ -224,14 +224,14 @@ class Learner:
         dtype: torch.dtype = getattr(torch, self.spec.compute_dtype)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
 
-    def _evaluate(self, layout: PaddedLayout, teacher: PolicyModel | None = None) -> TokenOutputs:
+    def evaluate(self, layout: PaddedLayout, teacher: PolicyModel | None = None) -> TokenOutputs:
         """The policy's outputs, with the critic's values where there is one."""
         with self._autocast():
             outputs: TokenOutputs = self.policy(layout, teacher)
             return outputs if self.critic is None else outputs._replace(values=self.critic(layout))
 
     def _own_scores(self, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
-        outputs = self._evaluate(layout)
+        outputs = self.evaluate(layout)
         return (outputs.logprobs,) if outputs.values is None else (outputs.logprobs, outputs.values)
 
     def _scores_of(self, model: PolicyModel, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from rl.policy_gradient import PolicyGradient
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSpec:
-    """Everything a learner is made from.
+    """Everything a learner is made from. `algorithm` is an Objective of the kind that its class minimises.
 
     `compute_dtype` is what matrix products run in; weights, optimizer, log-probs and losses are float32.
     `wire_dtype` is the engines' dtype, in which weights are published. `num_updates` is the length of the
@@ -19,7 +18,7 @@ class LearnerSpec:
     """
 
     model: str
-    algorithm: PolicyGradient
+    algorithm: Any
     learning_rate: float
     num_updates: int
     critic_lr: float = 0.0

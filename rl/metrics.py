@@ -22,6 +22,7 @@ from rl.metric_names import (
     TOKEN_METRICS,
 )
 from rl.numerics import MetricSums, add_metrics, metric_values
+from rl.preferences import PREFERENCE_METRICS
 from rollout.trajectory import Trajectory, TrajectoryGroup
 
 Metrics = dict[str, float]
@@ -33,6 +34,7 @@ METRICS: dict[str, str] = (
     | LOSS_METRICS
     | CRITIC_METRICS
     | DISTILL_METRICS
+    | PREFERENCE_METRICS
     | OPTIMIZER_METRICS
     | SYNC_METRICS
     | TIME_METRICS

@@ -15,11 +15,12 @@ from rl.knobs import problems
 from rl.layout import PaddedLayout
 from rl.losses import Bounds, KlGradient, KlLossType, LossAggMode, RolloutIs
 from rl.numerics import MetricSums
+from rl.objective import Objective
 from rl.policy_loss import policy_gradient_loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyGradient:
+class PolicyGradient(Objective):
     """One algorithm. Knobs carry verl's names; see rl/advantages.py and rl/losses.py for what they select.
 
     Advantages
@@ -107,7 +108,12 @@ class PolicyGradient:
     @property
     def uses_teacher(self) -> bool:
         """Whether the row learns from a teacher."""
-        return self.adv_estimator in TEACHER_ESTIMATORS or self.policy_loss == "jsd"
+        return self.adv_estimator in TEACHER_ESTIMATORS or self.compares_distributions
+
+    @property
+    def compares_distributions(self) -> bool:
+        """Whether the loss is a divergence of whole distributions."""
+        return self.policy_loss == "jsd"
 
     @property
     def entropy_gradient(self) -> bool:

@@ -47,7 +47,7 @@ def policy_gradient_loss(
     x, mask = _tokens(row, logprobs, entropy, layout), layout.loss_mask
     log_ratio = at_level(x.log_ratio, x.kept, row.importance_sampling_level)
     per_token, clipped = _surrogate(row, x, log_ratio)
-    if row.policy_loss == "jsd":
+    if row.compares_distributions:
         per_token = select(x.kept, required(divergence, "divergence", row))
     weights = _rollout_weights(row, x)
     kl = _kl(row, x)

@@ -11,7 +11,7 @@ loss whole, as a sum without the token would call its ratio 1; it stays in the d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -66,6 +66,12 @@ class PreferenceLoss:
         wrong = list(_problems(self))
         if wrong:
             raise ValueError(f"preference loss {self.name!r}: " + "; ".join(wrong))
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """The knobs that have an effect in this loss."""
+        used = (knob for knob, types in USED_BY.items() if self.loss_type in types)
+        return {knob: getattr(self, knob) for knob in used if getattr(self, knob) is not None}
 
     @property
     def reference_free(self) -> bool:
@@ -252,49 +258,23 @@ def _problems(row: PreferenceLoss) -> Iterator[str]:
         yield "simpo takes exactly one of gamma (absolute) and gamma_beta_ratio (a multiple of beta)"
 
 
-PREFERENCES: dict[str, PreferenceLoss] = {
-    row.name: row
-    for row in (
-        PreferenceLoss(name="dpo"),  # arXiv 2305.18290, eq. 7
-        PreferenceLoss(name="cdpo", label_smoothing=0.1),  # a tenth of the labels wrong: a guess of ours
-        PreferenceLoss(name="robust", loss_type="robust", label_smoothing=0.1),  # arXiv 2403.00409
-        PreferenceLoss(name="ipo", loss_type="ipo"),  # arXiv 2310.12036
-        PreferenceLoss(name="hinge", loss_type="hinge"),  # SLiC-HF, arXiv 2305.10425
-        PreferenceLoss(name="dpo_norm", loss_type="sigmoid_norm", beta=5.0),  # Tülu 3, arXiv 2411.15124
-        PreferenceLoss(name="simpo", loss_type="simpo", beta=2.0, gamma_beta_ratio=0.25),  # arXiv 2405.14734
-        PreferenceLoss(name="kto", loss_type="kto"),  # arXiv 2402.01306
-        PreferenceLoss(name="orpo", loss_type="orpo"),  # arXiv 2403.07691; lambda of TRL
-    )
-}
-
-
-def get_preference(name: str, **overrides: Any) -> PreferenceLoss:
-    """The row `name`, knobs overridden (None: its own); ValueError for what is unknown or has no effect."""
-    if name not in PREFERENCES:
-        raise ValueError(unknown_name("preference loss", name, PREFERENCES))
-    for knob in overrides:
-        if knob not in USED_BY:
-            raise ValueError(unknown_name(f"knob of preference loss {name!r}", knob, USED_BY))
-    given = {knob: value for knob, value in overrides.items() if value is not None}
-    if given.keys() & {"gamma", "gamma_beta_ratio"}:  # either takes the place of the row's own
-        given = {"gamma": None, "gamma_beta_ratio": None, **given}
-    row = replace(PREFERENCES[name], **given)
-    for knob, users in USED_BY.items():
-        if given.get(knob) is not None and row.loss_type not in users:
-            where = f"it is for loss_type {', '.join(users)}; leave it out"
-            raise ValueError(f"{knob} = {given[knob]!r} has no effect in preference loss {name!r}: {where}")
-    return row
-
-
 PREFERENCE_METRICS = {
+    "preference/pairs": "pairs of a better and a worse trajectory, count",
+    "preference/silent_groups": "share of groups that give no pair: all rewards equal",
     "preference/loss": "the loss that was minimised",
     "preference/margin": "mean of chosen less rejected Σ (log π - log π_ref), or Σ log π; nats",
     "preference/accuracy": "share of pairs in which that difference is above 0",
     "preference/reward_margin": "mean of chosen less rejected implicit reward",
     "preference/reward_accuracy": "share of pairs in which that difference is above 0",
-    "preference/<side>_logp": "mean Σ log π of the chosen, or rejected, completions, nats",
-    "preference/<side>_drift": "mean Σ (log π - log π_ref) of those completions, nats",
-    "preference/<side>_reward": "mean implicit reward of those completions: beta (orpo: orpo_lambda) times h",
+    **{
+        f"preference/{side}_{name}": meaning.format(side=side)
+        for side in ("chosen", "rejected")
+        for name, meaning in {
+            "logp": "mean Σ log π of the {side} completions, nats",
+            "drift": "mean Σ (log π - log π_ref) of the {side} completions, nats",
+            "reward": "mean implicit reward of the {side} completions: beta (orpo: orpo_lambda) times h",
+        }.items()
+    },
     "preference/nonfinite_frac": "share of pairs, or rows, left out because a token was NaN or infinite",
 }
 """Every metric of a preference loss; for kto, desirable rows are chosen and undesirable ones rejected."""

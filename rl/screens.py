@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rl.algorithms import describe
 from rl.config import Config
 from rl.intervals import SuccessRate, Verdict
 
@@ -83,7 +82,7 @@ def start_lines(facts: StartFacts) -> Iterator[str]:
     yield "run"
     reward = config.reward or f"{config.env}'s own"
     yield f"  {config.env} level {config.level}, reward: {reward}, seed {config.seed}"
-    yield f"  {describe(config.make_algorithm())}"
+    yield f"  {config.describe_algorithm()}"
     yield f"  written to {facts.run_dir}"
     yield "versions"
     yield "  " + ", ".join(f"{name} {version}" for name, version in facts.versions.items())

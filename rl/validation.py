@@ -17,6 +17,7 @@ from rl.config import Config, resolve
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
+from rl.policy_gradient import PolicyGradient
 from rollout.sabotage import DRILLS
 
 
@@ -176,16 +177,21 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
+    if config.teacher and not algorithm.uses_teacher:
+        yield f"teacher has no effect: algorithm {config.algorithm!r} has no teacher; leave it out"
+    if config.critic_lr is not None and algorithm.critic == "none":
+        yield f"critic_lr has no effect: algorithm {config.algorithm!r} has no critic; leave it out"
+    if isinstance(algorithm, PolicyGradient):
+        yield from _row_problems(config, algorithm)
+
+
+def _row_problems(config: Config, algorithm: PolicyGradient) -> Iterator[str]:
     estimator = ADV_ESTIMATORS.get(algorithm.adv_estimator)
     if config.group_size == 1 and estimator and not estimator(np.ones(1), np.zeros(1, np.int64)).any():
         yield (
             f"group_size = 1: {config.algorithm} compares the members of a group, so nothing would be "
             "learned; use at least 2, or reinforce"
         )
-    if config.teacher and not algorithm.uses_teacher:
-        yield f"teacher has no effect: algorithm {config.algorithm!r} learns from rewards; leave it out"
-    if config.critic_lr is not None and algorithm.critic == "none":
-        yield (f"critic_lr has no effect: algorithm {config.algorithm!r} has no critic; leave it out")
     clips = [name for name in config.overrides if name.startswith("clip_")]
     if clips and config.num_minibatches == 1 and not algorithm.bypass_mode:
         yield (

@@ -58,8 +58,8 @@ class RemoteLearner:
         self._seconds["score"] += time.monotonic() - started
         return scored
 
-    async def update(self, minibatch: TrainBatch) -> MetricSums:
-        """One optimizer update."""
+    async def update(self, minibatch: Any) -> MetricSums:
+        """One optimizer update, on the kind of batch that the learner takes."""
         started = time.monotonic()
         sums = await self._within(self._actor.update.remote(minibatch), self._deadline_s, "update")
         self._seconds["update"] += time.monotonic() - started

@@ -156,8 +156,11 @@ def test_no_file_shadows_the_standard_library() -> None:
     assert [relative(path) for path in files if path.stem in sys.stdlib_module_names] == []
 
 
-def test_the_training_step_has_no_branch() -> None:
-    assert branches((ROOT / "rl" / "train.py").read_text(), "train_step") == []
+@pytest.mark.parametrize(
+    ("file", "step"), [("train.py", "train_step"), ("preference_learner.py", "preference_step")]
+)
+def test_the_training_step_has_no_branch(file: str, step: str) -> None:
+    assert branches((ROOT / "rl" / file).read_text(), step) == []
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from torch import Tensor
 from rl.distributions import distillation_loss, generalized_jsd, sampling_logprobs, top_tokens, z_loss
 from rl.logprobs import entropy_of_logits
 from rl.numerics import MetricSums, add_metrics, metric_values
-from rl.preferences import PreferenceLoss, bradley_terry_loss, get_preference, reference_point
+from rl.preference_rows import get_preference
+from rl.preferences import PreferenceLoss, bradley_terry_loss, reference_point
 from tests.rl.golden_config import Case, NotOfferedError
 
 Tolerance = dict[str, Any]

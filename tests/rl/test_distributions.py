@@ -21,7 +21,7 @@ from rl.distributions import (
     z_loss,
 )
 from rl.numerics import metric_values
-from rl.preferences import PREFERENCES
+from rl.preference_rows import PREFERENCES
 
 F64 = torch.float64
 INF = math.inf

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, sigmoid
 
 from rl.numerics import add_metrics, metric_values
-from rl.preferences import PREFERENCE_METRICS, PREFERENCES, PreferenceLoss, get_preference, reference_point
+from rl.preference_rows import PREFERENCES, get_preference
+from rl.preferences import PREFERENCE_METRICS, PreferenceLoss, reference_point
 from rl.preferences import bradley_terry_loss as bt_loss
 
 F64 = torch.float64

@@ -1,0 +1,47 @@
+"""Preferences teach a small agent to use a calculator: DPO and its family on the agent's own episodes.
+
+    python -m recipes.calc_dpo
+    python -m recipes.calc_dpo --algorithm simpo       # or cdpo, robust, ipo, hinge, dpo_norm, kto, orpo
+    python -m recipes.calc_dpo --swap-pairs            # a control: success must fall
+
+Every step samples groups with the current policy and pairs the better members of each with the worse ones.
+What is compared are the tokens that were sampled, in every turn; tool results are context. Everything else is
+recipes/calc_grpo.py's.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+
+from recipes import calc_grpo
+from recipes.cli import parse
+from recipes.launch import Method, launch
+from recipes.preference_config import PreferenceConfig
+from rl.config import Config
+from rl.preference_learner import PreferenceLearner, preference_step
+
+SHARED = {field.name: getattr(calc_grpo.CONFIG, field.name) for field in fields(Config)}
+CONFIG = PreferenceConfig(
+    **{
+        **SHARED,
+        "algorithm": "dpo",
+        # The reference anchors the policy already, and a pair has one aggregation: the sum over its tokens.
+        "kl_loss_coef": None,
+        "loss_agg_mode": None,
+    }
+)
+
+
+def main() -> int:
+    config = parse(CONFIG, description=__doc__ or "")
+    return launch(
+        config,
+        recipe="calc_dpo",
+        make_base=calc_grpo.starting_policy,
+        method=Method(take_step=preference_step, learner=PreferenceLearner),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""What a learner can minimise: the family of PolicyGradient, PreferenceLoss and Supervised."""
+
+from __future__ import annotations
+
+
+class Objective:
+    """The defaults of an objective that needs the policy's log-probs and nothing else.
+
+    `needs` names what Learner.score adds to a batch beyond old_logprobs. `critic` is none, head or separate.
+    `entropy_gradient` says whether the loss differentiates the entropy, `uses_teacher` whether there is a
+    teacher, and `compares_distributions` whether the loss compares its whole distribution with the policy's,
+    by the generalized JSD of `jsd_beta`. `drop_uniform_groups` asks the collector for other groups in place
+    of those whose rewards are all equal.
+    """
+
+    __slots__ = ()
+
+    critic = "none"
+    drop_uniform_groups = False
+    jsd_beta = 0.5
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def entropy_gradient(self) -> bool:
+        return False
+
+    @property
+    def uses_teacher(self) -> bool:
+        return False
+
+    @property
+    def compares_distributions(self) -> bool:
+        return False
