@@ -80,7 +80,7 @@ def launch(
     with directory, RunConsole(config.num_steps) as console:
         try:
             start_ray(config)
-            return run_interruptibly(_run(config, method, machine, directory, console, started))
+            return run_interruptibly(_run(config, recipe, method, machine, directory, console, started))
         except (Exception, KeyboardInterrupt) as error:
             console.close()
             stop = stop_of(error)
@@ -117,6 +117,7 @@ def _prepare(
 
 async def _run(
     config: Config,
+    recipe: str,
     method: Method,
     machine: Machine,
     directory: RunDir,
@@ -160,6 +161,7 @@ async def _run(
         journal = Journal(directory, config, console, decode=lambda ids: tokenizer.decode(list(ids)))
         run = Run(
             config=config,
+            recipe=recipe,
             take_step=method.take_step,
             algorithm=algorithm,
             learner=learner,

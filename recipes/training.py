@@ -32,6 +32,7 @@ class Run:
     """The parts of one run, built and started."""
 
     config: Config
+    recipe: str
     take_step: TrainStep
     algorithm: Objective
     learner: RemoteLearner
@@ -95,7 +96,7 @@ async def train_and_judge(run: Run, started: float) -> int:
                 "metrics": str(run.directory.path / "metrics.jsonl"),
                 "trajectories": str(run.directory.trajectories),
             },
-            next_commands=_next_commands(config, checkpoint),
+            next_commands=_next_commands(config, run.recipe, checkpoint),
         )
     )
     if config.smoke:
@@ -116,10 +117,10 @@ async def _success(run: Run, *, step: int) -> SuccessRate:
     return SuccessRate(solved, config.eval_tasks)
 
 
-def _next_commands(config: Config, checkpoint: Path) -> list[str]:
-    recipe = "python -m recipes.calc_grpo"
+def _next_commands(config: Config, recipe: str, checkpoint: Path) -> list[str]:
+    command = f"python -m recipes.{recipe}"
     return [
-        f"{recipe} --seed {config.seed + 1}",
-        f"{recipe} --algorithm {'rloo' if config.algorithm != 'rloo' else 'grpo'}",
-        f"{recipe} --model {os.path.relpath(checkpoint)} --level {config.level + 1}",
+        f"{command} --seed {config.seed + 1}",
+        f"{command} --help",
+        f"python -m recipes.calc_grpo --model {os.path.relpath(checkpoint)} --level {config.level + 1}",
     ]

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from rl.screens import EndFacts, StartFacts, end_lines, gap_lines, start_lines, step_header, step_line
+from rl.screens import (
+    Column,
+    EndFacts,
+    StartFacts,
+    columns_of,
+    end_lines,
+    gap_lines,
+    start_lines,
+    step_header,
+    step_line,
+)
 from rl.token_colors import Decode, printable, trajectory_text, trajectory_title
 from rollout.trajectory import Trajectory
 
@@ -29,6 +39,7 @@ class RunConsole:
         self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._bar = self._progress.add_task("steps", total=num_steps)
         self._num_step_lines = 0
+        self._columns: Sequence[Column] = ()
 
     @property
     def has_colors(self) -> bool:
@@ -47,10 +58,11 @@ class RunConsole:
     def show_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """The line of step `step` (from 1), under a header now and then; the first one starts the bar."""
         self._progress.start()
+        self._columns = self._columns or columns_of(metrics)
         if self._num_step_lines % HEADER_EVERY == 0:
-            self.say(step_header(), style="bold")
+            self.say(step_header(self._columns), style="bold")
         self._num_step_lines += 1
-        self.say(step_line(step, metrics))
+        self.say(step_line(step, metrics, self._columns))
         self._progress.update(self._bar, completed=step)
 
     def show_trajectory(self, step: int, trajectory: Trajectory, decode: Decode) -> None:

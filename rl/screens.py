@@ -142,6 +142,9 @@ COLUMNS = (
     Column("errors", 6, "{:.2f}", ("rollout/tool_errors",)),
     Column("kl old", 7, "{:.1e}", ("policy/approx_kl_k3",)),
     Column("kl ref", 7, "{:.1e}", ("policy/kl_ref_k3",)),
+    Column("margin", 7, "{:.3f}", ("preference/margin",)),
+    Column("pairs", 5, "{:.0f}", ("preference/pairs",)),
+    Column("kl teach", 8, "{:.1e}", ("distill/teacher_kl_k1",)),
     Column("clip -/+", 9, "{:.2f}/{:.2f}", ("policy/clip_frac_low", "policy/clip_frac_high")),
     Column("entropy", 7, "{:.3f}", ("policy/entropy",)),
     Column("gap", 7, "{:.1e}", ("gap/abs_max",)),
@@ -155,13 +158,18 @@ COLUMNS = (
 )
 
 
-def step_header() -> str:
-    return "step " + " ".join(f"{column.header:>{column.width}}" for column in COLUMNS)
+def columns_of(metrics: Metrics) -> tuple[Column, ...]:
+    """The columns that a run has something to show in, by the metrics of its first step."""
+    return tuple(column for column in COLUMNS if metrics.keys() >= set(column.names))
 
 
-def step_line(step: int, metrics: Metrics) -> str:
+def step_header(columns: Sequence[Column] = COLUMNS) -> str:
+    return "step " + " ".join(f"{column.header:>{column.width}}" for column in columns)
+
+
+def step_line(step: int, metrics: Metrics, columns: Sequence[Column] = COLUMNS) -> str:
     """One step in the columns of `step_header`; the last six are seconds."""
-    return f"{step:>4} " + " ".join(f"{column.cell(metrics):>{column.width}}" for column in COLUMNS)
+    return f"{step:>4} " + " ".join(f"{column.cell(metrics):>{column.width}}" for column in columns)
 
 
 def end_lines(facts: EndFacts) -> Iterator[str]:
