@@ -38,6 +38,8 @@ class PreferenceConfig(Config):
     """KTO's weight of the worse trajectories."""
     orpo_lambda: NonNegative | None = None
     """ORPO's weight of the odds ratio beside the likelihood."""
+    rpo_alpha: NonNegative | None = None
+    """Weight of the likelihood of the chosen side, a token, beside the comparison."""
     max_pairs_per_group: Count = 4
     """Most pairs that one group gives: best with worst, second best with second worst, ..."""
     swap_pairs: bool = False
@@ -64,6 +66,7 @@ class PreferenceConfig(Config):
             desirable_weight=self.desirable_weight,
             undesirable_weight=self.undesirable_weight,
             orpo_lambda=self.orpo_lambda,
+            rpo_alpha=self.rpo_alpha,
         )
         if self.group_size == 1:
             raise ValueError("group_size = 1: a pair is two trajectories of one task; use at least 2")

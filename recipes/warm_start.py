@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from envs.messages import Message, Task
+from envs.messages import Message, Task, message
 from envs.play import play
 from envs.registry import EnvDefinition
 from envs.splits import Split, task_seed
 from recipes.char_tokenizer import PAD, make_char_tokenizer
 from rewards.base import resolve_reward
+from rl.supervised import conversation_sample
 from rollout.agent import request_seed, run_group
 from rollout.hf_policy import TransformersPolicy
 from rollout.limits import Limits
@@ -123,20 +124,14 @@ async def reference_episode(
     score = definition.score(episode)
     if score.value != 1.0:
         raise ValueError(f"{task.id}: the reference player of {definition.name} got {score}, expected 1.0")
-    token_ids: tuple[int, ...] = ()
-    loss_mask: tuple[int, ...] = ()
-    context: list[Message] = []
     texts = iter(said)
-    for entry in episode.transcript:
-        if entry.role != "assistant":
-            context.append(entry)
-            continue
-        prompt = renderer.render_continuation(context, closed=True) if token_ids else renderer.render(context)
-        completion = renderer.completion_ids(next(texts))
-        token_ids += prompt + completion
-        loss_mask += (0,) * len(prompt) + (1,) * len(completion)
-        context = []
-    return ReferenceEpisode(token_ids, loss_mask)
+    # What was said enters as text: a parsed call is not what a policy samples.
+    spoken = [
+        message("assistant", next(texts)) if entry.role == "assistant" else entry
+        for entry in episode.transcript
+    ]
+    sample = conversation_sample(spoken, renderer, name=task.id)
+    return ReferenceEpisode(tuple(sample.token_ids.tolist()), tuple(map(int, sample.loss_mask)))
 
 
 class WarmStart:

@@ -127,7 +127,8 @@ class StepGates:
                 f"{self.gap_limit:.1e}, above it for {self._above} step(s)): the engine no longer samples "
                 "from the policy that is trained"
             )
-        if step == 1 and metrics["policy/first_ratio_error"] > 1e-4:
+        # A fixed data set has no policy that sampled it, and its updates measure no such ratio.
+        if step == 1 and metrics.get("policy/first_ratio_error", 0.0) > 1e-4:
             raise GateError(
                 "step 1: before the first update the ratio of the policy to itself is off 1 by "
                 f"{metrics['policy/first_ratio_error']:.2e}; scoring and updating do not compute the same "

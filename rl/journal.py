@@ -45,7 +45,7 @@ class Journal:
             for member, trajectory in enumerate(group.trajectories)
         )
         self.num_trained_tokens += sum(int(sample.loss_mask.sum()) for sample in batch.samples)
-        self._shown = groups[0].trajectories[0]
+        self._shown = groups[0].trajectories[0] if groups else None
 
     def record_evaluation(self, step: int, groups: list[TrajectoryGroup]) -> None:
         """Record what a policy did on held-out tasks; `step` 0 is the starting policy."""

@@ -44,6 +44,10 @@ TOKEN_METRICS = {
     "version/staleness_max": "learner's version less the version that sampled the token, largest",
 }
 
+SFT_METRICS = {
+    "sft/loss": "mean of -log π over all trained tokens of an update, nats",
+}
+
 DISTILL_METRICS = {
     "distill/teacher_kl_k1": "mean of log π - log π_teacher over trained tokens, nats: the KL to the teacher",
     "distill/large_advantage_frac": "share of trained tokens with |advantage| above 5 nats",

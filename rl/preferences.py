@@ -34,6 +34,7 @@ USED_BY: dict[str, tuple[LossType, ...]] = {
     "desirable_weight": ("kto",),
     "undesirable_weight": ("kto",),
     "orpo_lambda": ("orpo",),
+    "rpo_alpha": ("sigmoid", "sigmoid_norm", "robust", "ipo", "hinge", "simpo"),
 }
 """The loss types in which each knob has an effect."""
 
@@ -48,6 +49,8 @@ class PreferenceLoss:
     average_log_prob: whether ipo averages (TRL, AReaL) or sums (OpenRLHF) over tokens.
     gamma, gamma_beta_ratio: simpo's margin: absolute (TRL), or as a multiple of beta (its authors).
     desirable_weight, undesirable_weight: kto's λ_D and λ_U.
+    rpo_alpha: weight of the chosen side's mean -log π a token, beside the comparison (arXiv 2404.19733, eq. 1):
+        it keeps the likelihood of what is chosen from falling with that of what is rejected; 0 is off.
     orpo_lambda: weight of the odds ratio beside the likelihood; TRL calls it beta.
     """
 
@@ -61,6 +64,7 @@ class PreferenceLoss:
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
     orpo_lambda: float = 0.1
+    rpo_alpha: float = 0.0
 
     def __post_init__(self) -> None:
         wrong = list(_problems(self))
@@ -109,7 +113,10 @@ class PreferenceLoss:
         _check_shape("rejected_mask", rejected_mask, (len(chosen_mask), rejected_mask.shape[-1]))
         counts = chosen.counts & rejected.counts
         kept = counts & chosen.finite & rejected.finite
-        loss, metrics = _mean(self._per_pair(chosen.h, rejected.h), counts, kept, num_pairs)
+        per_pair = self._per_pair(chosen.h, rejected.h)
+        if self.rpo_alpha:
+            per_pair = per_pair - self.rpo_alpha * chosen.logp / chosen_mask.sum(1).clamp(min=1)
+        loss, metrics = _mean(per_pair, counts, kept, num_pairs)
         metrics |= {
             "preference/margin": mean_share(chosen.log_ratio - rejected.log_ratio, kept),
             "preference/reward_margin": mean_share(self._reward(chosen) - self._reward(rejected), kept),
@@ -250,7 +257,14 @@ def _problems(row: PreferenceLoss) -> Iterator[str]:
         yield f"beta = {row.beta}: expected more than 0"
     if not 0 <= row.label_smoothing < 0.5:
         yield f"label_smoothing = {row.label_smoothing}: expected 0 to below 0.5, where labels say nothing"
-    for knob in ("gamma", "gamma_beta_ratio", "desirable_weight", "undesirable_weight", "orpo_lambda"):
+    for knob in (
+        "gamma",
+        "gamma_beta_ratio",
+        "desirable_weight",
+        "undesirable_weight",
+        "orpo_lambda",
+        "rpo_alpha",
+    ):
         value = getattr(row, knob)
         if value is not None and not (isfinite(value) and value >= 0):
             yield f"{knob} = {value}: expected at least 0"

@@ -140,6 +140,7 @@ COLUMNS = (
     Column("tokens", 6, "{:.1f}", ("rollout/response_tokens",)),
     Column("turns", 5, "{:.2f}", ("rollout/turns",)),
     Column("errors", 6, "{:.2f}", ("rollout/tool_errors",)),
+    Column("nll", 7, "{:.4f}", ("sft/loss",)),
     Column("kl old", 7, "{:.1e}", ("policy/approx_kl_k3",)),
     Column("kl ref", 7, "{:.1e}", ("policy/kl_ref_k3",)),
     Column("margin", 7, "{:.3f}", ("preference/margin",)),
