@@ -1,12 +1,12 @@
 """Supervised fine-tuning on recorded trajectories, or on a data set of conversations.
 
     python -m recipes.sft --data runs/NAME/trajectories.jsonl        # the best episodes of a run
-    python -m recipes.sft --data conversations.jsonl --model FOLDER  # {"messages": [{"role", "content"}]} a row
+    python -m recipes.sft --data conversations.jsonl --model FOLDER  # {"messages": [{"role", "content"}]}
     python -m recipes.sft --data OWNER/NAME --split train            # the same from the Hugging Face hub
 
-Masks and rendering are those of rollouts: what the assistant says is learned, with the token that ends it,
-and tool results are context. A run's trajectories are learned as the ids that were sampled. Success on held-out
-tasks of `--env` is measured before and after, as everywhere.
+Masks and rendering are those of rollouts: what the assistant says is learned, with the token that ends
+it, and tool results are context. A run's trajectories are learned as the ids that were sampled. Success on
+held-out tasks of `--env` is measured before and after, as everywhere.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SftConfig(Config):
     algorithm: str = "sft"
     """sft; there is no other."""
     data: str = ""
-    """A run's trajectories.jsonl, a file of conversations (.jsonl, .json, .parquet), or a hub id of a data set."""
+    """A run's trajectories.jsonl, a file of conversations (.jsonl, .json, .parquet), or a hub id."""
     split: str = "train"
     """Split of a data set of the hub."""
     min_score: float = 1.0

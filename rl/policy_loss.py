@@ -109,7 +109,8 @@ def _tokens(row: PolicyGradient, logprobs: Tensor, entropy: Tensor, layout: Padd
     """Find what takes part, and replace the rest before anything is computed with it."""
     mask, rollout, ref = layout.loss_mask, layout.rollout_logprobs, layout.ref_logprobs
     anchor = rollout if row.bypass_mode else required(layout.old_logprobs, "old_logprobs", row)
-    learner = logprobs.detach() if row.bypass_mode else anchor
+    # The gap is between engine and learner at one version: the policy of this very moment may have moved on.
+    learner = logprobs.detach() if layout.old_logprobs is None else layout.old_logprobs
     advantages = required(layout.advantages, "advantages", row)
     inputs = [logprobs, anchor, advantages]
     if row.rollout_is != "none":

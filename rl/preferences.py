@@ -49,8 +49,8 @@ class PreferenceLoss:
     average_log_prob: whether ipo averages (TRL, AReaL) or sums (OpenRLHF) over tokens.
     gamma, gamma_beta_ratio: simpo's margin: absolute (TRL), or as a multiple of beta (its authors).
     desirable_weight, undesirable_weight: kto's λ_D and λ_U.
-    rpo_alpha: weight of the chosen side's mean -log π a token, beside the comparison (arXiv 2404.19733, eq. 1):
-        it keeps the likelihood of what is chosen from falling with that of what is rejected; 0 is off.
+    rpo_alpha: weight of the chosen side's mean -log π a token beside the comparison (arXiv 2404.19733): it
+        keeps the likelihood of the chosen from falling with that of the rejected; 0 is off.
     orpo_lambda: weight of the odds ratio beside the likelihood; TRL calls it beta.
     """
 
