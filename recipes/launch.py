@@ -126,7 +126,9 @@ async def _run(
 ) -> int:
     algorithm = config.make_algorithm()
     tokenizer = load_tokenizer(config.model)
-    learner_spec = make_learner_spec(config, algorithm, run_name=directory.path.name)
+    learner_spec = make_learner_spec(
+        config, algorithm, run_name=directory.path.name, incidents=str(directory.incidents)
+    )
     engines = [
         RemoteRollouts(
             RolloutSpec(

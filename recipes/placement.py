@@ -15,6 +15,7 @@ from rl.config import Config
 from rl.learner_spec import LearnerSpec
 from rl.machine import Machine, stack_versions
 from rl.objective import Objective
+from rl.precision import Precision
 from rl.run_dir import RunDir
 from rl.screens import Link, Role, StartFacts
 from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
@@ -68,7 +69,7 @@ def make_engine_specs(config: Config) -> list[EngineSpec]:
     ]
 
 
-def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str) -> LearnerSpec:
+def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str, incidents: str) -> LearnerSpec:
     """The learner of `config`."""
     return LearnerSpec(
         model=config.model,
@@ -84,13 +85,13 @@ def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str) ->
         temperature=config.temperature,
         micro_batch_size=config.micro_batch_size,
         device=config.device,
-        compute_dtype=config.learner_dtype,
-        wire_dtype=config.engine_dtype,
+        precision=Precision(model=config.learner_dtype, head=config.head_dtype, engine=config.engine_dtype),
         num_threads=config.learner_threads,
         num_gpus=gpu_shares(config)[0],
         seed=config.seed,
         run_name=run_name,
         teacher=config.teacher,
+        incidents=incidents,
         plugin=config.algorithm if ":" in config.algorithm else "",
     )
 

@@ -79,7 +79,11 @@ async def train_and_judge(run: Run, started: float) -> int:
         num_steps=config.num_steps,
         num_groups=config.num_groups,
         num_minibatches=config.num_minibatches,
-        gates=StepGates(gap_limit=config.gap_limit),
+        gates=StepGates(
+            gap_limit=config.gap_limit,
+            max_skipped_steps=1 if config.nonfinite_policy == "stop" else config.max_skipped_steps,
+            incidents=str(run.directory.incidents),
+        ),
         after_step=after_step,
     )
     after = await _success(run, step=config.num_steps)

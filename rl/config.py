@@ -11,7 +11,9 @@ from rl.overrides import Count, Decay, NonNegative, Overrides, Positive, Range, 
 
 Device = Literal["auto", "cpu", "cuda"]
 EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
-LearnerDtype = Literal["float32", "bfloat16"]
+LearnerDtype = Literal["float32", "bfloat16", "float16"]
+HeadDtype = Literal["float32", "bfloat16", "float16"]
+NonfinitePolicy = Literal["skip", "stop"]
 SyncBackend = Literal["auto", "shm", "ipc", "nccl"]
 LrSchedule = Literal["constant", "linear", "cosine"]
 Sabotage = Literal[
@@ -109,7 +111,9 @@ class Config(Overrides):
     engine_dtype: EngineDtype = "auto"
     """Precision of the engines. auto: float32 on a CPU, bfloat16 on a GPU."""
     learner_dtype: LearnerDtype = "float32"
-    """Precision in which the learner computes; weights and optimizer stay in float32."""
+    """Precision in which the learner computes; weights and optimizer are float32. float16 scales the loss."""
+    head_dtype: HeadDtype = "float32"
+    """Precision of the head's matrix product in the learner; log-softmax and loss are always float32."""
     context_length: Count = 512
     """Longest prompt plus answer that the engines accept, in tokens."""
     num_concurrent: Size = 0
@@ -129,6 +133,13 @@ class Config(Overrides):
     """Fixed prompts that both sides score after every sync."""
     canary_tokens: Annotated[int, Range(2)] = 64
     """Length of each of them in tokens."""
+
+    nonfinite_policy: NonfinitePolicy = "skip"
+    """What becomes of a run with a gradient that is not finite. Its update is never applied and the batch is
+    kept in the run directory; skip goes on until max_skipped_steps steps in a row had one, stop ends at the
+    first."""
+    max_skipped_steps: Count = 3
+    """Steps in a row with an update that was not applied, after which the run stops."""
 
     # Evaluation and verdict
     eval_tasks: Count = 256

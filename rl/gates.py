@@ -109,13 +109,16 @@ class StepGates:
     """What must hold in every step.
 
     The gap may touch its limit once (single spikes are harmless) but not `patience` steps in a row, nor ten
-    times over. On the first update the policy is the one that sampled: its ratio to itself is 1 and nothing
-    is clipped.
+    times over. Fewer than `max_skipped_steps` steps in a row may have an update that was not applied. On
+    the first update the policy is the one that sampled: its ratio to itself is 1 and nothing is clipped.
     """
 
     gap_limit: float
     patience: int = 3
+    max_skipped_steps: int = 3
+    incidents: str = "incidents"
     _above: int = 0
+    _skipped: int = 0
 
     def check(self, step: int, metrics: dict[str, float]) -> None:
         """Raise GateError when `metrics` of step `step` (from 1) break a rule."""
@@ -126,6 +129,15 @@ class StepGates:
                 f"step {step}: the log-prob gap between engine and learner is {gap:.2e} (limit "
                 f"{self.gap_limit:.1e}, above it for {self._above} step(s)): the engine no longer samples "
                 "from the policy that is trained"
+            )
+        skipped = metrics.get("optim/skipped_updates", 0.0)
+        self._skipped = self._skipped + 1 if skipped else 0
+        if self._skipped >= self.max_skipped_steps:
+            raise GateError(
+                f"step {step}: {skipped:.0%} of its updates were left out, their gradients not finite, "
+                f"the {self._skipped}. step in a row; the policy is as before. Their batches are kept in "
+                f"{self.incidents}: look at the log-probs and advantages there, lower the learning rate, or "
+                "use a wider learner dtype"
             )
         # A fixed data set has no policy that sampled it, and its updates measure no such ratio.
         if step == 1 and metrics.get("policy/first_ratio_error", 0.0) > 1e-4:

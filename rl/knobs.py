@@ -29,6 +29,8 @@ def problems(row: PolicyGradient) -> Iterator[str]:
         "kl_loss_coef": 0,
         "kl_coef": 0,
         "entropy_coeff": 0,
+        "z_loss_coef": 0,
+        "router_aux_loss_coef": 0,
         "gamma": 0,
         "lam": 0,
         "vf_coef": 0,

@@ -17,6 +17,7 @@ from torch import nn
 from envs.names import load_object
 from rl.batch import TrainBatch
 from rl.checkpoint import save_policy
+from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
 from rl.learner_spec import LearnerSpec
 from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
@@ -67,8 +68,9 @@ class Learner:
             schedule=spec.lr_schedule,
             num_updates=spec.num_updates,
             warmup_updates=spec.warmup_updates,
+            scales_loss=spec.precision.scales_loss,
         )
-        self._wire_dtype: torch.dtype = getattr(torch, spec.wire_dtype)
+        self._wire_dtype = spec.precision.engine_dtype
         self._outlet: SharedWeights | DeviceWeights | None = None
         self._kept: list[torch.Tensor] | None = None
         self.is_first_update = False  # since the last score
@@ -129,20 +131,22 @@ class Learner:
         for micro_batch in minibatch.micro_batches(self.spec.micro_batch_size):
             layout = micro_batch.padded().to(self.device)
             outputs = self.evaluate(layout, self._compared)
-            loss, sums = self.spec.algorithm.loss(
-                outputs.logprobs,
-                outputs.entropy,
-                layout,
-                counts,
-                values=outputs.values,
-                divergence=outputs.divergence,
-            )
-            loss.backward()
+            loss, sums = self.spec.algorithm.loss(outputs, layout, counts)
+            self.optimizer.backward(loss)
             if self.is_first_update:
                 sums |= first_ratio_error(outputs.logprobs, layout)
             parts.append(sums)
         self.is_first_update = False
-        return add_metrics([*parts, self.optimizer.apply()])
+        return self.apply(parts, minibatch)
+
+    def apply(self, parts: Sequence[MetricSums], minibatch: Any) -> MetricSums:
+        """Move the weights by what was accumulated; if that is not finite they stay and the batch is kept."""
+        sums = add_metrics([*parts, self.optimizer.apply()])
+        if self.optimizer.was_skipped and self.spec.incidents:
+            save_incident(
+                Path(self.spec.incidents), minibatch, number=self.optimizer.num_updates, metrics=sums
+            )
+        return sums
 
     def connect(self, backend: str, engines: VLLMWeightSyncClient, num_engines: int) -> None:
         """Open one of vLLM's device channels; without one, weights go through shared memory."""
@@ -218,10 +222,12 @@ class Learner:
             entropy_gradient=self.spec.algorithm.entropy_gradient,
             value_head=self.spec.algorithm.critic == "head",
             jsd_beta=self.spec.algorithm.jsd_beta,
+            router_loss=self.spec.algorithm.uses_router_loss,
+            head_dtype=self.spec.precision.head_dtype,
         ).to(self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        dtype: torch.dtype = getattr(torch, self.spec.compute_dtype)
+        dtype = self.spec.precision.model_dtype
         return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
 
     def evaluate(self, layout: PaddedLayout, teacher: PolicyModel | None = None) -> TokenOutputs:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from rl.precision import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSpec:
     """Everything a learner is made from. `algorithm` is an Objective of the kind that its class minimises.
 
-    `compute_dtype` is what matrix products run in; weights, optimizer, log-probs and losses are float32.
-    `wire_dtype` is the engines' dtype, in which weights are published. `num_updates` is the length of the
+    `precision` says which number has which dtype (rl/precision.py). `num_updates` is the length of the
     learning-rate schedule in optimizer updates. `teacher` is a folder or hub id, for rows that learn from
     one. `plugin` names a user's own algorithm, `file.py:ROW`: its file registers, in the learner's process
-    too, what the row is made of.
+    too, what the row is made of. In the folder `incidents` the batches of updates that were not applied are
+    kept; "" keeps none.
     """
 
     model: str
@@ -30,11 +32,11 @@ class LearnerSpec:
     temperature: float = 1.0
     micro_batch_size: int = 32
     device: str = "cpu"
-    compute_dtype: str = "float32"
-    wire_dtype: str = "float32"
+    precision: Precision = field(default_factory=Precision)
     num_threads: int = 1
     num_gpus: float = 0
     seed: int = 0
     run_name: str = "run"
     teacher: str = ""
     plugin: str = ""
+    incidents: str = ""

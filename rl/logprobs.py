@@ -51,12 +51,13 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk_size: int = 4096,
     entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """log softmax(hidden weightᵀ / temperature) at the targets, and its entropy.
+    head_dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log softmax(hidden weightᵀ / temperature) at the targets, its entropy, and log Σ exp of its logits.
 
-    The matrix product runs in the inputs' dtype, as in the engine; everything after it in float32 (float64
-    stays). At most `chunk_size` rows of logits exist at a time, in the backward pass too, which computes them
-    again.
+    The matrix product runs in `head_dtype`, also under autocast; everything after it in float32 (float64
+    stays, everywhere). At most `chunk_size` rows of logits exist at a time, in the backward pass too,
+    which computes them again.
 
     Args:
         hidden: (N, H).
@@ -67,22 +68,30 @@ def token_logprobs(
         entropy_gradient: whether gradients flow through the entropy.
 
     Returns:
-        logprobs (N,) and entropy (N,), nats.
+        logprobs (N,), entropy (N,) and log Z (N,), nats.
     """
     chunks = [
-        checkpoint(_chunk, *rows, weight, temperature, entropy_gradient, use_reentrant=False)
+        checkpoint(_chunk, *rows, weight, temperature, entropy_gradient, head_dtype, use_reentrant=False)
         for rows in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
     ]
-    logprobs, entropies = zip(*chunks, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    logprobs, entropies, log_z = zip(*chunks, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies), torch.cat(log_z)
 
 
 def _chunk(
-    hidden: Tensor, targets: Tensor, weight: Tensor, temperature: float, entropy_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    logits = hidden @ weight.T
+    hidden: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    temperature: float,
+    entropy_gradient: bool,
+    head_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if weight.dtype is torch.float64 else head_dtype
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = hidden.to(dtype) @ weight.to(dtype).T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    logprobs = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+    log_z = logits.logsumexp(1)
+    logprobs = logits.gather(1, targets[:, None])[:, 0] - log_z
     with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
         entropy = entropy_of_logits(logits)
-    return logprobs, entropy
+    return logprobs, entropy, log_z

@@ -44,6 +44,11 @@ TOKEN_METRICS = {
     "version/staleness_max": "learner's version less the version that sampled the token, largest",
 }
 
+SHAPE_METRICS = {
+    "policy/z_loss": "mean of (log Z)² over trained tokens, Z the softmax's denominator; before z_loss_coef",
+    "policy/router_loss": "load-balancing loss of the experts, 1 where evenly used; before its coefficient",
+}
+
 SFT_METRICS = {
     "sft/loss": "mean of -log π over all trained tokens of an update, nats",
 }
@@ -58,6 +63,7 @@ OPTIMIZER_METRICS = {
     "optim/grad_norm": "global L2 norm of the gradient before clipping, mean over the step's updates",
     "optim/critic_grad_norm": "the same for the critic's parameters; only where there is one",
     "optim/skipped_updates": "share of the step's updates that were not applied: a gradient was not finite",
+    "optim/loss_scale": "factor on the loss that keeps float16 gradients representable, mean over updates",
     "policy/first_ratio_error": "|ratio - 1| before the step's first update, largest of trained tokens",
 }
 

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from rl.distributions import generalized_jsd_of_states
 from rl.layout import PaddedLayout
 from rl.logprobs import next_token_targets, scatter_tokens, token_logprobs
-
-
-class TokenOutputs(NamedTuple):
-    """What the policy says of the sampled tokens: (B, T) float32 each, 0 where loss_mask is 0.
-
-    `values` are the critic's, of the state before each token; None without a value head. `divergence` is the
-    generalized JSD between policy and teacher at the token; None without a teacher.
-    """
-
-    logprobs: torch.Tensor
-    entropy: torch.Tensor
-    values: torch.Tensor | None = None
-    divergence: torch.Tensor | None = None
+from rl.outputs import TokenOutputs
 
 
 class PolicyModel(nn.Module):
@@ -42,6 +31,8 @@ class PolicyModel(nn.Module):
         entropy_gradient: bool = False,
         value_head: bool = False,
         jsd_beta: float = 0.5,
+        router_loss: bool = False,
+        head_dtype: torch.dtype = torch.float32,
         chunk_size: int = 4096,
     ) -> None:
         super().__init__()
@@ -50,6 +41,8 @@ class PolicyModel(nn.Module):
         self.entropy_gradient = entropy_gradient
         self.value_head = ValueHead(model) if value_head else None
         self.jsd_beta = jsd_beta
+        self.router_loss = router_loss
+        self.head_dtype = head_dtype
         self.chunk_size = chunk_size
 
     def forward(self, layout: PaddedLayout, teacher: PolicyModel | None = None) -> TokenOutputs:
@@ -63,14 +56,15 @@ class PolicyModel(nn.Module):
             Nats; position t describes token t given tokens < t. Entropy carries a gradient only with
             `entropy_gradient`.
         """
-        states, targets, head = self._heads(layout)
-        logprobs, entropy = token_logprobs(
+        states, targets, head, router_loss = self._heads(layout, router_loss=self.router_loss)
+        logprobs, entropy, log_z = token_logprobs(
             states,
             head,
             targets,
             temperature=self.temperature,
             chunk_size=self.chunk_size,
             entropy_gradient=self.entropy_gradient,
+            head_dtype=self.head_dtype,
         )
         values = None
         if self.value_head is not None:
@@ -83,19 +77,23 @@ class PolicyModel(nn.Module):
             scatter_tokens(entropy, layout.loss_mask),
             values,
             divergence,
+            scatter_tokens(log_z, layout.loss_mask),
+            router_loss,
         )
 
-    def _heads(self, layout: PaddedLayout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """States (N, H) that predict the sampled tokens, those tokens (N,), and the head (V, H)."""
-        hidden = hidden_states(self.model, layout)
+    def _heads(
+        self, layout: PaddedLayout, *, router_loss: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """States (N, H) that predict the sampled tokens, those tokens (N,), the head (V, H), router loss."""
+        hidden, balance = (routed_states if router_loss else plain_states)(self.model, layout)
         states, targets = next_token_targets(hidden, layout.token_ids, layout.loss_mask)
-        return states, targets, self.model.get_output_embeddings().weight
+        return states, targets, self.model.get_output_embeddings().weight, balance
 
     def _divergence(
         self, layout: PaddedLayout, states: torch.Tensor, head: torch.Tensor, teacher: PolicyModel
     ) -> torch.Tensor:
         with torch.no_grad():
-            teacher_states, _, teacher_head = teacher._heads(layout)
+            teacher_states, _, teacher_head, _ = teacher._heads(layout)
         return generalized_jsd_of_states(
             (states, head),
             (teacher_states, teacher_head),
@@ -134,11 +132,36 @@ class ValueModel(nn.Module):
 
 def hidden_states(model: Any, layout: PaddedLayout) -> torch.Tensor:
     """The last layer's states (B, T, H), before the head."""
+    return _body(model, layout).last_hidden_state
+
+
+def plain_states(model: Any, layout: PaddedLayout) -> tuple[torch.Tensor, None]:
+    """`hidden_states`, of a model without a router loss."""
+    return hidden_states(model, layout), None
+
+
+def routed_states(model: Any, layout: PaddedLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """`hidden_states` of a mixture of experts, and its load-balancing loss (arXiv 2101.03961, eq. 4 to 6).
+
+    Over real tokens, padding left out: 1 where every expert gets an equal share.
+    """
+    config = model.config.get_text_config()
+    outputs = _body(model, layout, output_router_logits=True)
+    loss = load_balancing_loss_func(
+        outputs.router_logits, config.num_experts, config.num_experts_per_tok, layout.attention_mask.long()
+    )
+    return outputs.last_hidden_state, torch.as_tensor(loss)
+
+
+def has_router(model: Any) -> bool:
+    """Whether a model is a mixture of experts whose router's load can be balanced."""
+    return getattr(model.config.get_text_config(), "num_experts", 0) > 1
+
+
+def _body(model: Any, layout: PaddedLayout, **options: bool) -> Any:
     # Right padding: a causal model's real tokens never see it, so no attention mask has to be built.
     backbone: Any = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    return backbone(
-        input_ids=layout.token_ids, position_ids=layout.position_ids, use_cache=False
-    ).last_hidden_state
+    return backbone(input_ids=layout.token_ids, position_ids=layout.position_ids, use_cache=False, **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +170,7 @@ class ModelFacts:
 
     num_parameters: int
     context_length: int | None
+    has_router: bool = False
 
 
 def model_facts(path: str) -> ModelFacts:
@@ -160,6 +184,7 @@ def model_facts(path: str) -> ModelFacts:
     return ModelFacts(
         num_parameters=sum(p.numel() for p in model.parameters()),
         context_length=getattr(config.get_text_config(), "max_position_embeddings", None),
+        has_router=has_router(model),
     )
 
 

@@ -8,9 +8,10 @@ class Objective:
 
     `needs` names what Learner.score adds to a batch beyond old_logprobs. `critic` is none, head or separate.
     `entropy_gradient` says whether the loss differentiates the entropy, `uses_teacher` whether there is a
-    teacher, and `compares_distributions` whether the loss compares its whole distribution with the policy's,
-    by the generalized JSD of `jsd_beta`. `drop_uniform_groups` asks the collector for other groups in place
-    of those whose rewards are all equal.
+    teacher, and `compares_distributions` whether the loss compares its whole distribution with the
+    policy's, by the generalized JSD of `jsd_beta`; `uses_router_loss`, whether it balances a mixture's
+    experts. `drop_uniform_groups` asks the collector for other groups in place of those whose rewards are
+    all equal.
     """
 
     __slots__ = ()
@@ -29,6 +30,10 @@ class Objective:
 
     @property
     def uses_teacher(self) -> bool:
+        return False
+
+    @property
+    def uses_router_loss(self) -> bool:
         return False
 
     @property

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -46,7 +47,10 @@ class Optimizer:
         schedule: str,
         num_updates: int,
         warmup_updates: int,
+        scales_loss: bool = False,
     ) -> None:
+        self.num_updates = 0  # asked for, applied or not
+        self.was_skipped = False
         self.max_grad_norm = max_grad_norm
         self.adamw = AdamW(
             [{"params": list(parameters), "lr": rate} for parameters, rate in groups if parameters],
@@ -60,24 +64,36 @@ class Optimizer:
             ),
         )
 
+        self.scaler = GradScaler("cpu", enabled=scales_loss)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradient; scaled, where float16 could not hold it otherwise."""
+        self.scaler.scale(loss).backward()
+
     def zero_grad(self) -> None:
         self.adamw.zero_grad(set_to_none=True)
 
     def apply(self) -> MetricSums:
-        """Clip, step and advance the schedule; with a gradient that is not finite nothing moves."""
+        """Clip, step and advance the schedule; with a gradient that is not finite only a loss scale moves."""
+        self.num_updates += 1
         rate = float(self.schedule.get_last_lr()[0])
+        scale = self.scaler.get_scale()
+        self.scaler.unscale_(self.adamw)
         norms = [
             float(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
             for group in self.adamw.param_groups
         ]
         is_finite = all(math.isfinite(norm) for norm in norms)
+        self.was_skipped = not is_finite
         if is_finite:
-            self.adamw.step()
+            self.scaler.step(self.adamw)
             self.schedule.step()
+        self.scaler.update()
         names = ("optim/grad_norm", "optim/critic_grad_norm")
         return {
             "optim/lr": scalar_share(rate),
             "optim/skipped_updates": scalar_share(0.0 if is_finite else 1.0),
+            **({"optim/loss_scale": scalar_share(scale)} if self.scaler.is_enabled() else {}),
             **{name: scalar_share(norm) for name, norm in zip(names, norms, strict=False)},
         }
 

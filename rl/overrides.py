@@ -86,6 +86,10 @@ class Overrides:
     """Leave out A < 0 in rows whose mean of log π_old - log π is above this (nats)."""
     entropy_coeff: NonNegative | None = None
     """Weight of the entropy bonus."""
+    z_loss_coef: NonNegative | None = None
+    """Weight of the mean squared log of the softmax's denominator, which keeps logits small."""
+    router_aux_loss_coef: NonNegative | None = None
+    """Weight of the load-balancing loss of a mixture of experts."""
     critic: str | None = None
     """none, head (values from the policy's own states) or separate (from a model of its own)."""
     cliprange_value: Positive | None = None

@@ -16,6 +16,7 @@ from rl.layout import PaddedLayout
 from rl.losses import Bounds, KlGradient, KlLossType, LossAggMode, RolloutIs
 from rl.numerics import MetricSums
 from rl.objective import Objective
+from rl.outputs import TokenOutputs
 from rl.policy_loss import policy_gradient_loss
 
 
@@ -50,6 +51,9 @@ class PolicyGradient(Objective):
         kl_loss_coef, kl_loss_type, kl_gradient: KL to the reference in the loss; 0 is off.
         off_policy_mask_threshold: leave out A < 0 in rows whose mean of log π_old - log π is above (nats).
         entropy_coeff: weight of the entropy bonus.
+        z_loss_coef: weight of the mean (log Z)² of trained tokens (PaLM, arXiv 2204.02311, section 5), which
+            keeps logits from drifting to where bfloat16 is coarse.
+        router_aux_loss_coef: weight of a mixture's load-balancing loss (arXiv 2101.03961, eq. 4).
     Critic
         critic: none, a value head on the policy's own states, or a separate model.
         cliprange_value, vf_coef: the value loss's clip around the old value (None is off), and its weight.
@@ -85,6 +89,8 @@ class PolicyGradient(Objective):
     kl_gradient: KlGradient = "unbiased"
     off_policy_mask_threshold: float | None = None
     entropy_coeff: float = 0.0
+    z_loss_coef: float = 0.0
+    router_aux_loss_coef: float = 0.0
     critic: Literal["none", "head", "separate"] = "none"
     cliprange_value: float | None = 0.5
     vf_coef: float = 0.5
@@ -121,6 +127,11 @@ class PolicyGradient(Objective):
         return self.entropy_coeff != 0
 
     @property
+    def uses_router_loss(self) -> bool:
+        """Whether the loss balances a mixture's experts."""
+        return self.router_aux_loss_coef != 0
+
+    @property
     def bounds(self) -> Bounds | None:
         """The rule as an interval of the log-ratio (open ends are None); None for a rule that is not one."""
         low = log1p(-self.clip_ratio_low) if self.clip_ratio_low < 1 else None
@@ -141,12 +152,9 @@ class PolicyGradient(Objective):
 
     def loss(
         self,
-        logprobs: Tensor,
-        entropy: Tensor,
+        outputs: TokenOutputs,
         layout: PaddedLayout,
         counts: LossCounts,
-        values: Tensor | None = None,
-        divergence: Tensor | None = None,
     ) -> tuple[Tensor, MetricSums]:
         """The loss of one micro-batch, and its share of every metric in LOSS_METRICS that applies.
 
@@ -154,14 +162,11 @@ class PolicyGradient(Objective):
         counted in policy/nonfinite_token_frac.
 
         Args:
-            logprobs: (B, T) of the policy, with gradient.
-            entropy: (B, T) of the policy.
-            values: (B, T) of the critic, with gradient, where the row has one.
-            divergence: (B, T) between policy and teacher, with gradient, where the row is made of it.
+            outputs: of the policy, (B, T) with gradient.
             layout: the tokens' other log-probs and advantages.
             counts: denominators of the whole optimizer step.
 
         Returns:
             A scalar that sums over micro-batches to the step's loss (0 with a graph when nothing is trained).
         """
-        return policy_gradient_loss(self, logprobs, entropy, layout, counts, values, divergence)
+        return policy_gradient_loss(self, outputs, layout, counts)

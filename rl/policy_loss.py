@@ -25,6 +25,7 @@ from rl.losses import (
     token_norm,
 )
 from rl.numerics import MetricSums, k1, k3, max_share, mean_share, on_host, select, sum_share
+from rl.outputs import TokenOutputs
 from rl.rules import RULE_KNOBS, RuleTokens, apply_rule, off_policy_sequence_mask
 
 if TYPE_CHECKING:
@@ -36,19 +37,16 @@ LARGE_ADVANTAGE = 5.0
 
 def policy_gradient_loss(
     row: PolicyGradient,
-    logprobs: Tensor,
-    entropy: Tensor,
+    outputs: TokenOutputs,
     layout: PaddedLayout,
     counts: LossCounts,
-    values: Tensor | None = None,
-    divergence: Tensor | None = None,
 ) -> tuple[Tensor, MetricSums]:
     """See PolicyGradient.loss."""
-    x, mask = _tokens(row, logprobs, entropy, layout), layout.loss_mask
+    x, mask = _tokens(row, outputs.logprobs, outputs.entropy, layout), layout.loss_mask
     log_ratio = at_level(x.log_ratio, x.kept, row.importance_sampling_level)
     per_token, clipped = _surrogate(row, x, log_ratio)
     if row.compares_distributions:
-        per_token = select(x.kept, required(divergence, "divergence", row))
+        per_token = select(x.kept, required(outputs.divergence, "divergence", row))
     weights = _rollout_weights(row, x)
     kl = _kl(row, x)
     norm = token_norm(
@@ -57,8 +55,10 @@ def policy_gradient_loss(
     # All three are 0 at tokens that are not kept, where norm is not: the denominators do not shrink.
     pg_loss, kl_loss, entropy_bonus = ((y * norm).sum() for y in (weights.weight * per_token, kl, x.entropy))
     loss = pg_loss + row.kl_loss_coef * kl_loss - row.entropy_coeff * entropy_bonus
-    value_loss, value_metrics = _value_loss(row, values, layout, counts)
+    value_loss, value_metrics = _value_loss(row, outputs.values, layout, counts)
     loss = loss + row.vf_coef * value_loss
+    shape_loss, shape_metrics = _logit_and_router_loss(row, x, outputs, counts)
+    loss = loss + shape_loss
     metrics = {
         "policy/loss": sum_share(loss),
         "policy/pg_loss": sum_share(pg_loss),
@@ -73,6 +73,7 @@ def policy_gradient_loss(
         **_optional_metrics(row, x, weights, kl_loss),
         **_teacher_metrics(x, layout.teacher_logprobs),
         **value_metrics,
+        **shape_metrics,
     }
     return loss, on_host(metrics)
 
@@ -154,6 +155,24 @@ def _kl(row: PolicyGradient, x: LossTokens) -> Tensor:
         kl_loss_type=row.kl_loss_type,
         kl_gradient=row.kl_gradient,
     )
+
+
+def _logit_and_router_loss(
+    row: PolicyGradient, x: LossTokens, outputs: TokenOutputs, counts: LossCounts
+) -> tuple[Tensor, MetricSums]:
+    """The z-loss and the load-balancing loss, by a micro-batch's share of the trained tokens."""
+    total, metrics = torch.zeros(()), {}
+    if row.z_loss_coef:
+        log_z = select(x.kept, required(outputs.log_z, "log_z", row))
+        z_loss = log_z.square().sum() / max(counts.num_tokens, 1)
+        total, metrics = row.z_loss_coef * z_loss, {"policy/z_loss": sum_share(z_loss)}
+    if row.router_aux_loss_coef:
+        # It is no sum over tokens, so this term alone depends on how an update is split into micro-batches.
+        share = x.kept.sum() / max(counts.num_tokens, 1)
+        router_loss = share * required(outputs.router_loss, "router_loss", row)
+        total = total + row.router_aux_loss_coef * router_loss
+        metrics |= {"policy/router_loss": sum_share(router_loss)}
+    return total, metrics
 
 
 def _teacher_metrics(x: LossTokens, teacher_logprobs: Tensor | None) -> MetricSums:

@@ -12,7 +12,7 @@ from rl.gates import gap_metrics
 from rl.layout import PaddedLayout
 from rl.learner import Learner, first_ratio_error
 from rl.metrics import Metrics, batch_metrics, mean_metrics, rollout_metrics
-from rl.numerics import MetricSums, add_metrics
+from rl.numerics import MetricSums
 from rl.objective import Objective
 from rl.pairs import PairBatch, make_pairs
 from rl.preferences import PreferenceLoss, reference_point
@@ -82,12 +82,12 @@ class PreferenceLearner(Learner):
             loss, sums = pair_loss(
                 objective.loss, logprobs, layout, micro_batch, num_pairs=len(minibatch.pairs), z0=anchor
             )
-            loss.backward()
+            self.optimizer.backward(loss)
             if self.is_first_update:
                 sums |= first_ratio_error(logprobs, layout)
             parts.append(sums)
         self.is_first_update = False
-        return add_metrics([*parts, self.optimizer.apply()])
+        return self.apply(parts, minibatch)
 
     def _reference_point(self, minibatch: PairBatch) -> float:
         """KTO's z0 of the whole update: the samples are the policy's own, so their mean h is its KL."""

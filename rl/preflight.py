@@ -45,6 +45,7 @@ def preflight(config: Config, machine: Machine, run_path: Path) -> None:
         raise ConfigError(str(error)) from error
     problems = [
         *teacher_problems(config, tokenizer),
+        *router_problems(config, facts),
         *model_problems(config, facts),
         *memory_problems(config, machine, facts),
         *disk_problems(config, facts, run_path),
@@ -61,6 +62,15 @@ def model_problems(config: Config, facts: ModelFacts) -> Iterator[str]:
         yield (
             f"context_length = {config.context_length}: model {config.model} takes {longest} tokens at most "
             f"(max_position_embeddings); lower it to {longest}"
+        )
+
+
+def router_problems(config: Config, facts: ModelFacts) -> Iterator[str]:
+    """A load to balance, and no router."""
+    if config.router_aux_loss_coef and not facts.has_router:
+        yield (
+            f"router_aux_loss_coef = {config.router_aux_loss_coef:g} has no effect: model {config.model} is "
+            "dense, it has no experts; leave it out"
         )
 
 

@@ -47,6 +47,7 @@ class RunDir:
     manifest.json        versions, commit, host, command line, environment and reward by name
     metrics.jsonl        one line a step
     trajectories.jsonl   one line a trajectory
+    incidents/           batches of updates that were not applied; usually there is none
     state.json           RunState after the last finished step
     checkpoints/         step_000020/ and so on, each whole
     """
@@ -65,6 +66,11 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def incidents(self) -> Path:
+        """Where the batches of updates that were not applied are kept; made when there is one."""
+        return self.path / "incidents"
 
     def checkpoint(self, step: int) -> Path:
         """Where the policy after `step` steps is or will be, whole: fill it through `atomic_folder`."""

@@ -16,6 +16,7 @@ from rl.layout import PaddedLayout
 from rl.metrics import Metrics, mean_metrics
 from rl.numerics import MetricSums, mean_share, on_host, select, sum_share
 from rl.objective import Objective
+from rl.outputs import TokenOutputs
 from rl.samples import TrainSample, trajectory_samples
 from rl.train import LearnerHandle, Observer, Rollouts
 from rl.weight_sync import WeightSync
@@ -31,24 +32,20 @@ class Supervised(Objective):
 
     def loss(
         self,
-        logprobs: Tensor,
-        entropy: Tensor,
+        outputs: TokenOutputs,
         layout: PaddedLayout,
         counts: LossCounts,
-        values: Tensor | None = None,
-        divergence: Tensor | None = None,
     ) -> tuple[Tensor, MetricSums]:
         """A micro-batch's part of the loss; arguments as in PolicyGradient.loss.
 
         A token whose log-prob is not finite leaves the loss, stays in the denominator and is counted.
         """
-        del values, divergence
-        kept = layout.loss_mask & logprobs.isfinite()
-        per_token = -select(kept, logprobs)
+        kept = layout.loss_mask & outputs.logprobs.isfinite()
+        per_token = -select(kept, outputs.logprobs)
         loss = per_token.double().sum() / max(counts.num_tokens, 1)
         metrics = {
             "sft/loss": sum_share(loss),
-            "policy/entropy": mean_share(select(kept, entropy), kept),
+            "policy/entropy": mean_share(select(kept, outputs.entropy), kept),
             "policy/nonfinite_token_frac": mean_share(layout.loss_mask & ~kept, layout.loss_mask),
         }
         return loss, on_host(metrics)

@@ -81,6 +81,7 @@ def fit_problems(config: Config, machine: Machine) -> Iterator[str]:
     yield from _batch_problems(config)
     yield from _length_problems(config)
     yield from _schedule_problems(config)
+    yield from _precision_problems(config)
     yield from _placement_problems(config, machine)
 
 
@@ -124,7 +125,17 @@ def _length_problems(config: Config) -> Iterator[str]:
             )
 
 
+def _precision_problems(config: Config) -> Iterator[str]:
+    if config.head_dtype not in ("float32", config.learner_dtype):
+        yield (
+            f"head_dtype = {config.head_dtype!r} with learner_dtype = {config.learner_dtype!r}: states reach "
+            f"the head in {config.learner_dtype}; use float32 or {config.learner_dtype}"
+        )
+
+
 def _schedule_problems(config: Config) -> Iterator[str]:
+    if config.nonfinite_policy == "stop" and config.max_skipped_steps != Config.max_skipped_steps:
+        yield "max_skipped_steps has no effect: nonfinite_policy 'stop' ends at the first; leave it out"
     if config.warmup_steps >= config.num_steps:
         yield (
             f"warmup_steps = {config.warmup_steps} of num_steps = {config.num_steps}: the learning rate "

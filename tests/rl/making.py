@@ -11,6 +11,7 @@ from torch import Tensor
 from rl.batch import LossCounts
 from rl.layout import PaddedLayout
 from rl.numerics import MetricSums, add_metrics
+from rl.outputs import TokenOutputs
 from rl.policy_gradient import PolicyGradient
 
 
@@ -79,7 +80,7 @@ def evaluate(
     """Loss, gradient to logprobs and metric sums, with the rows in micro-batches `splits`.
 
     A critic's values are those before the update, and a divergence is a made one: half the square of the
-    log-prob.
+    log-prob; log Z is 3 less it.
     """
     leaf = logprobs.detach().clone().requires_grad_()
     entropy = torch.zeros_like(leaf) if entropy is None else entropy
@@ -88,14 +89,11 @@ def evaluate(
     for chosen in splits:
         part_layout = rows(layout, chosen)
         known = torch.where(part_layout.loss_mask, leaf[chosen], 0.0)
-        loss, part = algorithm.loss(
-            leaf[chosen],
-            entropy[chosen],
-            part_layout,
-            counts,
-            values=part_layout.old_values,
-            divergence=0.5 * known.to(torch.promote_types(known.dtype, torch.float32)).square(),
+        wide = known.to(torch.promote_types(known.dtype, torch.float32))
+        outputs = TokenOutputs(
+            leaf[chosen], entropy[chosen], part_layout.old_values, 0.5 * wide.square(), 3.0 - wide
         )
+        loss, part = algorithm.loss(outputs, part_layout, counts)
         loss.backward()
         losses.append(loss.detach())
         sums.append(part)

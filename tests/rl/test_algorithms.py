@@ -13,6 +13,7 @@ from rl.critic import CRITIC_METRICS
 from rl.losses import LOSS_METRICS
 from rl.metric_names import DISTILL_METRICS
 from rl.numerics import metric_values
+from rl.outputs import TokenOutputs
 from rl.rules import RULE_KNOBS
 from tests.rl.making import counts_of, evaluate, random_layout, rows
 
@@ -176,7 +177,7 @@ def test_the_entropy_bonus_has_the_aggregations_weight():
     logprobs, layout = random_layout()
     entropy = torch.rand(logprobs.shape, dtype=torch.float64, requires_grad=True)
     row = get_algorithm("dapo", entropy_coeff=0.1)
-    loss, _ = row.loss(logprobs, entropy, layout, counts_of(layout))
+    loss, _ = row.loss(TokenOutputs(logprobs, entropy), layout, counts_of(layout))
     (gradient,) = torch.autograd.grad(loss, entropy)
     torch.testing.assert_close(gradient, -0.1 * layout.loss_mask.double() / layout.loss_mask.sum())
     assert row.entropy_gradient

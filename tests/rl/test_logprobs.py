@@ -18,8 +18,10 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tens
 
 
 def dense(hidden, weight, targets, temperature):
-    logprobs = torch.log_softmax(hidden @ weight.T / temperature, -1)
-    return logprobs[torch.arange(len(targets)), targets], -(logprobs.exp() * logprobs).sum(-1)
+    logits = hidden @ weight.T / temperature
+    logprobs = torch.log_softmax(logits, -1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs[torch.arange(len(targets)), targets], entropy, logits.exp().sum(-1).log()
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 11, 100])
@@ -42,7 +44,7 @@ def test_chunks_equal_the_dense_definition_in_value_and_gradient(chunk_size, tem
 
 def test_bfloat16_inputs_give_float32_within_the_rounding_of_the_logits():
     hidden, weight, targets = inputs(torch.bfloat16)
-    logprobs, entropy = token_logprobs(hidden, weight, targets)
+    logprobs, entropy, _ = token_logprobs(hidden, weight, targets, head_dtype=torch.bfloat16)
     assert logprobs.dtype is entropy.dtype is torch.float32
     # The same bfloat16 logits, their softmax in float64: only float32's own rounding may be between the two.
     exact = torch.log_softmax((hidden @ weight.T).double(), -1)
@@ -54,9 +56,19 @@ def test_bfloat16_inputs_give_float32_within_the_rounding_of_the_logits():
     assert hidden.grad.dtype is torch.bfloat16
 
 
+def test_the_head_runs_in_float32_by_default_whatever_the_body_and_autocast_say():
+    hidden, weight, targets = inputs(torch.bfloat16)
+    exact = torch.log_softmax(hidden.double() @ weight.double().T, -1)[torch.arange(N), targets]
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs, _, _ = token_logprobs(hidden, weight, targets)
+        low, _, _ = token_logprobs(hidden, weight, targets, head_dtype=torch.bfloat16)
+    torch.testing.assert_close(logprobs.double(), exact, atol=2e-6, rtol=0)
+    assert (low.double() - exact).abs().max() > 1e-3  # what the default avoids
+
+
 def test_the_entropy_carries_no_gradient_unless_asked():
     hidden, weight, targets = inputs()
-    logprobs, entropy = token_logprobs(hidden, weight, targets)
+    logprobs, entropy, _ = token_logprobs(hidden, weight, targets)
     assert logprobs.requires_grad
     assert not entropy.requires_grad
 
@@ -72,7 +84,7 @@ def test_no_more_rows_of_logits_than_a_chunk_exist_at_a_time():
 
 def test_no_tokens_give_no_log_probs_and_a_graph():
     hidden, weight, targets = inputs()
-    logprobs, entropy = token_logprobs(hidden[:0], weight, targets[:0])
+    logprobs, entropy, _ = token_logprobs(hidden[:0], weight, targets[:0])
     assert logprobs.shape == entropy.shape == (0,)
     logprobs.sum().backward()
     assert weight.grad is not None

@@ -88,7 +88,7 @@ def test_only_said_tokens_are_in_the_gradient_and_all_others_are_context(folder,
         layout = supervised_batch([sample]).padded()
         outputs = own.evaluate(layout)
         counts = supervised_batch([sample]).counts
-        loss, _ = own.spec.algorithm.loss(outputs.logprobs, outputs.entropy, layout, counts)
+        loss, _ = own.spec.algorithm.loss(outputs, layout, counts)
         loss.backward()
         return torch.cat([p.grad.flatten() for p in own.model.parameters() if p.grad is not None])
 
