@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TypeVar
 
 import tyro
 
+from rl.aliases import converted_options
 from rl.config import Config, with_smoke_defaults
 from rl.machine import Machine
 from rl.validation import ConfigError, validate
@@ -29,6 +31,12 @@ def parse(default: C, argv: Sequence[str] | None = None, *, description: str = "
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--smoke" in arguments:
         default = with_smoke_defaults(default)
+    try:
+        arguments, notes = converted_options(arguments, frozenset(field.name for field in fields(default)))
+    except ValueError as error:
+        raise SystemExit(refuse(error)) from None
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     config = tyro.cli(type(default), args=arguments, default=default, description=description)
     try:
         validate(config, Machine.here())

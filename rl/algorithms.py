@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields, replace
 from typing import Any
 
 from envs.names import load_object, unknown_name
+from rl.aliases import KL_ESTIMATOR, converted
 from rl.knobs import without_effect
 from rl.policy_gradient import PolicyGradient
 from rl.rules import RULE_KNOBS, rule_knobs
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["ALGORITHMS", "PolicyGradient", "describe", "get_algorithm"]
 
@@ -178,10 +182,6 @@ ALGORITHMS: dict[str, PolicyGradient] = {
 }
 
 
-ALIASES = {"kl_loss_type": {"low_var_kl": "k3"}}
-"""Other names of verl's for a value of a knob."""
-
-
 def get_algorithm(name: str, **overrides: Any) -> PolicyGradient:
     """The row `name`, with knobs overridden. None keeps the row's own value.
 
@@ -192,15 +192,18 @@ def get_algorithm(name: str, **overrides: Any) -> PolicyGradient:
     row = load_algorithm(name) if ":" in name else ALGORITHMS.get(name)
     if row is None:
         raise ValueError(unknown_name("algorithm", name, ALGORITHMS))
+    named = {knob: value for knob, value in overrides.items() if value is not None}
+    overrides, notes = converted({"algorithm": row.name, **named})
+    del overrides["algorithm"]
+    for note in notes:
+        logger.info("algorithm %s: %s", row.name, note)
     knobs = [field.name for field in fields(PolicyGradient) if field.name != "name"]
     for knob in overrides:
         if knob not in knobs:
             raise ValueError(unknown_name(f"knob of algorithm {name!r}", knob, knobs))
-    given = {
-        knob: ALIASES.get(knob, {}).get(value, value)
-        for knob, value in overrides.items()
-        if value is not None
-    }
+    given: dict[str, Any] = {}
+    for knob, value in overrides.items():
+        given |= KL_ESTIMATOR(value, {}) if knob == "kl_loss_type" else {knob: value}
     row = replace(row, **given)
     for knob, reason in without_effect(row):
         if knob in given:
