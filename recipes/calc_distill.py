@@ -7,6 +7,9 @@ The student is the starting policy of recipes/calc_grpo.py. The teacher, a wider
 characters, is warm-started on the same reference episodes, without label smoothing and until it solves nearly
 every task; it is made once and kept. The student samples, the teacher says how likely it finds each token,
 and that is all that is learned from: the environment's reward is measured and never used.
+
+Expect: success on held-out tasks from about 0.4 to 0.77 in six minutes on two CPU cores, two of which make
+the teacher, then PASS.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@
 Every step samples groups with the current policy and pairs the better members of each with the worse ones.
 What is compared are the tokens that were sampled, in every turn; tool results are context. Everything else is
 recipes/calc_grpo.py's.
+
+Expect: success on held-out tasks from about 0.4 to 0.7 in six minutes on two CPU cores, then PASS.
 """
 
 from __future__ import annotations
@@ -26,6 +28,12 @@ CONFIG = PreferenceConfig(
     **{
         **SHARED,
         "algorithm": "dpo",
+        # Preferences push likelihoods down without end: so smaller steps, over all pairs of a step at once,
+        # and the chosen side held up. At 4e-4 in four updates a step success fell to 0.05 in five steps.
+        "learning_rate": 2e-4,
+        "num_minibatches": 1,
+        "rpo_alpha": 1.0,  # arXiv 2404.19733, section 3.1
+        "min_gain": 0.2,  # members without a counterpart teach nothing: less is learned from the same samples
         # The reference anchors the policy already, and a pair has one aggregation: the sum over its tokens.
         "kl_loss_coef": None,
         "loss_agg_mode": None,

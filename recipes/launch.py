@@ -18,7 +18,7 @@ import ray
 
 from envs.registry import resolve_env
 from recipes.cli import refuse
-from recipes.placement import CHANNELS, make_engine_specs, make_learner_spec, start_facts, start_ray
+from recipes.placement import CHANNELS, make_learner_spec, make_rollouts, start_facts, start_ray
 from recipes.stopping import INTERRUPTED, REFUSALS, run_interruptibly, stop_of
 from recipes.training import Run, train_and_judge
 from rewards.base import resolve_reward
@@ -35,10 +35,9 @@ from rl.validation import ConfigError
 from rl.weight_sync import WeightSync
 from rl.workers import RemoteLearner
 from rollout.collector import Collector, CollectorSpec
-from rollout.limits import Limits
 from rollout.task_stream import TaskStream
 from rollout.tokenizer import load_tokenizer
-from rollout.workers import RemoteRollouts, RolloutSpec
+from rollout.workers import RemoteRollouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,27 +128,7 @@ async def _run(
     learner_spec = make_learner_spec(
         config, algorithm, run_name=directory.path.name, incidents=str(directory.incidents)
     )
-    engines = [
-        RemoteRollouts(
-            RolloutSpec(
-                engine=spec,
-                env=config.env,
-                reward=config.reward,
-                limits=Limits(
-                    max_turns=config.max_turns,
-                    max_turn_tokens=config.max_turn_tokens,
-                    max_total_tokens=config.max_total_tokens,
-                    max_tool_calls=config.max_tool_calls,
-                    max_wall_s=config.max_wall_s,
-                ),
-                run_seed=config.seed,
-            ),
-            start_s=config.engine_start_s,
-            group_s=config.group_deadline_s,
-            sync_s=config.sync_deadline_s,
-        )
-        for spec in make_engine_specs(config)
-    ]
+    engines = make_rollouts(config)
     learner = RemoteLearner(
         learner_spec,
         deadline_s=config.learner_deadline_s,

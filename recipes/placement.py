@@ -21,6 +21,8 @@ from rl.screens import Link, Role, StartFacts
 from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
 from rollout.engine import EngineSpec
 from rollout.failures import PeerFailedError
+from rollout.limits import Limits
+from rollout.workers import RemoteRollouts, RolloutSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,31 @@ def make_engine_specs(config: Config) -> list[EngineSpec]:
             seed=config.seed,
         )
         for number in range(config.engines)
+    ]
+
+
+def make_rollouts(config: Config) -> list[RemoteRollouts]:
+    """An engine with its agents in a Ray actor, for each of `config.engines`; not started yet."""
+    return [
+        RemoteRollouts(
+            RolloutSpec(
+                engine=spec,
+                env=config.env,
+                reward=config.reward,
+                limits=Limits(
+                    max_turns=config.max_turns,
+                    max_turn_tokens=config.max_turn_tokens,
+                    max_total_tokens=config.max_total_tokens,
+                    max_tool_calls=config.max_tool_calls,
+                    max_wall_s=config.max_wall_s,
+                ),
+                run_seed=config.seed,
+            ),
+            start_s=config.engine_start_s,
+            group_s=config.group_deadline_s,
+            sync_s=config.sync_deadline_s,
+        )
+        for spec in make_engine_specs(config)
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,27 @@ def test_the_screen_tells_the_placement_the_gap_and_the_verdict(run: FinishedRun
         "SMOKE RUN SOUND",
     ):
         assert part in run.screen
+
+
+def test_a_recorded_step_is_replayed_to_the_bit_and_a_changed_one_is_not(run: FinishedRun, tmp_path) -> None:
+    def replayed(path: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "scripts.replay", str(path), str(NUM_STEPS)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+
+    done = replayed(run.path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"step {NUM_STEPS}: the loss is equal to the bit" in done.stdout
+    shutil.copytree(run.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", ".lock"))
+    recorded = tmp_path / "run" / "trajectories.jsonl"
+    lines = recorded.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if json.loads(line)["split"] == "train")
+    row = json.loads(lines[place])
+    row["score"]["value"] = 1.0 - row["score"]["value"]
+    lines[place] = json.dumps(row)
+    recorded.write_text("\n".join(lines) + "\n")
+    done = replayed(tmp_path / "run")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "NOT the one that was logged" in done.stdout
 
 
 def test_every_step_is_measured_in_defined_words_and_accounts_for_every_token(run: FinishedRun) -> None:
