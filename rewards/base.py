@@ -18,6 +18,8 @@ from envs.registry import EnvDefinition
 __all__ = ["Reward", "RewardFn", "Score", "resolve_reward", "score_episode", "shuffle_scores", "weighted"]
 
 _SHUFFLED = "shuffled:"
+LEARNED = "reward_model:"
+"""What the name of a learned reward begins with; the folder or hub id of its model follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
     """The reward that `spec` names.
 
     "" or the environment's name: its own score. "file.py:function" or "package.module:function": that one.
+    "reward_model:FOLDER": a learned one (rewards/reward_model.py).
     "shuffled:<any of these>": the same, permuted within the batch, the control that must not learn.
     """
     if spec.startswith(_SHUFFLED):
@@ -43,6 +46,12 @@ def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
         return replace(reward, name=_SHUFFLED + reward.name, shuffled=True)
     if spec in ("", definition.name):
         return Reward(name=definition.name, fn=definition.score)
+    if spec.startswith(LEARNED):
+        from rewards.reward_model import (
+            reward_model,  # torch and transformers, which other rewards do without
+        )
+
+        return Reward(name=spec, fn=reward_model(spec.removeprefix(LEARNED), definition.score))
     try:
         function = load_object(spec)
     except ValueError as error:

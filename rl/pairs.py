@@ -72,7 +72,7 @@ def make_pairs(batch: TrainBatch, *, max_pairs_per_group: int, swap: bool = Fals
     num_silent = 0
     for group in sorted(set(batch.group_ids.tolist())):
         members = np.flatnonzero(batch.group_ids == group)
-        found = list(_pairs_of(batch.rewards[members], max_pairs_per_group))
+        found = list(pairs_of(batch.rewards[members].tolist(), max_pairs_per_group))
         num_silent += not found
         for better, worse in found:
             names = batch.trajectory_ids[members[better]], batch.trajectory_ids[members[worse]]
@@ -86,8 +86,9 @@ def make_pairs(batch: TrainBatch, *, max_pairs_per_group: int, swap: bool = Fals
     return PairBatch(batch=batch.drop(unpaired, reason="unpaired"), pairs=tuple(pairs), metrics=metrics)
 
 
-def _pairs_of(rewards: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    order = np.argsort(-rewards, kind="stable").tolist()
+def pairs_of(rewards: Sequence[float], most: int) -> Iterator[tuple[int, int]]:
+    """(better, worse) places of a group's rewards, at most `most`; each place is in one pair at most."""
+    order = np.argsort(-np.asarray(rewards, np.float64), kind="stable").tolist()
     for better, worse in list(zip(order, reversed(order), strict=True))[: min(most, len(order) // 2)]:
         if rewards[better] - rewards[worse] > EQUAL * max(1.0, abs(rewards[better])):
             yield better, worse

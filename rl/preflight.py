@@ -12,6 +12,7 @@ from envs.deadline import DeadlineError, within
 from envs.messages import Message, Task
 from envs.registry import EnvDefinition, resolve_env
 from envs.splits import Split
+from rewards.base import LEARNED
 from rl.config import Config
 from rl.durable import require_free_bytes
 from rl.machine import Machine
@@ -45,6 +46,7 @@ def preflight(config: Config, machine: Machine, run_path: Path) -> None:
         raise ConfigError(str(error)) from error
     problems = [
         *teacher_problems(config, tokenizer),
+        *reward_model_problems(config, tokenizer),
         *router_problems(config, facts),
         *model_problems(config, facts),
         *memory_problems(config, machine, facts),
@@ -62,6 +64,25 @@ def model_problems(config: Config, facts: ModelFacts) -> Iterator[str]:
         yield (
             f"context_length = {config.context_length}: model {config.model} takes {longest} tokens at most "
             f"(max_position_embeddings); lower it to {longest}"
+        )
+
+
+def reward_model_problems(config: Config, tokenizer: Any) -> Iterator[str]:
+    """A learned reward that reads other tokens than the policy says."""
+    spec = config.reward.removeprefix("shuffled:")
+    if not spec.startswith(LEARNED):
+        return
+    folder = spec.removeprefix(LEARNED)
+    try:
+        theirs, ours = load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
+    except ValueError as error:
+        yield f"reward: {error}"
+        return
+    if differing := sorted(theirs.items() ^ ours.items()):
+        yield (
+            f"reward = {config.reward!r}: the reward model has another tokenizer than model {config.model}, "
+            f"{len(differing)} entries of the vocabularies differ, {differing[0][0]!r} among them; train one "
+            "on this model (recipes.reward_model)"
         )
 
 
