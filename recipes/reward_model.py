@@ -10,6 +10,7 @@ interval. The body starts from --model, the head from 0.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -85,7 +86,7 @@ def scores(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
     pad = model.config.pad_token_id
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return model(input_ids=ids, attention_mask=mask).logits[:, 0]
+    return model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, 0]
 
 
 def train_reward_model(model: Any, pairs: Sequence[Pair], options: Options) -> None:
@@ -143,6 +144,7 @@ def make_reward_model(options: Options) -> SuccessRate:
         source, num_labels=1, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
     )
     torch.nn.init.zeros_(model.score.weight)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     model.config.pad_token_id = tokenizer.pad_token_id
     train_reward_model(model.train(), train, options)
     measured = accuracy(model.eval(), held_out)
@@ -163,6 +165,8 @@ def make_reward_model(options: Options) -> SuccessRate:
 
 def main() -> int:
     options = tyro.cli(Options, description=__doc__)
+    # deepspeed looks for a GPU when transformers loads a model, and complains of none.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     try:
         measured = make_reward_model(options)
     except (DataError, FileExistsError, ValueError) as error:

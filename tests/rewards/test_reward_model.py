@@ -32,7 +32,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def episode(answer: str, number: int) -> Episode:
     task = resolve_env("calc").make_task(1, number)
     transcript = (message("user", f"{number}="), message("assistant", answer))
-    return Episode(task=task, transcript=transcript, stop_reason=StopReason.ANSWERED)
+    return Episode(
+        task=task, transcript=transcript, stop_reason=StopReason.ANSWERED, final_state={"operations": []}
+    )
 
 
 @pytest.fixture(scope="module")
