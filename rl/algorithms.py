@@ -151,6 +151,16 @@ GMPO = replace(
     GRPO, name="gmpo", policy_loss="gmpo", clip_ratio_low=0.4, clip_ratio_high=0.4, kl_loss_coef=0.0
 )
 
+# GRPO-RoC (rStar2-Agent, arXiv 2508.20722): of each group the half that came by its reward most cleanly.
+ROC = replace(
+    GRPO,
+    name="roc",
+    oversample=2,  # section 4.2: 32 sampled, 16 kept
+    clip_ratio_high=0.28,  # section 4.1, after DAPO
+    loss_agg_mode="token-mean",
+    kl_loss_coef=0.0,  # section 4.1
+)
+
 # On-policy distillation (arXiv 2306.13649; tinker-cookbook): the student's own samples, each token credited
 # with the teacher's log-prob less the student's. Rewards have no part in it.
 OPD = PolicyGradient(
@@ -177,7 +187,7 @@ ALGORITHMS: dict[str, PolicyGradient] = {
     row.name: row
     for row in (
         *(DEFAULT, GRPO, DR_GRPO, DAPO, RLOO, REINFORCE, REINFORCE_PP, REINFORCE_PP_BASELINE),
-        *(GSPO, CISPO, SAPO, GMPO, DPPO, KIMI, TOPR, OPMD, PPO, OPD, JSD),
+        *(GSPO, CISPO, SAPO, GMPO, DPPO, KIMI, TOPR, OPMD, PPO, ROC, OPD, JSD),
     )
 }
 
@@ -249,6 +259,7 @@ def describe(algorithm: PolicyGradient) -> str:
         else "no rollout_is",
         f"entropy bonus {a.entropy_coeff:g}" if a.entropy_coeff else "",
         f"critic: {a.critic}, γ {a.gamma:g}, λ {a.lam:g}" if a.critic != "none" else "",
+        f"1 in {a.oversample} of each group kept (RoC)" if a.oversample > 1 else "",
         "uniform groups left out" if a.drop_uniform_groups else "",
         f"truncated: {a.truncated}" if a.truncated != "keep" else "",
         f"overlong penalty over the last {a.overlong_buffer_len} of {a.max_response_length} tokens"

@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from envs.messages import StopReason
+from rl.filters import episode_penalty
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
 from rl.samples import TrainSample, check_shape, trajectory_samples
 from rollout.trajectory import Trajectory, TrajectoryGroup
@@ -68,6 +69,7 @@ class TrainBatch:
     lengths: np.ndarray  # (N,) int64, sampled tokens
     truncated: np.ndarray  # (N,) bool, ran out of tokens
     accounting: Accounting
+    penalties: np.ndarray | None = None  # (N,) float64, of GRPO-RoC; None where no episode is known
     old_logprobs: TokenArrays | None = None  # of the learner, before the update
     ref_logprobs: TokenArrays | None = None  # of the reference policy
     teacher_logprobs: TokenArrays | None = None  # of the teacher
@@ -118,6 +120,7 @@ class TrainBatch:
             rewards=self.rewards[kept],
             lengths=self.lengths[kept],
             truncated=self.truncated[kept],
+            penalties=None if self.penalties is None else self.penalties[kept],
         )
 
     def drop(self, dropped: np.ndarray, *, reason: str) -> Self:
@@ -211,6 +214,7 @@ def make_batch(groups: Sequence[TrajectoryGroup]) -> TrainBatch:
         rewards=np.array([trajectory.score.value for _, trajectory in kept], np.float64),
         lengths=np.array([trajectory.num_sampled_tokens for _, trajectory in kept], np.int64),
         truncated=np.array([trajectory.episode.stop_reason in TRUNCATED for _, trajectory in kept], np.bool_),
+        penalties=np.array([episode_penalty(trajectory.episode) for _, trajectory in kept], np.float64),
         accounting=Accounting(
             num_trajectories=sum(len(group.trajectories) for group in groups),
             num_sampled=num_trained + dropped.total(),

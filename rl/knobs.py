@@ -39,6 +39,7 @@ def problems(row: PolicyGradient) -> Iterator[str]:
     above = {
         "cispo_ratio_high": 0,
         "rollout_is_threshold": 0,
+        "oversample": 0,
         "loss_scale_factor": 0,
         "overlong_buffer_len": 0,
         "cliprange_value": 0,

@@ -38,6 +38,8 @@ class Overrides:
     """On-policy distillation: what a nat of log-prob above the teacher's costs a token."""
     kl_coef: NonNegative | None = None
     """Weight of the KL to the starting policy in the reward."""
+    oversample: Count | None = None
+    """Of each group one in so many members is trained on, those with the fewest failed calls (GRPO-RoC)."""
     drop_uniform_groups: bool | None = None
     """Whether groups whose members all have one reward are left out."""
     truncated: str | None = None

@@ -29,6 +29,8 @@ class PolicyGradient(Objective):
         gamma, lam: discount a sampled token, and GAE's λ; estimators with one value a token use them.
         kl_coef: weight of the KL to the reference (k1, in the reward: summed over a trajectory, or token by
             token where an estimator gives each its own); 0 is off.
+        oversample: of each group one in so many members is kept, those that reached their reward most cleanly
+            (GRPO-RoC, rl/filters.py); 1 keeps all.
         drop_uniform_groups: leave out groups whose members all have one reward (or that have one member), so
             that their tokens are in no denominator.
         truncated: what becomes of trajectories that ran out of tokens: keep; mask (in the statistics, not
@@ -64,6 +66,7 @@ class PolicyGradient(Objective):
     gamma: float = 1.0
     lam: float = 1.0
     kl_coef: float = 0.0
+    oversample: int = 1
     drop_uniform_groups: bool = False
     truncated: Literal["keep", "mask", "zero_reward"] = "keep"
     max_response_length: int | None = None

@@ -197,6 +197,14 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
 
 
 def _row_problems(config: Config, algorithm: PolicyGradient) -> Iterator[str]:
+    if algorithm.oversample > 1 and (
+        config.group_size % algorithm.oversample or config.group_size // algorithm.oversample < 2
+    ):
+        yield (
+            f"group_size = {config.group_size} with oversample = {algorithm.oversample}: one member in "
+            f"{algorithm.oversample} is kept, and a group needs two to be compared; use a multiple of "
+            f"{algorithm.oversample}, at least {2 * algorithm.oversample}"
+        )
     estimator = ADV_ESTIMATORS.get(algorithm.adv_estimator)
     if config.group_size == 1 and estimator and not estimator(np.ones(1), np.zeros(1, np.int64)).any():
         yield (

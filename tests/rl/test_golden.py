@@ -19,10 +19,13 @@ import torch
 from rl.advantages import group_fractions
 from rl.algorithms import PolicyGradient, get_algorithm
 from rl.batch import Accounting, PaddedLayout, TrainBatch, TrainSample
+from rl.filters import resample_on_correct, roc_penalty
 from rl.losses import LOSS_AGG_MODES, ROLLOUT_IS
 from rl.numerics import group_statistics, k3, metric_values
 from tests.rl import golden_advantages, golden_preferences
 from tests.rl.golden_config import INTERVALS, Case, NotOfferedError, algorithm_of, kl_knobs, thresholds
+from tests.rl.golden_given import Given
+from tests.rl.golden_numeric import numeric
 from tests.rl.golden_rules import rule_of
 from tests.rl.making import evaluate, layout_of
 
@@ -86,7 +89,10 @@ def check_metrics(
             parts = ("low", "high", "dual")
             check(sum(values[f"policy/clip_frac_{part}"] for part in parts), value, tolerance)
         else:
-            check(values[f"policy/{name}"], value, tolerance)
+            key = next(
+                (f"{place}/{name}" for place in ("policy", "gap") if f"{place}/{name}" in values), name
+            )
+            check(values[key], value, tolerance)
 
 
 def row_of(config: Case) -> PolicyGradient:
@@ -194,6 +200,45 @@ def dynamic_sampling(case: Case, dtype: torch.dtype, tolerance: dict[str, float]
     check(group_fractions(rewards, group_ids), [case["expected"][name] for name in names], tolerance)
 
 
+def roc(case: Case, dtype: torch.dtype, tolerance: dict[str, float]) -> None:
+    del tolerance
+    given = Given(case["inputs"], case["config"], dtype)
+    rewards = given.array("rewards", "scores", "reward")
+    groups = np.array(given.get("group_ids", "groups", "uid", default=[0] * len(rewards)))
+    penalty = given.get("penalties", "penalty", "penalty_weights", "weights", default=None)
+    if penalty is None:
+        calls = given.array("num_calls", "tool_calls", "calls", "num_tool_calls", "total_calls", "n_calls")
+        names = ("failed_calls", "num_failed_calls", "tool_errors", "errors", "error_calls", "num_errors")
+        failed = given.array(*names, "n_errors", "n_failed", "failed")
+        formats = ("format_penalty", "format_penalties", "p_format", "format_errors", "format_error")
+        extra = np.broadcast_to(given.array(*formats, default=0.0), calls.shape)
+        penalty = [
+            roc_penalty(int(f), int(c), float(e)) for f, c, e in zip(failed, calls, extra, strict=True)
+        ]
+    knobs = {
+        "num_kept": int(given.get("down_sample_to_n", "keep", "num_kept", "G", "n", "group_size", "k")),
+        "min_zero": int(given.get("min_zero", "min_zero_reward_trace_num", default=2)),
+        "min_nonzero": int(given.get("min_nonzero", "min_non_zero_reward_trace_num", default=2)),
+    }
+    kept = np.zeros(len(rewards), bool)
+    for group in np.unique(groups):
+        members = groups == group
+        kept[members] = resample_on_correct(rewards[members], np.array(penalty)[members], **knobs)
+    checked = 0
+    for name, value in case["expected"].items():
+        if name in ("penalty", "penalties", "penalty_weights"):
+            np.testing.assert_allclose(penalty, value)
+        elif "drop" in name or "reject" in name:
+            assert sorted(value) == np.flatnonzero(~kept).tolist()
+        elif len(value) == len(rewards) and set(map(float, value)) <= {0.0, 1.0}:
+            assert np.array(value, bool).tolist() == kept.tolist()
+            checked += 1
+        else:
+            assert sorted(value) == np.flatnonzero(kept).tolist()
+            checked += 1
+    assert checked
+
+
 def small_k3(case: Case, dtype: torch.dtype, tolerance: dict[str, float]) -> None:
     relative = (
         case["expected"]["max_rel_error_allowed_float32"] if dtype is torch.float32 else tolerance["rtol"]
@@ -218,10 +263,12 @@ CHECKS: dict[str, Callable[[Case, torch.dtype, dict[str, float]], None]] = {
     "kl_loss_type": kl,
     "weights": rollout_correction,
     "kept_groups": dynamic_sampling,
+    "filter": roc,
     "k3": small_k3,
     "is_zero_std": zero_std,
     **golden_preferences.CHECKS,
     **golden_advantages.CHECKS,
+    "numeric": numeric,
 }
 """What checks a file, by the first of these names that is its kind, or that its config or expected has."""
 
@@ -230,6 +277,11 @@ CHECKS: dict[str, Callable[[Case, torch.dtype, dict[str, float]], None]] = {
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_golden_file(path, precision):
     case = json.loads(path.read_text())
+    if (
+        case["kind"] == "numeric"
+        and {"mask", "logprobs", "old_logprobs", "advantages"} <= case["inputs"].keys()
+    ):
+        case["config"] = {"policy_loss": "ppo", "loss_agg_mode": "token-mean", **case["config"]}
     names = {case["kind"]: None, **case["config"], **case["expected"]}
     checker = next((CHECKS[name] for name in CHECKS if name in names), None)
     try:

@@ -1,0 +1,73 @@
+"""GRPO-RoC: who is kept, by hand; what is dropped is counted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from envs.episode import Episode
+from envs.messages import StopReason, Task, message
+from rl.algorithms import get_algorithm
+from rl.batch import make_batch
+from rl.config import Config
+from rl.filters import episode_penalty, resample_groups, resample_on_correct, roc_penalty
+from rl.machine import Machine
+from rl.validation import ConfigError, validate
+from tests.tiny import make_group
+
+
+def kept(rewards, penalties, **knobs):
+    return np.flatnonzero(resample_on_correct(rewards, penalties, **knobs)).tolist()
+
+
+def test_the_cleanest_of_each_side_are_kept_in_proportion():
+    # 6 of 8 are positive: 3 of the 4 to keep are; the lowest penalties, equal ones in order.
+    rewards = [1, 1, 0, 1, 1, 0, 1, 1]
+    penalties = [0.5, 0.0, 0.3, 0.2, 0.0, 0.1, 0.2, 0.9]
+    assert kept(rewards, penalties, num_kept=4, min_zero=1, min_nonzero=1) == [1, 3, 4, 5]
+
+
+def test_each_side_keeps_its_minimum_where_there_are_as_many():
+    # 1 of 8 is negative: round(1 * 4 / 8) leaves none of it, and the minimum of 2 is capped by the one.
+    assert kept([1] * 7 + [0], np.arange(8), num_kept=4) == [0, 1, 2, 7]
+    assert kept([1] * 6 + [0, 0], np.arange(8), num_kept=4) == [0, 1, 6, 7]
+    assert kept([0] * 6 + [1, 1], np.arange(8), num_kept=4) == [0, 1, 6, 7]
+
+
+def test_a_group_too_small_is_dropped_and_one_of_its_size_is_kept():
+    assert kept([1, 0, 1], [0, 0, 0], num_kept=4) == []
+    assert kept([1, 0, 1, 0], [0, 0, 0, 0], num_kept=4) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="is above the 3 members"):
+        resample_on_correct([1, 0, 1, 0], [0, 0, 0, 0], num_kept=3)
+
+
+def test_the_penalty_is_the_share_of_failed_calls_and_the_format():
+    assert roc_penalty(1, 4) == 0.25
+    assert roc_penalty(0, 0) == 0.5
+    assert roc_penalty(1, 2, 1.0) == 1.5
+    results = (message("tool", "3"), message("tool", "error", is_error=True))
+
+    def episode(stop_reason: StopReason) -> Episode:
+        return Episode(
+            task=Task(id="t", env="calc", messages=()), transcript=results, stop_reason=stop_reason
+        )
+
+    assert episode_penalty(episode(StopReason.ANSWERED)) == 0.5
+    assert episode_penalty(episode(StopReason.MAX_TURNS)) == 1.5
+
+
+def test_the_row_trains_half_of_each_group_and_counts_the_rest():
+    row = get_algorithm("roc")
+    members = [([[5, 6], [7 + i]], float(i % 2)) for i in range(8)]
+    batch = make_batch([make_group(g, members) for g in range(2)])
+    penalties = np.tile([0.9, 0.9, 0.0, 0.0, 0.1, 0.1, 0.9, 0.9], 2)
+    weighed = row.assign_advantages(type(batch)(**{**vars(batch), "penalties": penalties}))
+    assert weighed.trajectory_ids == tuple(f"{g}-{m}" for g in range(2) for m in (2, 3, 4, 5))
+    assert weighed.accounting.dropped_trajectories == {"not_resampled": 8}
+    assert weighed.rewards.tolist() == [0, 1, 0, 1] * 2  # statistics are of what is kept
+    assert resample_groups(batch.rewards, penalties, batch.group_ids, oversample=2).sum() == 8
+
+
+def test_a_group_that_cannot_be_halved_is_refused():
+    with pytest.raises(ConfigError, match="group_size = 2 with oversample = 2"):
+        validate(Config(algorithm="roc", group_size=2, num_groups=32), Machine.here())
