@@ -1,8 +1,8 @@
 """Preferences teach a small agent to use a calculator: DPO and its family on the agent's own episodes.
 
     python -m recipes.calc_dpo
-    python -m recipes.calc_dpo --algorithm simpo       # or cdpo, robust, ipo, hinge, dpo_norm, kto, orpo
-    python -m recipes.calc_dpo --swap-pairs            # a control: success must fall
+    python -m recipes.calc_dpo --algorithm dpo     # or cdpo, robust, ipo, hinge, dpo_norm, simpo, kto, orpo
+    python -m recipes.calc_dpo --swap-pairs        # a control: success must fall
 
 Every step samples groups with the current policy and pairs the better members of each with the worse ones.
 What is compared are the tokens that were sampled, in every turn; tool results are context. Everything else is
@@ -27,12 +27,11 @@ SHARED = {field.name: getattr(calc_grpo.CONFIG, field.name) for field in fields(
 CONFIG = PreferenceConfig(
     **{
         **SHARED,
-        "algorithm": "dpo",
+        "algorithm": "rpo",
         # Preferences push likelihoods down without end: so smaller steps, over all pairs of a step at once,
         # and the chosen side held up. At 4e-4 in four updates a step success fell to 0.05 in five steps.
         "learning_rate": 2e-4,
         "num_minibatches": 1,
-        "rpo_alpha": 1.0,  # arXiv 2404.19733, section 3.1
         "min_gain": 0.2,  # members without a counterpart teach nothing: less is learned from the same samples
         # The reference anchors the policy already, and a pair has one aggregation: the sum over its tokens.
         "kl_loss_coef": None,

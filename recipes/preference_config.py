@@ -21,7 +21,7 @@ class PreferenceConfig(Config):
     """
 
     algorithm: str = "dpo"
-    """Row of rl/preference_rows.py: dpo, cdpo, robust, ipo, hinge, dpo_norm, simpo, kto or orpo."""
+    """Row of rl/preference_rows.py: dpo, rpo, cdpo, robust, ipo, hinge, dpo_norm, simpo, kto or orpo."""
     beta: Positive | None = None
     """What a nat of the difference between the sides is worth."""
     label_smoothing: NoiseShare | None = None

@@ -12,6 +12,7 @@ PREFERENCES: dict[str, PreferenceLoss] = {
     row.name: row
     for row in (
         PreferenceLoss(name="dpo"),  # arXiv 2305.18290, eq. 7
+        PreferenceLoss(name="rpo", rpo_alpha=1.0),  # Iterative RPO, arXiv 2404.19733, section 3.1
         PreferenceLoss(name="cdpo", label_smoothing=0.1),  # a tenth of the labels wrong: a guess of ours
         PreferenceLoss(name="robust", loss_type="robust", label_smoothing=0.1),  # arXiv 2403.00409
         PreferenceLoss(name="ipo", loss_type="ipo"),  # arXiv 2310.12036
