@@ -7,43 +7,20 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from envs.splits import Split
+from rl.algorithms import ALGORITHMS
 from rl.metrics import check_names
-from rollout.record import Record, read_records
 from rollout.task_stream import TaskStream
+from tests.finished_run import ROOT, FinishedRun, run_recipe
 from tests.outside import solves
 from tests.tiny import load, reference_logprobs
 
-ROOT = Path(__file__).resolve().parent.parent
 NUM_STEPS = 3
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    path: Path
-    code: int
-    screen: str
-
-    @property
-    def metrics(self) -> list[dict[str, float]]:
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
-
-    @property
-    def records(self) -> list[Record]:
-        return list(read_records(self.path / "trajectories.jsonl"))
-
-
-def run_recipe(path: Path, options: Sequence[str], *, timeout_s: float = 280) -> FinishedRun:
-    command = [sys.executable, "-m", "recipes.calc_grpo", "--smoke", "--run-dir", str(path), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
-    return FinishedRun(path, done.returncode, done.stdout + done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +183,7 @@ def test_the_algorithm_of_contributing_trains_from_a_users_own_file(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
-    ["dr_grpo", "dapo", "rloo", "reinforce", "reinforce_pp", "gspo", "cispo", "sapo", "ppo"],
+    sorted(name for name, row in ALGORITHMS.items() if name != "grpo" and not row.uses_teacher),
 )
 def test_every_algorithm_runs(tmp_path: Path, algorithm: str) -> None:
     finished = run_recipe(tmp_path / "run", ["--algorithm", algorithm])

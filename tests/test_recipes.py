@@ -1,0 +1,76 @@
+"""The other recipes, each a short real run: preferences, distillation, fine-tuning, learned rewards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl.metrics import check_names
+from tests.finished_run import ROOT, FinishedRun, run_recipe
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def grpo(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A run whose recorded trajectories the others learn from."""
+    finished = run_recipe(tmp_path_factory.mktemp("runs") / "grpo", ["--num-groups", "16"])
+    assert finished.code == 0, finished.screen
+    return finished
+
+
+def sound(finished: FinishedRun, metric: str) -> None:
+    assert finished.code == 0, finished.screen
+    assert "SMOKE RUN SOUND" in finished.screen
+    assert len(finished.metrics) == 3
+    for step in finished.metrics:
+        check_names(name for name in step if name != "step")
+        assert metric in step
+        assert step["sync/canary_gap_max"] < 1e-4
+
+
+@pytest.mark.parametrize("options", [[], ["--algorithm", "kto"], ["--algorithm", "simpo", "--swap-pairs"]])
+def test_preferences(tmp_path: Path, options: list[str]) -> None:
+    sound(run_recipe(tmp_path / "run", options, recipe="calc_dpo"), "preference/loss")
+
+
+@pytest.mark.parametrize("algorithm", ["opd", "jsd"])
+def test_distillation(tmp_path: Path, algorithm: str) -> None:
+    finished = run_recipe(tmp_path / "run", ["--algorithm", algorithm], recipe="calc_distill", timeout_s=500)
+    sound(finished, "distill/teacher_kl_k1")
+
+
+def test_fine_tuning_on_a_runs_trajectories(tmp_path: Path, grpo: FinishedRun) -> None:
+    data = str(grpo.path / "trajectories.jsonl")
+    sound(run_recipe(tmp_path / "run", ["--data", data], recipe="sft"), "sft/loss")
+
+
+def test_a_reward_model_is_made_and_learned_from(tmp_path: Path, grpo: FinishedRun) -> None:
+    out = tmp_path / "reward_model"
+    data = str(grpo.path / "trajectories.jsonl")
+    command = ["recipes.reward_model", "--data", data, "--out", str(out), "--num-steps", "20"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy on held-out pairs" in done.stdout
+    sound(run_recipe(tmp_path / "run", ["--reward", f"reward_model:{out}"]), "reward/reward_model")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("sft", [], "give --data a run's trajectories.jsonl"),
+        ("calc_grpo", ["--algorithm", "opd"], "learns from a teacher: name one with --teacher"),
+        ("calc_grpo", ["--teacher", "x"], "teacher has no effect"),
+        ("calc_dpo", ["--clip-ratio-low", "0.1"], "have no effect on preference loss"),
+    ],
+)
+def test_what_cannot_run_is_refused(tmp_path: Path, recipe: str, options: list[str], message: str) -> None:
+    finished = run_recipe(tmp_path / "run", options, recipe=recipe)
+    assert finished.code == 2
+    assert message in " ".join(finished.screen.split())
+    assert not (tmp_path / "run").exists()
