@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
-from rl.aliases import converted_options
+from rl.algorithms import base_row, knobs_of
 from rl.config import Config, with_smoke_defaults
+from rl.conversions import converted_options, option_value
 from rl.machine import Machine
 from rl.validation import ConfigError, validate
 
@@ -24,7 +25,8 @@ C = TypeVar("C", bound=Config)
 def parse(default: C, argv: Sequence[str] | None = None, *, description: str = "") -> C:
     """`default` with the options of `argv` (sys.argv's without it), validated for this machine.
 
-    `--smoke` changes the defaults, so an option beside it still counts. Exits with BAD_CONFIG, and says what
+    `--smoke` changes the defaults, so an option beside it still counts. Options of other libraries are
+    converted, and each conversion is printed (rl/aliases.py). Exits with BAD_CONFIG, and says what
     to do, on an unknown option (the nearest one is named), a value of the wrong type, or values that cannot
     run.
     """
@@ -32,17 +34,27 @@ def parse(default: C, argv: Sequence[str] | None = None, *, description: str = "
     if "--smoke" in arguments:
         default = with_smoke_defaults(default)
     try:
-        arguments, notes = converted_options(arguments, frozenset(field.name for field in fields(default)))
+        known = {field.name for field in fields(default)}
+        arguments, conversions = converted_options(arguments, known, _in_force(default, arguments))
     except ValueError as error:
         raise SystemExit(refuse(error)) from None
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    for conversion in conversions:
+        print(f"note: {conversion}", file=sys.stderr)
     config = tyro.cli(type(default), args=arguments, default=default, description=description)
     try:
         validate(config, Machine.here())
     except ConfigError as error:
         raise SystemExit(refuse(error)) from None
     return config
+
+
+def _in_force(default: Config, arguments: Sequence[str]) -> dict[str, Any]:
+    """The knobs that hold where the command line gives none: the row's, and over them the recipe's own."""
+    try:
+        row = knobs_of(base_row(option_value(arguments, "algorithm") or default.algorithm))
+    except ValueError:
+        return {}  # not a policy-gradient row, or none at all, which `validate` says
+    return {**row, **default.overrides}
 
 
 def refuse(error: Exception) -> int:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from envs.names import load_object, unknown_name
-from rl.aliases import KL_ESTIMATOR, converted
+from rl.conversions import converted
 from rl.knobs import without_effect
 from rl.policy_gradient import PolicyGradient
 from rl.rules import RULE_KNOBS, rule_knobs
@@ -195,25 +195,21 @@ ALGORITHMS: dict[str, PolicyGradient] = {
 def get_algorithm(name: str, **overrides: Any) -> PolicyGradient:
     """The row `name`, with knobs overridden. None keeps the row's own value.
 
+    Other libraries' names are converted (rl/aliases.py), which is logged.
+
     Raises:
-        ValueError: an unknown row, knob or value (with the nearest known one), or a knob that has no effect
-            in the row that results.
+        ValueError: an unknown row, knob or value (with the nearest known one), an ambiguous one of another
+            library (with what to give), or a knob that has no effect in the row that results.
     """
-    row = load_algorithm(name) if ":" in name else ALGORITHMS.get(name)
-    if row is None:
-        raise ValueError(unknown_name("algorithm", name, ALGORITHMS))
+    row = base_row(name)
     named = {knob: value for knob, value in overrides.items() if value is not None}
-    overrides, notes = converted({"algorithm": row.name, **named})
-    del overrides["algorithm"]
-    for note in notes:
-        logger.info("algorithm %s: %s", row.name, note)
-    knobs = [field.name for field in fields(PolicyGradient) if field.name != "name"]
-    for knob in overrides:
+    given, conversions = converted(named, knobs_of(row))
+    for conversion in conversions:
+        logger.info("algorithm %s: %s", row.name, conversion)
+    knobs = [*knobs_of(row)]
+    for knob in given:
         if knob not in knobs:
             raise ValueError(unknown_name(f"knob of algorithm {name!r}", knob, knobs))
-    given: dict[str, Any] = {}
-    for knob, value in overrides.items():
-        given |= KL_ESTIMATOR(value, {}) if knob == "kl_loss_type" else {knob: value}
     row = replace(row, **given)
     for knob, reason in without_effect(row):
         if knob in given:
@@ -221,6 +217,19 @@ def get_algorithm(name: str, **overrides: Any) -> PolicyGradient:
                 f"{knob} = {given[knob]!r} has no effect in algorithm {name!r}: {reason}; leave it out"
             )
     return row
+
+
+def base_row(name: str) -> PolicyGradient:
+    """The row `name` of the table, or the user's own (load_algorithm). ValueError for an unknown one."""
+    row = load_algorithm(name) if ":" in name else ALGORITHMS.get(name)
+    if row is None:
+        raise ValueError(unknown_name("algorithm", name, ALGORITHMS))
+    return row
+
+
+def knobs_of(row: PolicyGradient) -> dict[str, Any]:
+    """Every knob of a row by name."""
+    return {field.name: getattr(row, field.name) for field in fields(row) if field.name != "name"}
 
 
 def load_algorithm(spec: str) -> PolicyGradient:

@@ -1,229 +1,248 @@
 """Other libraries' names of knobs, converted to ours; ambiguous ones are refused with what to give instead.
 
-verl's names are ours. Sources: TRL 1.16 (GRPOConfig), OpenRLHF 0.11 (algo.*), AReaL 1.0 (cli_args.py), slime,
-NeMo-RL and open-instruct, as read in their own code.
+verl's names are ours (its yaml configurations). Every other name is a row of ALIASES: whose it is, the file
+where that library defines it, and the conversion. VALUES are other libraries' values of names that are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Knobs = dict[str, Any]
-Convert = Callable[[Any, Mapping[str, Any]], Knobs]
+from rl.alias_converters import (
+    Convert,
+    Knobs,
+    beta,
+    both_clips,
+    by_value,
+    chosen,
+    coefficient_switch,
+    completion_length,
+    kl_place,
+    loss_type,
+    masked_weights,
+    openrlhf_correction,
+    part_of,
+    refused,
+    renamed,
+    reward_scale,
+    rule_knob,
+    switched,
+    tis_cap,
+    tis_floor,
+    two_clips,
+    two_sided_delta,
+    upper_clip,
+    verl_level,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """One foreign name: whose it is, and what it is here. `convert` sees all that is given beside it."""
+    """One foreign name or value: whose it is and where it is defined there, and what it is here."""
 
-    libraries: str
+    library: str
+    source: str
     convert: Convert
 
 
-def renamed(name: str) -> Convert:
-    return lambda value, _: {name: number(value)}
+def table(library: str, source: str, **names: Convert) -> dict[str, Alias]:
+    """Rows of one library and file."""
+    return {name: Alias(library, source, convert) for name, convert in names.items()}
 
 
-def chosen(values: Mapping[str, Knobs | str]) -> Convert:
-    """By value: the knobs that it stands for, or the reason why it is refused."""
-
-    def convert(value: Any, _: Mapping[str, Any]) -> Knobs:
-        found = values.get(str(value).lower())
-        if found is None:
-            raise ValueError(f"{value!r}: expected one of {', '.join(values)}")
-        if isinstance(found, str):
-            raise ValueError(f"{value!r}: {found}")
-        return found
-
-    return convert
-
-
-def number(value: Any) -> Any:
-    """A number that came as text; whatever else stays."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def both_clips(value: Any, given: Mapping[str, Any]) -> Knobs:
-    """One epsilon is the band's two ends, unless the upper one has its own."""
-    has_upper = given.keys() & {"epsilon_high", "eps_clip_higher", "eps_clip_high", "clip_ratio_high"}
-    low = {"clip_ratio_low": number(value)}
-    return low if has_upper else {**low, "clip_ratio_high": number(value)}
-
-
-def upper_clip(value: Any, given: Mapping[str, Any]) -> Knobs:
-    if "cispo" in (given.get("algorithm"), given.get("policy_loss"), given.get("loss_type")):
-        raise ValueError(
-            f"{value!r} with CISPO is ambiguous: TRL's epsilon_high is the cap of the ratio, verl, slime and "
-            "NeMo-RL clip at 1 + epsilon. Give cispo_ratio_high, the absolute cap (5 here is TRL's 5.0)"
-        )
-    return {"clip_ratio_high": number(value)}
-
-
-def two_clips(value: Any, _: Mapping[str, Any]) -> Knobs:
-    ends = value.replace(",", " ").split() if isinstance(value, str) else list(value)
-    if len(ends) != 2:
-        raise ValueError(f"{value!r}: expected two numbers, the lower and the upper epsilon")
-    return {"clip_ratio_low": number(ends[0]), "clip_ratio_high": number(ends[1])}
-
-
-def switched(name: str) -> Convert:
-    """A switch beside a coefficient: off is 0, on changes nothing, for the coefficient says how much."""
-
-    def convert(value: Any, given: Mapping[str, Any]) -> Knobs:
-        if str(value).lower() in ("false", "0"):
-            return {name: 0.0}
-        if not given.get(name):
-            raise ValueError(f"{value!r}: give {name}, how much it weighs; above 0 it is on")
-        return {}
-
-    return convert
-
-
-UNBIASED = chosen({"true": {"kl_gradient": "unbiased"}, "false": {"kl_gradient": "naive"}})
-DUAL_CLIP = renamed("clip_ratio_c")  # TRL's two-sided delta is the same function for delta > 1 + epsilon_high
-KL_ESTIMATOR = chosen(
+UNBIASED = switched({"kl_gradient": "unbiased"}, {"kl_gradient": "naive"})
+INTEGER_KL = (
+    "integer estimators mean different things (open-instruct's 2 is k3, its 3 is r k1); give k1, k2 or k3"
+)
+KL_VALUES: dict[str, Knobs | str] = {
+    "low_var_kl": {"kl_loss_type": "k3"},
+    "kl": {"kl_loss_type": "k1"},
+    "mse": {"kl_loss_type": "k2"},
+    # verl's straight-through forms, whose gradient is unbiased
+    **{f"{name}+": {"kl_loss_type": name, "kl_gradient": "unbiased"} for name in ("k1", "k2", "k3")},
+    **{str(index): INTEGER_KL for index in range(4)},
+}
+KL_ESTIMATOR = chosen({**{name: {"kl_loss_type": name} for name in ("k1", "k2", "k3")}, **KL_VALUES})
+SEQUENCE_RATIO = {"policy_loss": "ppo", "importance_sampling_level": "sequence"}
+POLICY_LOSSES: dict[str, Knobs | str] = {
+    "geo_mean": {"policy_loss": "gmpo"},
+    "dro": {"policy_loss": "kimi"},
+    "kimi15": {"policy_loss": "kimi"},
+    "gpg": {"policy_loss": "reinforce"},
+    "gspo": {**SEQUENCE_RATIO, "loss_agg_mode": "seq-mean-token-mean"},
+    "vanilla": "verl's vanilla is PPO's clip, policy_loss ppo; ROLL's is REINFORCE, policy_loss reinforce",
+    "ipo": "names two things: a preference loss, DPO's relative (recipes.calc_dpo --algorithm ipo), and "
+    "prime-rl's trust region, here policy_loss dppo_tv",
+}
+LOSS_TYPES: dict[str, Knobs | str] = {
+    "grpo": {"loss_agg_mode": "seq-mean-token-mean"},
+    "dapo": {"loss_agg_mode": "token-mean"},
+    "dr_grpo": {"loss_agg_mode": "seq-mean-token-sum-norm"},
+    "cispo": {"policy_loss": "cispo", "loss_agg_mode": "token-mean"},
+    "sapo": {"policy_loss": "sapo", "loss_agg_mode": "seq-mean-token-mean"},
+    "luspo": {"policy_loss": "luspo", "loss_agg_mode": "seq-mean-token-mean"},
+    "vespo": {"policy_loss": "vespo", "loss_agg_mode": "token-mean"},
+    "bnpo": "a mean of micro-batches' means, which depends on how a batch is split; give loss_agg_mode "
+    "token-mean, the mean over the whole update",
+    **{
+        name: f"a preference loss: run recipes.calc_dpo with --algorithm {row}"
+        for name, row in {
+            "sigmoid": "dpo",
+            **{own: own for own in ("ipo", "hinge", "robust", "simpo")},
+        }.items()
+    },
+}
+ESTIMATORS: dict[str, Knobs | str] = {
+    "reinforce": {"adv_estimator": "reinforce_plus_plus"},  # OpenRLHF whitens its returns over the batch
+    "reinforce_baseline": {"adv_estimator": "reinforce_plus_plus_baseline"},
+    "group_norm": {"adv_estimator": "grpo"},
+    "ppo": {"adv_estimator": "gae"},
+    "gspo": {"adv_estimator": "grpo", **SEQUENCE_RATIO},
+    **{
+        name: {"adv_estimator": name}
+        for name in ("gae", "rloo", "grpo", "dr_grpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
+    },
+}
+AGGREGATIONS = chosen(
     {
-        **{name: {"kl_loss_type": name} for name in ("k1", "k2", "k3")},
-        # verl's and slime's name; with a plus, verl's straight-through form, whose gradient is unbiased.
-        "low_var_kl": {"kl_loss_type": "k3"},
-        **{f"{name}+": {"kl_loss_type": name, "kl_gradient": "unbiased"} for name in ("k1", "k2", "k3")},
-        "kl": {"kl_loss_type": "k1"},
         **{
-            str(index): "integer estimators mean different things (open-instruct's 2 is k3, its 3 is r k1); "
-            "give kl_loss_type k1, k2 or k3"
-            for index in range(4)
+            name: {"loss_agg_mode": name}
+            for name in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "token-sum")
         },
+        "token_mean": {"loss_agg_mode": "token-mean"},
+        "sequence_mean": {"loss_agg_mode": "seq-mean-token-mean"},
     }
 )
-SCALES = {"group": "grpo", "true": "grpo", "batch": "lite_ppo", "none": "dr_grpo", "false": "dr_grpo"}
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "token-sum")
+BY_TOKEN = switched({"loss_agg_mode": "token-mean"}, {"loss_agg_mode": "seq-mean-token-mean"})
+TRL_MODES = {
+    "token_truncate": chosen({"token_truncate": {"rollout_is": "token_tis"}}),
+    "token_mask": masked_weights("token_icepop", "vllm_importance_sampling_clip_min"),
+    "sequence_truncate": chosen({"sequence_truncate": {"rollout_is": "seq_tis"}}),
+    "sequence_mask": masked_weights("seq_mis", "vllm_importance_sampling_clip_min"),
+}
+NO_CORRECTION = chosen({"disabled": {"rollout_is": "none"}})
 
 ALIASES: dict[str, Alias] = {
-    "epsilon": Alias("TRL", both_clips),
-    "eps_clip": Alias("OpenRLHF, AReaL, slime", both_clips),
-    "clip_ratio": Alias("verl", both_clips),
-    "epsilon_high": Alias("TRL", upper_clip),
-    "eps_clip_higher": Alias("AReaL", upper_clip),
-    "eps_clip_high": Alias("slime", upper_clip),
-    "eps_clip_low_high": Alias("OpenRLHF", two_clips),
-    "delta": Alias("TRL", DUAL_CLIP),
-    "dual_clip": Alias("OpenRLHF", DUAL_CLIP),
-    "c_clip": Alias("AReaL", DUAL_CLIP),
-    "eps_clip_c": Alias("slime", DUAL_CLIP),
-    "ratio_clip_c": Alias("NeMo-RL", DUAL_CLIP),
-    "scale_rewards": Alias("TRL", chosen({name: {"adv_estimator": to} for name, to in SCALES.items()})),
-    "norm_adv_by_std_in_grpo": Alias(
-        "verl", chosen({name: {"adv_estimator": SCALES[name]} for name in ("true", "false")})
+    **table(
+        "verl",
+        "verl/trainer/config",
+        clip_ratio=both_clips,
+        loss_mode=chosen(
+            {**POLICY_LOSSES, **{n: {"policy_loss": n} for n in ("clip_cov", "kl_cov", "cispo", "sapo")}}
+        ),
+        norm_adv_by_std=reward_scale,
+        norm_adv_by_std_in_grpo=reward_scale,
+        use_kl_loss=coefficient_switch("kl_loss_coef", "kl_init_coef", "init_kl_coef"),
+        use_kl_in_reward=coefficient_switch("kl_coef"),
+        kl_penalty=chosen({"kl": {}, "k1": {}}),
     ),
-    "policy_loss_type": Alias(
-        "OpenRLHF", chosen({"ppo": {"policy_loss": "ppo"}, "gspo": {"importance_sampling_level": "sequence"}})
-    ),
-    "loss_type": Alias(
+    **table(
         "TRL",
-        chosen(
-            {
-                "grpo": {"loss_agg_mode": "seq-mean-token-mean"},
-                "dapo": {"loss_agg_mode": "token-mean"},
-                "dr_grpo": {"loss_agg_mode": "seq-mean-token-sum-norm"},
-                "cispo": {"policy_loss": "cispo"},
-                "sapo": {"policy_loss": "sapo"},
-                "bnpo": "a mean of micro-batches' means, which depends on how a batch is split; give "
-                "loss_agg_mode token-mean, the mean over the whole update",
-            }
+        "trl/trainer/grpo_config.py",
+        epsilon=both_clips,
+        epsilon_high=upper_clip,
+        delta=two_sided_delta,
+        scale_rewards=reward_scale,
+        loss_type=loss_type(LOSS_TYPES),
+        max_completion_length=completion_length,
+        beta=beta,
+        use_bias_correction_kl=UNBIASED,
+        entropy_coef=renamed("entropy_coeff"),
+        mask_truncated_completions=switched({"truncated": "mask"}, {"truncated": "keep"}),
+        vllm_importance_sampling_mode=by_value(TRL_MODES),
+        vllm_importance_sampling_clip_max=renamed("rollout_is_threshold"),
+        vllm_importance_sampling_clip_min=renamed("rollout_is_threshold_lower"),
+        vllm_importance_sampling_cap=renamed("rollout_is_threshold"),
+        sapo_temperature_pos=rule_knob("tau_pos"),
+        sapo_temperature_neg=rule_knob("tau_neg"),
+        **{f"vespo_{knob}": rule_knob(knob) for knob in ("k_pos", "lambda_pos", "k_neg", "lambda_neg")},
+    ),
+    **table(
+        "OpenRLHF",
+        "openrlhf/cli/train_ppo_ray.py",
+        eps_clip_low_high=two_clips,
+        dual_clip=renamed("clip_ratio_c"),
+        advantage_estimator=chosen(ESTIMATORS),
+        lambd=renamed("lam"),
+        value_clip=renamed("cliprange_value"),
+        policy_loss_type=chosen({"ppo": {"policy_loss": "ppo"}, "gspo": POLICY_LOSSES["gspo"]}),
+        loss_agg=AGGREGATIONS,
+        kl_init_coef=kl_place,
+        init_kl_coef=kl_place,
+        kl_use_loss=coefficient_switch("kl_loss_coef", "kl_init_coef", "init_kl_coef"),
+        kl_estimator=KL_ESTIMATOR,
+        unbiased_gradient=UNBIASED,
+        kl_unbiased_gradient=UNBIASED,
+        is_correction_level=openrlhf_correction,
+        is_correction_mode=part_of("is_correction_level"),
+        is_correction_threshold=part_of("is_correction_level"),
+    ),
+    **table(
+        "AReaL",
+        "areal/api/cli_args.py",
+        eps_clip=both_clips,  # OpenRLHF's and slime's, too
+        eps_clip_higher=upper_clip,
+        c_clip=renamed("clip_ratio_c"),
+        kl_ctl=renamed("kl_coef"),
+        behave_imp_weight_cap=renamed("rollout_is_threshold"),
+        behave_imp_weight_mode=by_value({**TRL_MODES, "disabled": NO_CORRECTION}),
+        adv_norm=refused(
+            "AReaL normalizes over tokens, so that long rows weigh more; give adv_estimator "
+            "reinforce_plus_plus_baseline for that, grpo, dr_grpo or lite_ppo for one over trajectories"
         ),
     ),
-    "loss_agg": Alias("OpenRLHF", chosen({name: {"loss_agg_mode": name} for name in AGGREGATIONS})),
-    "loss_reduction": Alias(
+    **table(
+        "slime",
+        "slime/utils/arguments.py",
+        eps_clip_high=upper_clip,
+        eps_clip_c=renamed("clip_ratio_c"),
+        use_unbiased_kl=UNBIASED,
+        use_tis=switched({"rollout_is": "token_tis"}, {"rollout_is": "none"}),
+        tis_clip=tis_cap,
+        tis_clip_low=tis_floor,
+        use_rollout_logprobs=switched({"bypass_mode": True}, {"bypass_mode": False}),
+        calculate_per_token_loss=BY_TOKEN,
+    ),
+    **table(
+        "NeMo-RL",
+        "nemo_rl/algorithms/loss_functions.py",
+        ratio_clip_min=renamed("clip_ratio_low"),
+        ratio_clip_max=upper_clip,
+        ratio_clip_c=renamed("clip_ratio_c"),
+        reference_policy_kl_penalty=renamed("kl_loss_coef"),
+        reference_policy_kl_type=KL_ESTIMATOR,
+        token_level_loss=BY_TOKEN,
+    ),
+    **table(
         "SkyRL",
-        chosen(
-            {
-                "token_mean": {"loss_agg_mode": "token-mean"},
-                "sequence_mean": {"loss_agg_mode": "seq-mean-token-mean"},
-            }
-        ),
+        "skyrl/train/config/ppo_base_config.yaml",
+        loss_reduction=AGGREGATIONS,
+        eps_clip_low=renamed("clip_ratio_low"),
     ),
-    "max_completion_length": Alias("TRL", renamed("loss_scale_factor")),
-    "beta": Alias("TRL", renamed("kl_loss_coef")),
-    "init_kl_coef": Alias("OpenRLHF", renamed("kl_coef")),
-    "kl_ctl": Alias("AReaL", renamed("kl_coef")),
-    "use_kl_loss": Alias("verl", switched("kl_loss_coef")),
-    "use_kl_in_reward": Alias("verl", switched("kl_coef")),
-    "kl_estimator": Alias("OpenRLHF, open-instruct", KL_ESTIMATOR),
-    "use_bias_correction_kl": Alias("TRL", UNBIASED),
-    "unbiased_gradient": Alias("OpenRLHF", UNBIASED),
-    "use_unbiased_kl": Alias("slime", UNBIASED),
-    "vllm_importance_sampling_mode": Alias(
-        "TRL",
-        chosen(
-            {
-                "token_truncate": {"rollout_is": "token_tis"},
-                "token_mask": {"rollout_is": "token_icepop"},
-                "sequence_truncate": {"rollout_is": "seq_tis"},
-                "sequence_mask": {"rollout_is": "seq_mis"},
-            }
-        ),
+    **table(
+        "ROLL", "roll/configs/base_config.py", pg_clip=both_clips, entropy_loss_coef=renamed("entropy_coeff")
     ),
-    "vllm_importance_sampling_clip_max": Alias("TRL", renamed("rollout_is_threshold")),
-    "tis_clip": Alias(
-        "slime", lambda value, _: {"rollout_is": "token_tis", "rollout_is_threshold": number(value)}
+    **table(
+        "open-instruct",
+        "open_instruct/grpo_utils.py",
+        clip_lower=renamed("clip_ratio_low"),
+        clip_higher=upper_clip,
     ),
-    "entropy_coef": Alias("TRL, OpenRLHF", renamed("entropy_coeff")),
 }
-"""Every foreign name, as it is spelled in Python; on the command line with dashes."""
+"""Every foreign name, as it is spelled in Python: dashes and dots are underscores."""
 
-
-def converted(given: Mapping[str, Any]) -> tuple[Knobs, list[str]]:
-    """`given` with our names alone, and a line for each conversion.
-
-    Raises:
-        ValueError: an ambiguous name or value, with what to give instead; a knob that is given twice.
-    """
-    knobs = {name: value for name, value in given.items() if name not in ALIASES}
-    notes: list[str] = []
-    for name in given.keys() & ALIASES.keys():
-        alias, value = ALIASES[name], given[name]
-        try:
-            meant = alias.convert(value, given)
-        except ValueError as error:
-            raise ValueError(f"{name} ({alias.libraries}) = {error}") from error
-        twice = sorted(knob for knob in meant if knob in knobs and knobs[knob] != meant[knob])
-        if twice:
-            raise ValueError(f"{name} ({alias.libraries}) sets {twice[0]}, which is given too; leave one out")
-        knobs |= meant
-        here = " and ".join(f"{knob} {one}" for knob, one in meant.items()) or "what is given beside it"
-        notes.append(f"{name} {value} ({alias.libraries}) is {here}")
-    return knobs, sorted(notes)
-
-
-def converted_options(arguments: Sequence[str], known: frozenset[str]) -> tuple[list[str], list[str]]:
-    """A command line with foreign options replaced, and a line for each; those in `known` are left alone."""
-    rest: list[str] = []
-    foreign: dict[str, str] = {}
-    beside: dict[str, str] = {}
-    place = 0
-    while place < len(arguments):
-        option, joined, value = arguments[place].partition("=")
-        end = place + 1
-        while not joined and end < len(arguments) and not arguments[end].startswith("--"):
-            end += 1
-        values = [value] if joined else list(arguments[place + 1 : end])
-        name = option.removeprefix("--").replace("-", "_")
-        if option.startswith("--") and name in ALIASES and name not in known:
-            foreign[name] = " ".join(values)
-        else:
-            rest += arguments[place:end]
-            beside[name] = " ".join(values)
-        place = end
-    knobs, notes = converted({name: one for name, one in beside.items() if name not in ALIASES} | foreign)
-    added = [
-        part
-        for knob, one in knobs.items()
-        if knob not in beside
-        for part in (f"--{knob.replace('_', '-')}", str(one))
-    ]
-    return [*rest, *added], notes if foreign else []
+VALUES: dict[str, dict[str, Alias]] = {
+    knob: {value: Alias(library, source, convert) for value in values}
+    for knob, library, source, values, convert in (
+        ("kl_loss_type", "verl, slime", "verl/trainer/ppo/core_algos.py", KL_VALUES, chosen(KL_VALUES)),
+        ("policy_loss", "verl, ROLL", "verl/trainer/ppo/core_algos.py", POLICY_LOSSES, chosen(POLICY_LOSSES)),
+        (
+            "rollout_is",
+            "verl",
+            "verl/trainer/config/algorithm.py",
+            ("token", "sequence", "null"),
+            verl_level,
+        ),
+    )
+}
+"""Other libraries' values of our knobs."""

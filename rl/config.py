@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from rl.algorithms import describe, get_algorithm
+from rl.conversions import converted
 from rl.machine import Machine
 from rl.overrides import Count, Decay, NonNegative, Overrides, Positive, Range, Share, Size
 
@@ -238,12 +239,17 @@ def with_smoke_defaults(config: C) -> C:
 
 
 def resolve(config: C, machine: Machine) -> C:
-    """`config` with every "auto" replaced by what this machine gives. What is set already stays."""
+    """`config` with every "auto" replaced by what this machine gives, and our names for others' values.
+
+    What is set already stays.
+    """
     device = _chosen(config.device, "cuda" if machine.gpus else "cpu")
     on_gpu = device == "cuda"
     gpu_backend = "nccl" if len(machine.gpus) > config.engines else "ipc"
+    overrides, _ = converted(config.overrides)
     return replace(
         config,
+        **overrides,
         device=device,
         engine_dtype=_chosen(config.engine_dtype, "bfloat16" if on_gpu else "float32"),
         sync_backend=_chosen(config.sync_backend, gpu_backend if on_gpu else "shm"),
