@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Self
 
@@ -70,6 +70,7 @@ class TrainBatch:
     truncated: np.ndarray  # (N,) bool, ran out of tokens
     accounting: Accounting
     penalties: np.ndarray | None = None  # (N,) float64, of GRPO-RoC; None where no episode is known
+    facts: Mapping[str, float] = field(default_factory=dict)  # metrics of how it was put together
     old_logprobs: TokenArrays | None = None  # of the learner, before the update
     ref_logprobs: TokenArrays | None = None  # of the reference policy
     teacher_logprobs: TokenArrays | None = None  # of the teacher

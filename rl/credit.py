@@ -15,7 +15,7 @@ import numpy as np
 
 from rl.advantages import ADV_ESTIMATORS, AdvantageEstimator, group_centered, opo, overlong_penalty
 from rl.batch import TrainBatch
-from rl.filters import resample_groups
+from rl.filters import resample_groups, resampling_metrics
 from rl.layout import TokenArrays
 from rl.numerics import group_statistics
 from rl.token_advantages import gae, on_policy_distillation, reinforce_pp, token_rewards, whiten
@@ -41,13 +41,10 @@ Credit = Callable[["PolicyGradient", TrainBatch, np.ndarray], TokenCredit]
 def assign_advantages(row: PolicyGradient, batch: TrainBatch) -> TrainBatch:
     """Fill in `advantages` and, for a critic, `returns`: estimated in float64, kept in float32."""
     if row.oversample > 1:
-        kept = resample_groups(
-            batch.rewards,
-            required(batch.penalties, "penalties", row),
-            batch.group_ids,
-            oversample=row.oversample,
-        )
-        batch = batch.drop(~kept, reason="not_resampled")
+        penalties = required(batch.penalties, "penalties", row)
+        kept = resample_groups(batch.rewards, penalties, batch.group_ids, oversample=row.oversample)
+        facts = resampling_metrics(batch.rewards, penalties, kept)
+        batch = replace(batch.drop(~kept, reason="not_resampled"), facts=facts)
     if row.drop_uniform_groups:
         informative = group_statistics(batch.rewards, batch.group_ids).informative
         batch = batch.drop(~informative, reason="uninformative_group")

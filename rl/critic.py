@@ -9,7 +9,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from rl.numerics import MetricSums, Share, mean_share, on_host, select, sum_share
+from rl.numerics import MetricSums, Share, mean_share, on_host, power_sums, select, sum_share
 
 
 def value_loss(
@@ -58,9 +58,7 @@ def value_loss(
 
 def explained_variance_share(returns: Tensor, errors: Tensor, kept: Tensor) -> Share:
     """1 - var(R - V) / var(R) over the kept tokens: 1 for a perfect critic, 0 for one that knows the mean."""
-    r, e, weight = (x.detach().double() for x in (returns, errors, kept))
-    sums = (weight, r * weight, r * r * weight, e * weight, e * e * weight)
-    return Share("explained", torch.stack([x.sum() for x in sums]))
+    return Share("explained", power_sums(kept, returns, errors))
 
 
 CRITIC_METRICS = {

@@ -65,6 +65,18 @@ def resample_on_correct(
     return kept
 
 
+def resampling_metrics(rewards: np.ndarray, penalties: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+    """What resampling kept, all (N,): the share of both classes of reward, and the mean penalties."""
+    positive = rewards > 0
+    parts = {
+        "roc/kept_positive_frac": kept[positive],
+        "roc/kept_other_frac": kept[~positive],
+        "roc/penalty_kept": penalties[kept],
+        "roc/penalty_dropped": penalties[~kept],
+    }
+    return {name: float(values.mean()) for name, values in parts.items() if values.size}
+
+
 def resample_groups(
     rewards: np.ndarray, penalties: np.ndarray, group_ids: np.ndarray, *, oversample: int
 ) -> np.ndarray:

@@ -14,6 +14,9 @@ from rl.token_colors import Decode
 from rollout.record import Record, TrajectoryRecorder
 from rollout.trajectory import Trajectory, TrajectoryGroup
 
+LARGE_REWARD = 20.0
+"""|reward| above which a run warns, once: advantages that are not divided by a std grow with it."""
+
 
 class Journal:
     """Records every trajectory with both log-probs, every metric, and shows them."""
@@ -26,6 +29,7 @@ class Journal:
         self._decode = decode
         self._recorder = TrajectoryRecorder(directory.trajectories, max_bytes=int(config.max_record_mb * 1e6))
         self._step = 0
+        self._has_warned = False
         self._shown: Trajectory | None = None
 
     def observe(self, groups: list[TrajectoryGroup], batch: TrainBatch) -> None:
@@ -58,9 +62,20 @@ class Journal:
         """Write and show one step's metrics, and a trajectory now and then."""
         self._directory.append_metrics(step, metrics)
         self._console.show_step(step, metrics)
+        self._warn_of_rewards(step, metrics.get("rollout/reward_abs_max", 0.0))
         every = self._config.show_every
         if every and step % every == 0 and self._shown is not None:
             self._console.show_trajectory(step, self._shown, self._decode)
+
+    def _warn_of_rewards(self, step: int, largest: float) -> None:
+        """Say, the first time, that rewards are large; none is clipped."""
+        if largest > LARGE_REWARD and not self._has_warned:
+            self._has_warned = True
+            self._console.say(
+                f"WARNING: step {step}: a reward of size {largest:g}, above {LARGE_REWARD:g}; none is "
+                "clipped: scale them, or use an advantage that is divided by a std (adv_estimator grpo)",
+                style="bold yellow",
+            )
 
 
 def _old_logprobs(

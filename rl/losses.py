@@ -16,19 +16,7 @@ import torch
 from torch import Tensor
 
 from rl.batch import LossCounts
-from rl.numerics import (
-    LOG_RATIO_NET,
-    MetricSums,
-    bounded_exp,
-    ess_share,
-    k1,
-    k2,
-    k3,
-    max_share,
-    mean_share,
-    min_share,
-    select,
-)
+from rl.numerics import LOG_RATIO_NET, bounded_exp, k1, k2, k3, select
 
 PolicyLoss = Literal["reinforce", "importance_sampling", "ppo", "cispo", "jsd"]
 RatioLevel = Literal["token", "sequence", "product"]
@@ -49,7 +37,7 @@ class LossTokens:
     """The inputs of a loss with everything that takes no part replaced by 0; all (B, T).
 
     `kept`: trained tokens whose inputs are all finite. `known`: trained tokens with finite log-probs of
-    learner and engine; `log_weight` is log π_learner - log π_engine there.
+    learner and engine; there `rollout_logprobs` are the engine's, and `log_weight` the learner's less them.
     """
 
     kept: Tensor
@@ -58,6 +46,7 @@ class LossTokens:
     log_ratio: Tensor
     advantages: Tensor
     entropy: Tensor
+    rollout_logprobs: Tensor
     log_weight: Tensor
     ref_logprobs: Tensor | None
 
@@ -217,76 +206,3 @@ def token_norm(
         "seq-mean-token-mean": lambda: weight[:, None].double() / row_tokens / num_sequences,
     }[loss_agg_mode]()
     return loss_mask.double() * per_token
-
-
-def ratio_metrics(log_ratio: Tensor, clipped: Clipped, kept: Tensor, level: RatioLevel) -> MetricSums:
-    """How far the policy has moved from the anchor: per token, or per row where the ratio is the row's."""
-    unit = kept.double() if level == "token" else kept.double() / kept.sum(1, keepdim=True).clamp(min=1)
-    ratio = bounded_exp(log_ratio)
-    return {
-        "policy/ratio_mean": mean_share(ratio, unit),
-        "policy/ratio_min": min_share(ratio, kept),
-        "policy/ratio_max": max_share(ratio, kept),
-        "policy/ess": ess_share(ratio, unit),
-        "policy/clip_frac_low": mean_share(clipped.low, unit),
-        "policy/clip_frac_high": mean_share(clipped.high, unit),
-        "policy/clip_frac_dual": mean_share(clipped.dual, unit),
-        "policy/log_ratio_clamp_frac": mean_share(clipped.net, unit),
-    }
-
-
-def gap_metrics(log_weight: Tensor, known: Tensor, loss_mask: Tensor) -> MetricSums:
-    """How far the learner is from the sampler on the tokens where both log-probs are `known`."""
-    ratio = bounded_exp(log_weight)
-    return {
-        "gap/mean": mean_share(log_weight, known),
-        "gap/abs_mean": mean_share(log_weight.abs(), known),
-        "gap/abs_max": max_share(log_weight.abs(), known),
-        "gap/k1": mean_share(k1(log_weight), known),
-        "gap/k3": mean_share(k3(log_weight), known),
-        "gap/ratio_mean": mean_share(ratio, known),
-        "gap/ratio_min": min_share(ratio, known),
-        "gap/ratio_max": max_share(ratio, known),
-        "gap/ess": ess_share(ratio, known),
-        "gap/chi2": mean_share(ratio.double().square() - 1.0, known),
-        "gap/missing_logprob_frac": mean_share(loss_mask & ~known, loss_mask),
-    }
-
-
-LOSS_METRICS = {
-    "policy/loss": "the loss that was minimised",
-    "policy/pg_loss": "its policy-gradient term",
-    "policy/kl_loss": "its KL term before kl_loss_coef; only where the row has one",
-    "policy/entropy": "mean entropy of the policy over trained tokens, nats",
-    "policy/advantage_mean": "mean advantage over trained tokens",
-    "policy/advantage_abs_max": "largest |advantage| of a trained token",
-    "policy/ratio_mean": "mean probability ratio to the policy before the update; of rows at sequence level",
-    "policy/ratio_min": "smallest such ratio",
-    "policy/ratio_max": "largest such ratio",
-    "policy/ess": "effective sample size (Σr)² / (n Σr²) of those ratios; 1 on policy",
-    "policy/clip_frac_low": "share of ratios held at the band's lower end (A < 0)",
-    "policy/clip_frac_high": "share of ratios held at the band's upper end with A > 0",
-    "policy/clip_frac_dual": "share of ratios held at an upper end with A < 0 (dual clip, CISPO)",
-    "policy/log_ratio_clamp_frac": "share of ratios held by the e^±20 net, where the rule has no bound",
-    "policy/approx_kl_k1": "mean of log π_old - log π over trained tokens, nats",
-    "policy/approx_kl_k3": "mean of r - 1 - log r over trained tokens, never negative, nats",
-    "policy/nonfinite_token_frac": "share of trained tokens left out because an input was NaN or infinite",
-    "policy/kl_ref_k1": "mean of log π - log π_ref over trained tokens, nats",
-    "policy/kl_ref_k3": "k3 estimate of the KL from the policy to the reference, nats",
-    "gap/mean": "mean of the learner's log-prob less the engine's over trained tokens, nats",
-    "gap/abs_mean": "mean |log-prob of the learner - log-prob of the engine| over trained tokens, nats",
-    "gap/abs_max": "largest such difference, nats",
-    "gap/k1": "mean of log-prob of the engine less that of the learner: an estimate of their KL, nats",
-    "gap/k3": "the same KL by an estimate that is never negative, nats",
-    "gap/ratio_mean": "mean of w = probability under the learner / under the engine",
-    "gap/ratio_min": "smallest w",
-    "gap/ratio_max": "largest w",
-    "gap/ess": "effective sample size (Σw)² / (n Σw²); 1 where engine and learner agree",
-    "gap/chi2": "mean of w² - 1",
-    "gap/missing_logprob_frac": "share of trained tokens without a finite log-prob of the engine",
-    "gap/is_weight_mean": "mean importance weight that the loss used, after truncation or masking",
-    "gap/is_weight_max": "largest such weight",
-    "gap/is_weight_capped_frac": "share of trained tokens whose weight was cut to rollout_is_threshold",
-    "gap/is_weight_masked_frac": "share of trained tokens whose weight was set to 0",
-}
-"""Every metric that a policy loss emits. Means are over the whole update, whatever its micro-batches."""

@@ -10,6 +10,7 @@ from envs.messages import ParseStatus, StopReason
 ROLLOUT_METRICS = {
     "rollout/reward_mean": "mean reward of the scored trajectories",
     "rollout/reward_std": "population standard deviation of their rewards, over the whole step",
+    "rollout/reward_abs_max": "largest |reward| of a scored trajectory",
     "rollout/reward_group_std": "population standard deviation of the rewards within a group, mean over the "
     "groups with at least two scored members",
     "rollout/zero_variance_groups": "share of the groups with at least two scored members in which all "
@@ -19,8 +20,10 @@ ROLLOUT_METRICS = {
     "rollout/turns": "turns of a scored trajectory, mean",
     "rollout/response_tokens": "sampled tokens of a scored trajectory, mean",
     "rollout/response_tokens_max": "sampled tokens of a scored trajectory, largest",
+    "rollout/truncated": "share of the scored trajectories that ran out of tokens",
     "rollout/tool_calls": "attempted tool calls of a scored trajectory, well-formed or not, mean",
     "rollout/tool_errors": "tool messages of a scored trajectory that report an error, mean",
+    "rollout/tool_error_frac": "share of the scored trajectories' tool messages that report an error",
     "rollout/trajectories": "trajectories that came back, unscored ones included; count",
     "rollout/unscored": "share of those that have no reward",
     "rollout/dropped_groups": "groups sampled and replaced because their rewards were all equal; count",
@@ -35,6 +38,8 @@ TOKEN_METRICS = {
     "tokens/sampled": "tokens sampled in this step's groups; = trained + masked + dropped",
     "tokens/trained": "sampled tokens under the loss",
     "tokens/masked": "sampled tokens of trajectories that count in the statistics and are not trained on",
+    "tokens/untrained_trajectories": "trajectories that count in the statistics and have no token under the "
+    "loss; count",
     "tokens/dropped": "sampled tokens of trajectories that are in no statistic and in no loss",
     "dropped/<reason>": "trajectories that are in no statistic and in no loss, by reason; count",
     "tokens/per_s": "tokens/sampled a second of time/rollout_s",
@@ -42,6 +47,13 @@ TOKEN_METRICS = {
     "version/newest": "highest policy version that sampled a token of this step",
     "version/staleness_mean": "learner's version less the version that sampled the token, mean over tokens",
     "version/staleness_max": "learner's version less the version that sampled the token, largest",
+}
+
+RESAMPLING_METRICS = {
+    "roc/kept_positive_frac": "share of the trajectories with a reward above 0 that GRPO-RoC kept",
+    "roc/kept_other_frac": "share of the other trajectories that it kept",
+    "roc/penalty_kept": "mean penalty (failed calls, no answer) of the trajectories that it kept",
+    "roc/penalty_dropped": "mean penalty of those that it left out",
 }
 
 SHAPE_METRICS = {

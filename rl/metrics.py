@@ -10,12 +10,13 @@ import numpy as np
 
 from envs.messages import Message, ParseStatus, StopReason
 from envs.names import nearest
-from rl.batch import TrainBatch
+from rl.batch import TRUNCATED, TrainBatch
 from rl.critic import CRITIC_METRICS
-from rl.losses import LOSS_METRICS
+from rl.loss_metrics import LOSS_METRICS
 from rl.metric_names import (
     DISTILL_METRICS,
     OPTIMIZER_METRICS,
+    RESAMPLING_METRICS,
     ROLLOUT_METRICS,
     SFT_METRICS,
     SHAPE_METRICS,
@@ -38,6 +39,7 @@ METRICS: dict[str, str] = (
     | DISTILL_METRICS
     | SFT_METRICS
     | SHAPE_METRICS
+    | RESAMPLING_METRICS
     | PREFERENCE_METRICS
     | OPTIMIZER_METRICS
     | SYNC_METRICS
@@ -91,6 +93,7 @@ def _reward_metrics(groups: Sequence[TrajectoryGroup], scored: Sequence[Trajecto
     return (
         _mean("rollout/reward_mean", rewards)
         | ({"rollout/reward_std": float(np.std(rewards))} if rewards else {})
+        | ({"rollout/reward_abs_max": float(np.abs(rewards).max())} if rewards else {})
         | _mean("rollout/reward_group_std", stds)
         | _mean("rollout/zero_variance_groups", uniform)
         | _mean("rollout/small_groups", [len(group.rewards) < 2 for group in groups])
@@ -102,13 +105,16 @@ def _reward_metrics(groups: Sequence[TrajectoryGroup], scored: Sequence[Trajecto
 def _behaviour_metrics(scored: Sequence[Trajectory]) -> Metrics:
     lengths = [trajectory.num_sampled_tokens for trajectory in scored]
     transcripts = [trajectory.episode.transcript for trajectory in scored]
+    results = [message for said in transcripts for message in said if message.role == "tool"]
     statuses = Counter(call.status for said in transcripts for message in said for call in message.tool_calls)
     metrics = (
         _mean("rollout/turns", [len(trajectory.turns) for trajectory in scored])
         | _mean("rollout/response_tokens", lengths)
         | ({"rollout/response_tokens_max": float(max(lengths))} if lengths else {})
+        | _mean("rollout/truncated", [t.episode.stop_reason in TRUNCATED for t in scored])
         | _mean("rollout/tool_calls", [sum(len(m.tool_calls) for m in said) for said in transcripts])
         | _mean("rollout/tool_errors", [_num_tool_errors(said) for said in transcripts])
+        | _mean("rollout/tool_error_frac", [message.is_error for message in results])
     )
     if statuses:
         metrics |= {f"parse/{status}": statuses[status] / statuses.total() for status in ParseStatus}
@@ -140,7 +146,10 @@ def _counts(trajectories: Sequence[Trajectory]) -> Metrics:
 def batch_metrics(batch: TrainBatch) -> Metrics:
     """What became of every sampled token, and of the trajectories that were left out."""
     accounting = batch.accounting
+    trained = {sample.trajectory_id for sample in batch.samples if sample.loss_mask.any()}
     return {
+        **batch.facts,
+        "tokens/untrained_trajectories": float(len(batch.trajectory_ids) - len(trained)),
         "tokens/sampled": float(accounting.num_sampled),
         "tokens/trained": float(accounting.num_trained),
         "tokens/masked": float(accounting.num_masked),

@@ -22,6 +22,9 @@ LOG_RATIO_NET = 20.0
 UNIFORM_TOLERANCE = 1e-6
 """Rewards of a group that differ by at most this much, relative to max(1, |mean|), are equal."""
 
+VARIANCE_ROUNDING = 1e-12
+"""A variance below this share of the mean square is what rounding leaves of numbers that are all equal."""
+
 K3_SERIES_RADIUS = 0.125
 """Below it expm1(d) - d cancels: 100 % off in float32 for |d| < 3e-4, where healthy log-prob gaps are."""
 
@@ -107,11 +110,13 @@ class Share:
     """What one micro-batch contributes to one metric; shares of any split add up to the same global value.
 
     `values` (k,) float64 by kind: mean (numerator, denominator), sum (total,), max (value,), min (value,),
+    std (n, Σx, Σx²), the population's standard deviation,
     ess (Σu, Σu², n), the effective sample size (Σu)² / (n Σu²) in (0, 1],
-    explained (n, Σy, Σy², Σe, Σe²), the explained variance 1 - var(e) / var(y) of y with errors e.
+    explained (n, Σy, Σy², Σe, Σe²), the explained variance 1 - var(e) / var(y) of y with errors e,
+    correlation (n, Σx, Σx², Σy, Σy², Σxy), Pearson's coefficient of x and y.
     """
 
-    kind: Literal["mean", "sum", "max", "min", "ess", "explained"]
+    kind: Literal["mean", "sum", "max", "min", "std", "ess", "explained", "correlation"]
     values: Tensor
 
     def __add__(self, other: Share) -> Share:
@@ -125,13 +130,20 @@ class Share:
         values = self.values.tolist()
         if self.kind == "mean":
             return values[0] / values[1] if values[1] else None
+        if self.kind == "std":
+            n, x, xx = values
+            return max(xx / n - (x / n) ** 2, 0.0) ** 0.5 if n else None
         if self.kind == "ess":
             return values[0] ** 2 / (values[1] * values[2]) if values[1] else None
         if self.kind == "explained":
             n, y, yy, e, ee = values
             variance = yy * n - y * y
-            # Of returns that are all equal the difference leaves only rounding.
-            return 1.0 - (ee * n - e * e) / variance if variance > 1e-12 * yy * n else None
+            return 1.0 - (ee * n - e * e) / variance if variance > VARIANCE_ROUNDING * yy * n else None
+        if self.kind == "correlation":
+            n, x, xx, y, yy, xy = values
+            spread_x, spread_y = xx * n - x * x, yy * n - y * y
+            varies = spread_x > VARIANCE_ROUNDING * xx * n and spread_y > VARIANCE_ROUNDING * yy * n
+            return (xy * n - x * y) / (spread_x * spread_y) ** 0.5 if varies else None
         return values[0] if np.isfinite(values[0]) else None
 
 
@@ -157,6 +169,24 @@ def max_share(x: Tensor, mask: Tensor) -> Share:
 def min_share(x: Tensor, mask: Tensor) -> Share:
     """The smallest x where mask is true."""
     return Share("min", -max_share(-x, mask).values)
+
+
+def power_sums(weight: Tensor, *columns: Tensor) -> Tensor:
+    """n, then Σx and Σx² of each column, weighted: float64."""
+    w = weight.detach().double()
+    powers = (power for x in columns for power in (x.detach().double(), x.detach().double().square()))
+    return torch.stack([w.sum(), *((power * w).sum() for power in powers)])
+
+
+def std_share(x: Tensor, weight: Tensor) -> Share:
+    """Weighted population standard deviation: x (...) with weights, or a mask, of the same shape."""
+    return Share("std", power_sums(weight, x))
+
+
+def correlation_share(x: Tensor, y: Tensor, weight: Tensor) -> Share:
+    """Pearson's correlation of x and y (...), with weights, or a mask, of the same shape."""
+    product = (x.detach().double() * y.detach().double() * weight).sum()
+    return Share("correlation", torch.cat([power_sums(weight, x, y), product.reshape(1)]))
 
 
 def ess_share(u: Tensor, weight: Tensor) -> Share:

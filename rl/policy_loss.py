@@ -11,28 +11,31 @@ from rl.batch import LossCounts
 from rl.credit import required
 from rl.critic import value_loss
 from rl.layout import PaddedLayout
+from rl.loss_metrics import (
+    gap_metrics,
+    ratio_metrics,
+    reference_metrics,
+    teacher_metrics,
+    token_metrics,
+    weight_metrics,
+)
 from rl.losses import (
     ROLLOUT_IS,
     Clipped,
     LossTokens,
     RolloutWeights,
     at_level,
-    gap_metrics,
     kl_penalty,
-    ratio_metrics,
     rollout_weights,
     surrogate,
     token_norm,
 )
-from rl.numerics import MetricSums, k1, k3, max_share, mean_share, on_host, select, sum_share
+from rl.numerics import MetricSums, mean_share, on_host, select, sum_share
 from rl.outputs import TokenOutputs
 from rl.rules import RULE_KNOBS, RuleTokens, apply_rule, off_policy_sequence_mask
 
 if TYPE_CHECKING:
     from rl.policy_gradient import PolicyGradient
-
-LARGE_ADVANTAGE = 5.0
-"""Nats by which a teacher must differ from the policy on a token to be counted."""
 
 
 def policy_gradient_loss(
@@ -44,7 +47,7 @@ def policy_gradient_loss(
     """See PolicyGradient.loss."""
     x, mask = _tokens(row, outputs.logprobs, outputs.entropy, layout), layout.loss_mask
     log_ratio = at_level(x.log_ratio, x.kept, row.importance_sampling_level)
-    per_token, clipped = _surrogate(row, x, log_ratio)
+    per_token, clipped, rule_metrics = _surrogate(row, x, log_ratio)
     if row.compares_distributions:
         per_token = select(x.kept, required(outputs.divergence, "divergence", row))
     weights = _rollout_weights(row, x)
@@ -62,24 +65,22 @@ def policy_gradient_loss(
     metrics = {
         "policy/loss": sum_share(loss),
         "policy/pg_loss": sum_share(pg_loss),
-        "policy/entropy": mean_share(x.entropy, x.kept),
-        "policy/advantage_mean": mean_share(x.advantages, x.kept),
-        "policy/advantage_abs_max": max_share(x.advantages.abs(), x.kept),
-        "policy/approx_kl_k1": mean_share(-x.log_ratio, x.kept),
-        "policy/approx_kl_k3": mean_share(k3(x.log_ratio), x.kept),
-        "policy/nonfinite_token_frac": mean_share(mask & ~x.kept, mask),
+        **token_metrics(x, mask),
         **ratio_metrics(log_ratio, clipped, x.kept, row.importance_sampling_level),
-        **gap_metrics(x.log_weight, x.known, mask),
-        **_optional_metrics(row, x, weights, kl_loss),
-        **_teacher_metrics(x, layout.teacher_logprobs),
+        **rule_metrics,
+        **gap_metrics(x, mask),
+        **(weight_metrics(weights, x.kept) if row.rollout_is != "none" else {}),
+        **({"policy/kl_loss": sum_share(kl_loss)} if row.kl_loss_coef else {}),
+        **reference_metrics(row, x, layout.ref_logprobs),
+        **teacher_metrics(x, layout.teacher_logprobs),
         **value_metrics,
         **shape_metrics,
     }
     return loss, on_host(metrics)
 
 
-def _surrogate(row: PolicyGradient, x: LossTokens, log_ratio: Tensor) -> tuple[Tensor, Clipped]:
-    """The per-token loss of the rule, and where it was clipped or left out."""
+def _surrogate(row: PolicyGradient, x: LossTokens, log_ratio: Tensor) -> tuple[Tensor, Clipped, MetricSums]:
+    """The per-token loss of the rule, where it was clipped or left out, and what was left out besides."""
     if row.bounds is not None:
         per_token, clipped = surrogate(x.logprobs, log_ratio, x.advantages, row.bounds)
     else:
@@ -87,8 +88,10 @@ def _surrogate(row: PolicyGradient, x: LossTokens, log_ratio: Tensor) -> tuple[T
         per_token, clipped = apply_rule(row.policy_loss, RuleTokens.of(x), {**clips, **row.rule_knobs})
     if row.off_policy_mask_threshold is not None:
         delta = row.off_policy_mask_threshold
-        per_token = select(off_policy_sequence_mask(x.log_ratio, x.advantages, x.kept, delta), per_token)
-    return per_token, clipped
+        near = off_policy_sequence_mask(x.log_ratio, x.advantages, x.kept, delta)
+        masked = {"policy/off_policy_masked_frac": mean_share(x.kept & ~near, x.kept)}
+        return select(near, per_token), clipped, masked
+    return per_token, clipped, {}
 
 
 def _value_loss(
@@ -130,6 +133,7 @@ def _tokens(row: PolicyGradient, logprobs: Tensor, entropy: Tensor, layout: Padd
         log_ratio=policy - select(kept, anchor),
         advantages=select(kept, advantages),
         entropy=select(kept & entropy.isfinite(), entropy),
+        rollout_logprobs=select(known, rollout),
         log_weight=select(known, learner) - select(known, rollout),
         ref_logprobs=select(kept, ref) if row.kl_loss_coef and ref is not None else None,
     )
@@ -173,36 +177,3 @@ def _logit_and_router_loss(
         total = total + row.router_aux_loss_coef * router_loss
         metrics |= {"policy/router_loss": sum_share(router_loss)}
     return total, metrics
-
-
-def _teacher_metrics(x: LossTokens, teacher_logprobs: Tensor | None) -> MetricSums:
-    """How far the policy is from its teacher, where it has one."""
-    if teacher_logprobs is None:
-        return {}
-    known = x.kept & teacher_logprobs.isfinite()
-    return {
-        "distill/teacher_kl_k1": mean_share(x.logprobs.detach() - select(known, teacher_logprobs), known),
-        "distill/large_advantage_frac": mean_share(x.advantages.abs() > LARGE_ADVANTAGE, x.kept),
-    }
-
-
-def _optional_metrics(
-    row: PolicyGradient, x: LossTokens, weights: RolloutWeights, kl_loss: Tensor
-) -> MetricSums:
-    """Metrics of the terms that this row has."""
-    metrics: MetricSums = {}
-    if row.rollout_is != "none":
-        metrics |= {
-            "gap/is_weight_mean": mean_share(weights.weight, x.kept),
-            "gap/is_weight_max": max_share(weights.weight, x.kept),
-            "gap/is_weight_capped_frac": mean_share(weights.capped, x.kept),
-            "gap/is_weight_masked_frac": mean_share(weights.masked, x.kept),
-        }
-    if x.ref_logprobs is not None:
-        delta = x.ref_logprobs - x.logprobs
-        metrics |= {
-            "policy/kl_loss": sum_share(kl_loss),
-            "policy/kl_ref_k1": mean_share(k1(delta), x.kept),
-            "policy/kl_ref_k3": mean_share(k3(delta), x.kept),
-        }
-    return metrics

@@ -10,8 +10,15 @@ from envs.messages import StopReason, Task, message
 from rl.algorithms import get_algorithm
 from rl.batch import make_batch
 from rl.config import Config
-from rl.filters import episode_penalty, resample_groups, resample_on_correct, roc_penalty
+from rl.filters import (
+    episode_penalty,
+    resample_groups,
+    resample_on_correct,
+    resampling_metrics,
+    roc_penalty,
+)
 from rl.machine import Machine
+from rl.metrics import batch_metrics, check_names
 from rl.validation import ConfigError, validate
 from tests.tiny import make_group
 
@@ -65,7 +72,26 @@ def test_the_row_trains_half_of_each_group_and_counts_the_rest():
     assert weighed.trajectory_ids == tuple(f"{g}-{m}" for g in range(2) for m in (2, 3, 4, 5))
     assert weighed.accounting.dropped_trajectories == {"not_resampled": 8}
     assert weighed.rewards.tolist() == [0, 1, 0, 1] * 2  # statistics are of what is kept
+    # Each group keeps 2 of 4 of both kinds; kept 0, 0, 0.1, 0.1, dropped 0.9 four times.
+    measured = batch_metrics(weighed)
+    names = ("kept_positive_frac", "kept_other_frac", "penalty_kept", "penalty_dropped")
+    assert [measured[f"roc/{name}"] for name in names] == pytest.approx([0.5, 0.5, 0.05, 0.9])
+    check_names(measured)
     assert resample_groups(batch.rewards, penalties, batch.group_ids, oversample=2).sum() == 8
+
+
+def test_what_was_kept_is_reported_by_class():
+    rewards, penalties = np.array([1.0, 2.0, 0.0, -1.0, 0.0]), np.array([0.0, 0.4, 0.1, 0.2, 0.6])
+    metrics = resampling_metrics(rewards, penalties, np.array([True, False, True, False, False]))
+    assert metrics == pytest.approx(
+        {
+            "roc/kept_positive_frac": 1 / 2,
+            "roc/kept_other_frac": 1 / 3,
+            "roc/penalty_kept": 0.05,  # (0 + 0.1) / 2
+            "roc/penalty_dropped": 0.4,  # (0.4 + 0.2 + 0.6) / 3
+        }
+    )
+    assert "roc/kept_other_frac" not in resampling_metrics(rewards[:2], penalties[:2], np.ones(2, bool))
 
 
 def test_a_group_that_cannot_be_halved_is_refused():

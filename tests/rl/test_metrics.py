@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from envs.messages import ParseStatus, StopReason, ToolCall, message
+from rl.algorithms import get_algorithm
 from rl.batch import make_batch
 from rl.metrics import (
     METRICS,
@@ -42,6 +43,8 @@ def test_rewards_of_the_scored_only():
     # squares of the deviations: 0, 1, 0.25, 0.25, 4; sum 5.5, / 5 = 1.1
     assert metrics["rollout/reward_std"] == pytest.approx(math.sqrt(1.1))
     assert metrics["rollout/reward_group_std"] == 0.25  # (0.5 + 0) / 2
+    assert metrics["rollout/reward_abs_max"] == 3.0
+    assert metrics["rollout/truncated"] == 0.0
     assert metrics["rollout/zero_variance_groups"] == 0.5  # of the two groups that can be compared
     assert metrics["rollout/small_groups"] == pytest.approx(1 / 3)
     assert metrics["rollout/unscored"] == pytest.approx(1 / 6)
@@ -76,6 +79,7 @@ def test_tool_calls_by_parse_status_and_errors():
     metrics = rollout_metrics([group(trajectory("a", said=said), trajectory("b"))])
     assert metrics["rollout/tool_calls"] == 2.0  # (4 + 0) / 2
     assert metrics["rollout/tool_errors"] == 0.5
+    assert metrics["rollout/tool_error_frac"] == 0.5  # 1 of 2 tool messages
     assert metrics["parse/ok"] == 0.75
     assert metrics["parse/unknown_tool"] == 0.25
     assert metrics["parse/malformed"] == 0.0
@@ -105,6 +109,17 @@ def test_every_sampled_token_is_accounted_for():
     assert metrics["tokens/masked"] == 0.0
     assert metrics["dropped/error"] == 1.0
     check_names(metrics)
+
+
+def test_trajectories_without_a_trained_token_are_counted_and_truncated_ones_are_a_share():
+    cut = trajectory("cut", reward=-2.0, stop_reason=StopReason.MAX_TOTAL_TOKENS)
+    groups = [group(cut, trajectory("whole"), trajectory("third")), group(BROKEN, index=1)]
+    metrics = rollout_metrics(groups)
+    assert metrics["rollout/truncated"] == pytest.approx(1 / 3)  # of the scored ones
+    assert metrics["rollout/reward_abs_max"] == 2.0
+    for truncated, count in (("keep", 0.0), ("mask", 1.0)):
+        batch = get_algorithm("dr_grpo", truncated=truncated).assign_advantages(make_batch(groups))
+        assert batch_metrics(batch)["tokens/untrained_trajectories"] == count
 
 
 def clipped(flags: list[float]) -> dict:
