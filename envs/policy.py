@@ -47,7 +47,10 @@ class Completion:
     def __post_init__(self) -> None:
         length = len(self.token_ids)
         if len(self.logprobs) != length:
-            raise ValueError(f"Completion.logprobs has {len(self.logprobs)} entries; token_ids has {length}")
+            raise ValueError(
+                f"Completion.logprobs has {len(self.logprobs)} entries for {length} token_ids; expected the "
+                "log-prob of every sampled token: ask the engine for it, nothing may stand in its place"
+            )
         edges = [0, *(span.end for span in self.version_spans)]
         starts = [span.start for span in self.version_spans]
         if starts != edges[:-1] or edges[-1] != length:

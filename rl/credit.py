@@ -83,10 +83,13 @@ def per_trajectory(
 
 
 def token_kl(row: PolicyGradient, batch: TrainBatch) -> TokenArrays:
-    """log π_old - log π_ref of each token (k1), one array (T,) a sample."""
+    """log π_old - log π_ref of each trained token (k1), 0 elsewhere; one array (T,) a sample."""
     anchors = batch.rollout_logprobs if row.bypass_mode else required(batch.old_logprobs, "old_logprobs", row)
     references = required(batch.ref_logprobs, "ref_logprobs", row)
-    return tuple(a - b for a, b in zip(anchors, references, strict=True))
+    return tuple(
+        np.where(sample.loss_mask, a, 0.0) - np.where(sample.loss_mask, b, 0.0)
+        for sample, a, b in zip(batch.samples, anchors, references, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,13 @@ Far above every tolerance, far below breaking a model.
 """
 
 
+MAX_MISSING = 0.01
+"""Share of trained tokens without a log-prob of the engine above which a run stops.
+
+A few that are NaN are left out and counted; more, and the engine does not say what it sampled from.
+"""
+
+
 class GateError(RuntimeError):
     """The run refuses to start, or to go on; the message says what was measured and what was allowed."""
 
@@ -109,8 +116,9 @@ class StepGates:
     """What must hold in every step.
 
     The gap may touch its limit once (single spikes are harmless) but not `patience` steps in a row, nor ten
-    times over. Fewer than `max_skipped_steps` steps in a row may have an update that was not applied. On
-    the first update the policy is the one that sampled: its ratio to itself is 1 and nothing is clipped.
+    times over, and it must be known for all but MAX_MISSING of the tokens. Fewer than `max_skipped_steps`
+    steps in a row may have an update that was not applied. On the first update the policy is the one that
+    sampled: its ratio to itself is 1 and nothing is clipped.
     """
 
     gap_limit: float
@@ -129,6 +137,13 @@ class StepGates:
                 f"step {step}: the log-prob gap between engine and learner is {gap:.2e} (limit "
                 f"{self.gap_limit:.1e}, above it for {self._above} step(s)): the engine no longer samples "
                 "from the policy that is trained"
+            )
+        missing = metrics.get("gap/missing_logprob_frac", 0.0)
+        if missing > MAX_MISSING:
+            raise GateError(
+                f"step {step}: {missing:.1%} of the trained tokens have no finite log-prob of the engine (up "
+                f"to {MAX_MISSING:.0%} are left out and counted): it must return one for every token that it "
+                "samples; look at the log-probs in trajectories.jsonl"
             )
         skipped = metrics.get("optim/skipped_updates", 0.0)
         self._skipped = self._skipped + 1 if skipped else 0
