@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import resource
 import shutil
 import signal
@@ -61,19 +62,22 @@ def test_a_killed_process_stops_the_run_by_its_role(tmp_path: Path, title: str, 
 @pytest.mark.slow
 @pytest.mark.timeout(STEP_S + 120)
 @pytest.mark.parametrize(
-    ("title", "deadline", "named"),
+    ("title", "deadline", "waited_for"),
     [
-        ("VLLM::EngineCore", "--group-deadline-s", "the collector waited 40 s"),
+        # whatever the run is doing just then: a group, or a weight sync
+        ("VLLM::EngineCore", "--group-deadline-s", "the collector waited 40 s|waited 40 s for engine 0"),
         ("ray::Learner", "--learner-deadline-s", "the driver waited 40 s for the learner"),
     ],
 )
 def test_a_process_that_hangs_stops_the_run_at_its_deadline(
-    tmp_path: Path, title: str, deadline: str, named: str
+    tmp_path: Path, title: str, deadline: str, waited_for: str
 ) -> None:
-    with running(tmp_path, [*LONG_RUN, deadline, "40"]) as run:
+    deadlines = [deadline, "40", "--sync-deadline-s", "40"]
+    with running(tmp_path, [*LONG_RUN, *deadlines]) as run:
         run.wait_for_step(STEP_S)
-        ended = run.hurt(run.process(title), signal.SIGSTOP, timeout_s=120)
-    assert_clean_stop(ended, named, within_s=40 + 45)  # a stopped process is ended only after a while
+        ended = run.hurt(run.process(title), signal.SIGSTOP, timeout_s=180)
+    assert re.search(waited_for, ended.errors)
+    assert_clean_stop(ended, "waited 40 s", within_s=40 + 45)  # a stopped process is ended after a while
 
 
 @pytest.mark.slow
