@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Any, ClassVar
 
@@ -21,8 +22,9 @@ class _Phase(Enum):
 class ToolEnv:
     """The agent calls tools until a message without a call, its answer, ends the episode.
 
-    A subclass marks its tools with `@tool` and may override `setup`, `final_state` and `teardown`. It draws
-    randomness only from `self.rng`. What is not marked cannot be called by the policy, whatever its name.
+    A subclass marks its tools with `@tool` and may override `setup`, `final_state`, `turn_reward` and
+    `teardown`. It draws randomness only from `self.rng`. What is not marked cannot be called by the policy,
+    whatever its name.
 
     Example:
         class Dice(ToolEnv):
@@ -75,12 +77,16 @@ class ToolEnv:
         tools = {name: getattr(self, name) for name in self._tool_names}
         result = await dispatch(action.tool_calls, tools, max_output_chars=self.max_output_chars)
         if action.tool_calls:
-            return result
+            return replace(result, reward=self.turn_reward())
         self._phase = _Phase.DONE
         return StepResult(done=True, metrics=result.metrics)
 
     def final_state(self) -> Mapping[str, Any]:
         return {}
+
+    def turn_reward(self) -> float:
+        """Shaping reward of the turn whose calls have just run; rows with credit by turn learn from it."""
+        return 0.0
 
     async def close(self) -> None:
         if self._phase is not _Phase.CLOSED:

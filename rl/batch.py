@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from math import isfinite
 from typing import Self
 
@@ -13,7 +14,8 @@ import numpy as np
 from envs.messages import StopReason
 from rl.filters import episode_penalty
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
-from rl.samples import TrainSample, check_shape, trajectory_samples
+from rl.samples import TrainSample, by_turn, check_shape, trajectory_samples
+from rl.turns import TurnFacts
 from rollout.trajectory import Trajectory, TrajectoryGroup
 
 TOKEN_ARRAYS = ("old_logprobs", "ref_logprobs", "teacher_logprobs", "old_values", "advantages", "returns")
@@ -70,6 +72,8 @@ class TrainBatch:
     truncated: np.ndarray  # (N,) bool, ran out of tokens
     accounting: Accounting
     penalties: np.ndarray | None = None  # (N,) float64, of GRPO-RoC; None where no episode is known
+    turns: tuple[TurnFacts, ...] | None = None  # N, for credit by turn; None where no turn is known
+    reward_parts: Mapping[str, np.ndarray] | None = None  # (N,) float64 each, those that every score has
     facts: Mapping[str, float] = field(default_factory=dict)  # metrics of how it was put together
     old_logprobs: TokenArrays | None = None  # of the learner, before the update
     ref_logprobs: TokenArrays | None = None  # of the reference policy
@@ -122,6 +126,10 @@ class TrainBatch:
             lengths=self.lengths[kept],
             truncated=self.truncated[kept],
             penalties=None if self.penalties is None else self.penalties[kept],
+            turns=None if self.turns is None else tuple(compress(self.turns, kept)),
+            reward_parts=None
+            if self.reward_parts is None
+            else {name: values[kept] for name, values in self.reward_parts.items()},
         )
 
     def drop(self, dropped: np.ndarray, *, reason: str) -> Self:
@@ -146,6 +154,15 @@ class TrainBatch:
         tokens, old = int(self.lengths[masked].sum()), self.accounting
         accounting = replace(old, num_trained=old.num_trained - tokens, num_masked=old.num_masked + tokens)
         return replace(self._rows(rows), accounting=accounting)
+
+    def by_turn(self) -> Self:
+        """Every turn a sample of its own (rl/samples.py, by_turn); trajectories and their weight stay."""
+        parts = [(row, part) for row, sample in enumerate(self.samples) for part in by_turn(sample)]
+        arrays = {
+            name: tuple(values[row][: len(part.token_ids)] for row, part in parts)
+            for name, values in self.token_arrays.items()
+        }
+        return replace(self, samples=tuple(part for _, part in parts), **arrays)
 
     def minibatches(self, num_minibatches: int) -> list[Self]:
         """One batch per optimizer update: consecutive trajectories, each with all its samples.
@@ -216,6 +233,8 @@ def make_batch(groups: Sequence[TrajectoryGroup]) -> TrainBatch:
         lengths=np.array([trajectory.num_sampled_tokens for _, trajectory in kept], np.int64),
         truncated=np.array([trajectory.episode.stop_reason in TRUNCATED for _, trajectory in kept], np.bool_),
         penalties=np.array([episode_penalty(trajectory.episode) for _, trajectory in kept], np.float64),
+        turns=tuple(TurnFacts.of(trajectory) for _, trajectory in kept),
+        reward_parts=_common_parts([trajectory.score.parts for _, trajectory in kept]),
         accounting=Accounting(
             num_trajectories=sum(len(group.trajectories) for group in groups),
             num_sampled=num_trained + dropped.total(),
@@ -225,6 +244,12 @@ def make_batch(groups: Sequence[TrajectoryGroup]) -> TrainBatch:
             dropped_trajectories=dict(dropped_trajectories),
         ),
     )
+
+
+def _common_parts(scores: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    """The parts that every score has, in the order of the first."""
+    names = [name for name in (scores[0] if scores else {}) if all(name in parts for parts in scores)]
+    return {name: np.array([parts[name] for parts in scores], np.float64) for name in names}
 
 
 def _unusable(trajectory: Trajectory) -> str | None:

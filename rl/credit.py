@@ -1,7 +1,7 @@
 """Credit assignment: from the rewards of a batch to one advantage for each trained token.
 
-An estimator gives a trajectory one advantage, which all its tokens share (rl/advantages.py), or each token
-its own (rl/token_advantages.py). Both are rows of CREDITS.
+An estimator gives a trajectory one advantage, which all its tokens share (rl/advantages.py), each turn its
+own (rl/turns.py), or each token (rl/token_advantages.py). All are rows of CREDITS.
 """
 
 from __future__ import annotations
@@ -9,21 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from rl.advantages import ADV_ESTIMATORS, AdvantageEstimator, group_centered, opo, overlong_penalty
+from envs.names import unknown_name
+from rl.advantages import ADV_ESTIMATORS, AdvantageEstimator, gdpo, group_centered, opo
 from rl.batch import TrainBatch
 from rl.filters import resample_groups, resampling_metrics
 from rl.layout import TokenArrays
 from rl.numerics import group_statistics
-from rl.token_advantages import gae, on_policy_distillation, reinforce_pp, token_rewards, whiten
+from rl.shaping import kl_facts, less_kl, required, shaped_rewards, token_kl
+from rl.token_advantages import (
+    gae,
+    gigpo,
+    mt_grpo,
+    on_policy_distillation,
+    reinforce_pp,
+    token_rewards,
+    vapo_gae,
+    whiten,
+)
+from rl.turns import TurnTable, at_tokens
 
 if TYPE_CHECKING:
     from rl.policy_gradient import PolicyGradient
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +58,10 @@ def assign_advantages(row: PolicyGradient, batch: TrainBatch) -> TrainBatch:
     if row.drop_uniform_groups:
         informative = group_statistics(batch.rewards, batch.group_ids).informative
         batch = batch.drop(~informative, reason="uninformative_group")
+    if row.step_wise:
+        batch = batch.by_turn()
+    if row.kl_coef:
+        batch = replace(batch, facts={**batch.facts, **kl_facts(row, batch)})
     credit = CREDITS[row.adv_estimator](row, batch, shaped_rewards(row, batch))
     batch = replace(batch, advantages=credit.advantages, returns=credit.returns)
     if row.truncated == "mask":  # after the statistics, in which they count
@@ -55,41 +69,14 @@ def assign_advantages(row: PolicyGradient, batch: TrainBatch) -> TrainBatch:
     return batch
 
 
-def shaped_rewards(row: PolicyGradient, batch: TrainBatch) -> np.ndarray:
-    """The rewards (N,), shaped by truncation and length where the row says so."""
-    rewards = batch.rewards
-    if row.truncated == "zero_reward":
-        rewards = np.where(batch.truncated, 0.0, rewards)
-    if row.max_response_length is not None and row.overlong_buffer_len is not None:
-        rewards = rewards + overlong_penalty(
-            batch.lengths,
-            max_response_length=row.max_response_length,
-            overlong_buffer_len=row.overlong_buffer_len,
-            overlong_penalty_factor=row.overlong_penalty_factor,
-        )
-    return rewards
-
-
 def per_trajectory(
     estimator: AdvantageEstimator, row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray
 ) -> TokenCredit:
     """One advantage a trajectory, for all of its tokens; a KL in the reward is summed over the trajectory."""
-    if row.kl_coef:
-        rewards = rewards - row.kl_coef * batch.trajectory_sums(token_kl(row, batch))
-    estimated = estimator(rewards, batch.group_ids)
+    estimated = estimator(less_kl(row, batch, rewards), batch.group_ids)
     of = dict(zip(batch.trajectory_ids, estimated.tolist(), strict=True))
     advantages = (np.where(s.loss_mask, of[s.trajectory_id], 0.0) for s in batch.samples)
     return TokenCredit(advantages=tuple(array.astype(np.float32) for array in advantages))
-
-
-def token_kl(row: PolicyGradient, batch: TrainBatch) -> TokenArrays:
-    """log π_old - log π_ref of each trained token (k1), 0 elsewhere; one array (T,) a sample."""
-    anchors = batch.rollout_logprobs if row.bypass_mode else required(batch.old_logprobs, "old_logprobs", row)
-    references = required(batch.ref_logprobs, "ref_logprobs", row)
-    return tuple(
-        np.where(sample.loss_mask, a, 0.0) - np.where(sample.loss_mask, b, 0.0)
-        for sample, a, b in zip(batch.samples, anchors, references, strict=True)
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +136,69 @@ def critic_advantages(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarra
     """PPO: generalized advantage estimation on the critic's values, whitened."""
     tokens = TokenRewards.of(row, batch, rewards)
     values = padded(required(batch.old_values, "old_values", row))
-    advantages, returns = gae(tokens.rewards, values, tokens.mask, gamma=row.gamma, lam=row.lam)
+    if row.adv_estimator == "vapo":
+        advantages, returns = vapo_gae(
+            tokens.rewards,
+            values,
+            tokens.mask,
+            alpha=row.length_adaptive_alpha,
+            gamma=row.gamma,
+            critic_lam=row.lam,
+        )
+    else:
+        advantages, returns = gae(tokens.rewards, values, tokens.mask, gamma=row.gamma, lam=row.lam)
     whitened = whiten(advantages, tokens.mask)
     return TokenCredit(advantages=tokens.unpad(whitened), returns=tokens.unpad(returns))
+
+
+def first_turn_credit(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenCredit:
+    """MT-GRPO: the first turn answers for its own reward besides the outcome."""
+    table = TurnTable.of(required(batch.turns, "turns", row))
+    advantages = mt_grpo(
+        less_kl(row, batch, rewards),
+        table.rewards[:, 0],
+        batch.group_ids,
+        table.turn_ids,
+        table.mask,
+        turn_advantage_coef=row.turn_advantage_coef,
+    )
+    return TokenCredit(advantages=at_tokens(advantages, batch.trajectory_ids, batch.samples))
+
+
+def same_state_credit(
+    norm_adv_by_std: Literal["group", "none"], row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray
+) -> TokenCredit:
+    """GiGPO: besides the episode, turns of a group that followed the same observation are compared."""
+    table = TurnTable.of(required(batch.turns, "turns", row))
+    outcomes = less_kl(row, batch, rewards)
+    advantages = gigpo(
+        outcomes,
+        table.rewards_with(outcomes),
+        table.states,
+        table.mask,
+        batch.group_ids,
+        gamma=row.gamma,
+        omega=row.turn_advantage_coef,
+        norm_adv_by_std=norm_adv_by_std,
+    )
+    return TokenCredit(advantages=at_tokens(advantages, batch.trajectory_ids, batch.samples))
+
+
+def parts_credit(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenCredit:
+    """GDPO: every part of the reward compared for itself; the reward that they make has no part in it."""
+    del rewards
+    parts = required(batch.reward_parts, "reward_parts", row)
+    weights = row.reward_weights or dict.fromkeys((name for name in parts if "/" not in name), 1.0)
+    if missing := [name for name in weights if name not in parts]:
+        raise ValueError(unknown_name("part of every score, in reward_weights,", missing[0], parts))
+    if not weights:
+        raise ValueError(
+            f"algorithm {row.name!r} compares the parts of a reward, and these scores have none in common; "
+            "use a reward with parts, for instance rewards.weighted"
+        )
+    columns = np.stack([parts[name] for name in weights], axis=1)
+    estimated = gdpo(columns, batch.group_ids, reward_weights=[*weights.values()], lengths=batch.lengths)
+    return per_trajectory(lambda *_: estimated, row, batch, batch.rewards)
 
 
 def distilled(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenCredit:
@@ -177,13 +224,21 @@ TOKEN_ESTIMATORS: dict[str, Credit] = {
     "reinforce_plus_plus": whitened_returns,
     "reinforce_plus_plus_baseline": whitened_differences,
     "gae": critic_advantages,
+    "vapo": critic_advantages,
     "opd": distilled,
 }
-CRITIC_ESTIMATORS = frozenset({"gae"})
+TURN_ESTIMATORS: dict[str, Credit] = {
+    "mt_grpo": first_turn_credit,
+    "gigpo": partial(same_state_credit, "none"),
+    "gigpo_std": partial(same_state_credit, "group"),
+}
+CRITIC_ESTIMATORS = frozenset({"gae", "vapo"})
 TEACHER_ESTIMATORS = frozenset({"opd"})
 CREDITS: dict[str, Credit] = {
     **{name: partial(per_trajectory, estimator) for name, estimator in ADV_ESTIMATORS.items()},
     "opo": length_weighted,
+    "gdpo": parts_credit,
+    **TURN_ESTIMATORS,
     **TOKEN_ESTIMATORS,
 }
 """Every adv_estimator."""
@@ -209,12 +264,3 @@ def register_estimator(name: str, function: AdvantageEstimator) -> None:
         return advantages
 
     CREDITS[name] = partial(per_trajectory, checked)
-
-
-def required(value: T | None, name: str, row: PolicyGradient) -> T:
-    """`value`, which a row needs; ValueError, with the call that makes it, when it is missing."""
-    if value is None:
-        made = name in ("advantages", "returns")
-        step = "assign_advantages" if made else f"learner.score(batch, {set(row.needs)})"
-        raise ValueError(f"algorithm {row.name!r} needs {name}, which the batch lacks: call {step} first")
-    return value

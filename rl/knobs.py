@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 from envs.names import unknown_name
-from rl.credit import CREDITS, CRITIC_ESTIMATORS, TOKEN_ESTIMATORS
+from rl.credit import CREDITS, CRITIC_ESTIMATORS, TOKEN_ESTIMATORS, TURN_ESTIMATORS
 from rl.losses import ROLLOUT_IS, PolicyLoss
 from rl.rules import RULE_KNOBS, RULES, rule_knobs
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rl.policy_gradient import PolicyGradient
 
 PPO_CLIPS = {"clip_ratio_low", "clip_ratio_high", "clip_ratio_c"}
+SHAPING = ("max_response_length", "overlong_buffer_len", "overlong_penalty_factor")
 
 
 def problems(row: PolicyGradient) -> Iterator[str]:
@@ -35,6 +36,7 @@ def problems(row: PolicyGradient) -> Iterator[str]:
         "lam": 0,
         "vf_coef": 0,
         "opd_kl_coef": 0,
+        "turn_advantage_coef": 0,
     }
     above = {
         "cispo_ratio_high": 0,
@@ -43,6 +45,9 @@ def problems(row: PolicyGradient) -> Iterator[str]:
         "loss_scale_factor": 0,
         "overlong_buffer_len": 0,
         "cliprange_value": 0,
+        "target_kl": 0,
+        "kl_horizon": 0,
+        "length_adaptive_alpha": 0,
     }
     for name, low in at_least.items():
         value = getattr(row, name)
@@ -117,13 +122,40 @@ def _credit_problems(row: PolicyGradient) -> Iterator[str]:
             yield f"{knob} = {getattr(row, knob)}: expected 0 to 1"
 
 
+def _compares_sequences(row: PolicyGradient) -> bool:
+    """Whether something in the row depends on where a sample begins and ends."""
+    correction = ROLLOUT_IS.get(row.rollout_is)
+    return (
+        row.importance_sampling_level == "sequence"
+        or (correction is not None and {correction.gate, correction.weight} != {"token"})
+        or row.off_policy_mask_threshold is not None
+        or row.adv_estimator in TOKEN_ESTIMATORS
+        or row.policy_loss in RULES
+    )
+
+
 def without_effect(row: PolicyGradient) -> Iterator[tuple[str, str]]:
     """Knobs that change nothing in `row`, each with the reason."""
     clips = {"ppo": PPO_CLIPS}.get(row.policy_loss, set(RULE_KNOBS.get(row.policy_loss, ())))
     for knob in sorted(PPO_CLIPS - clips):
         yield knob, f"policy_loss {row.policy_loss!r} has no such clip"
-    if row.adv_estimator not in TOKEN_ESTIMATORS:
-        yield "gamma", f"adv_estimator {row.adv_estimator!r} gives a trajectory one advantage"
+    if row.adv_estimator not in {*TOKEN_ESTIMATORS, "gigpo", "gigpo_std"}:
+        yield "gamma", f"adv_estimator {row.adv_estimator!r} discounts nothing"
+    if row.adv_estimator != "vapo":
+        yield "length_adaptive_alpha", f"adv_estimator {row.adv_estimator!r} has one λ for all lengths"
+    if row.adv_estimator not in TURN_ESTIMATORS:
+        yield "turn_advantage_coef", f"adv_estimator {row.adv_estimator!r} gives turns nothing of their own"
+    if row.kl_coef == 0:
+        yield "target_kl", "kl_coef is 0: there is no KL in the reward"
+    if row.target_kl is None:
+        yield "kl_horizon", "there is no target_kl"
+    if row.adv_estimator == "gdpo":
+        for knob in (*SHAPING, "kl_coef"):
+            yield knob, "adv_estimator 'gdpo' compares the parts of the reward, not the whole"
+    else:
+        yield "reward_weights", f"adv_estimator {row.adv_estimator!r} takes the reward as a whole"
+    if not _compares_sequences(row):
+        yield "step_wise", "nothing in this row is a sequence's: the gradient is the same, split or whole"
     if row.adv_estimator not in CRITIC_ESTIMATORS:
         for knob in ("lam", "cliprange_value", "vf_coef"):
             yield knob, f"adv_estimator {row.adv_estimator!r} has no critic"
@@ -137,7 +169,7 @@ def without_effect(row: PolicyGradient) -> Iterator[tuple[str, str]]:
         for knob in ("adv_estimator", "gamma", "importance_sampling_level"):
             yield knob, "policy_loss 'jsd' uses no advantage and no ratio"
     if row.uses_teacher:
-        for knob in ("kl_coef", "max_response_length", "overlong_buffer_len", "overlong_penalty_factor"):
+        for knob in ("kl_coef", *SHAPING):
             yield knob, "a teacher takes the reward's place"
     if row.policy_loss == "reinforce":
         yield "importance_sampling_level", "policy_loss 'reinforce' uses no ratio"

@@ -61,6 +61,11 @@ SHAPE_METRICS = {
     "policy/router_loss": "load-balancing loss of the experts, 1 where evenly used; before its coefficient",
 }
 
+REWARD_KL_METRICS = {
+    "policy/kl_in_reward": "mean of log π_old - log π_ref over trained tokens, which rewards pay for, nats",
+    "policy/kl_coef": "its coefficient in this step's rewards",
+}
+
 SFT_METRICS = {
     "sft/loss": "mean of -log π over all trained tokens of an update, nats",
 }

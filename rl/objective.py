@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self
+
 
 class Objective:
     """The defaults of an objective that needs the policy's log-probs and nothing else.
@@ -39,3 +42,8 @@ class Objective:
     @property
     def compares_distributions(self) -> bool:
         return False
+
+    def after_step(self, metrics: Mapping[str, float]) -> Self:
+        """The objective of the next step, after one with these metrics."""
+        del metrics
+        return self

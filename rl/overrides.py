@@ -31,13 +31,25 @@ class Overrides:
     adv_estimator: str | None = None
     """How rewards become advantages."""
     gamma: Share | None = None
-    """Discount a sampled token, for estimators that give each token its own advantage."""
+    """Discount a sampled token, for estimators that give each token its own advantage; gigpo: a turn."""
     lam: Share | None = None
     """Lambda of generalized advantage estimation (GAE)."""
     opd_kl_coef: NonNegative | None = None
     """On-policy distillation: what a nat of log-prob above the teacher's costs a token."""
     kl_coef: NonNegative | None = None
     """Weight of the KL to the starting policy in the reward."""
+    target_kl: Positive | None = None
+    """The KL in nats a token that kl_coef follows; without it kl_coef stays."""
+    kl_horizon: Positive | None = None
+    """Trajectories over which kl_coef changes by at most a fifth."""
+    length_adaptive_alpha: Positive | None = None
+    """VAPO: lambda is 1 - 1 / (alpha n) for n sampled tokens."""
+    turn_advantage_coef: NonNegative | None = None
+    """Weight of the advantage within a turn (mt_grpo, gigpo)."""
+    step_wise: bool | None = None
+    """Whether every turn is a sample of its own, with a ratio of its own where ratios are a sequence's."""
+    reward_weights: dict[str, float] | None = None
+    """GDPO: parts of the reward with their weights, as name and value pairs: answer 1 operations 0.5."""
     oversample: Count | None = None
     """Of each group one in so many members is trained on, those with the fewest failed calls (GRPO-RoC)."""
     drop_uniform_groups: bool | None = None

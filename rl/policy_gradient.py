@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log, log1p
-from typing import Literal
+from typing import Literal, Self
 
 from torch import Tensor
 
 from rl.batch import LossCounts, TrainBatch
 from rl.credit import TEACHER_ESTIMATORS, assign_advantages
+from rl.critic import AdaptiveKlController
 from rl.knobs import problems
 from rl.layout import PaddedLayout
 from rl.losses import Bounds, KlGradient, KlLossType, LossAggMode, RolloutIs
@@ -26,7 +27,7 @@ class PolicyGradient(Objective):
 
     Advantages
         adv_estimator: a key of CREDITS (rl/credit.py).
-        gamma, lam: discount a sampled token, and GAE's λ; estimators with one value a token use them.
+        gamma, lam: discount a sampled token (GiGPO: a turn), and GAE's λ, for estimators that use them.
         kl_coef: weight of the KL to the reference (k1, in the reward: summed over a trajectory, or token by
             token where an estimator gives each its own); 0 is off.
         oversample: of each group one in so many members is kept, those that reached their reward most cleanly
@@ -35,6 +36,14 @@ class PolicyGradient(Objective):
             that their tokens are in no denominator.
         truncated: what becomes of trajectories that ran out of tokens: keep; mask (in the statistics, not
             trained on); zero_reward.
+        target_kl, kl_horizon: where target_kl (nats a token) is given, kl_coef follows it: each step multiplies
+            it by 1 + clip(KL / target_kl - 1, ±0.2) · trajectories / kl_horizon (arXiv 1909.08593, 2.2).
+        length_adaptive_alpha: VAPO's α; its λ is 1 - 1 / (α n) for n sampled tokens, and lam the critic's.
+        turn_advantage_coef: weight of the advantage within a turn, MT-GRPO's λ and GiGPO's ω.
+        step_wise: every turn a sample of its own, with its own ratio where ratios are a sequence's; the
+            trajectory weighs what it weighs whole.
+        reward_weights: of the estimator gdpo, the parts of the reward and their weights; empty is every part
+            that is not a part of a part, each 1.
         opd_kl_coef: of the estimator opd, what a nat of log π - log π_teacher costs a token.
         max_response_length, overlong_buffer_len, overlong_penalty_factor: DAPO's penalty on the last
             overlong_buffer_len of max_response_length sampled tokens; None is off.
@@ -66,6 +75,12 @@ class PolicyGradient(Objective):
     gamma: float = 1.0
     lam: float = 1.0
     kl_coef: float = 0.0
+    target_kl: float | None = None
+    kl_horizon: float = 10_000.0
+    length_adaptive_alpha: float = 0.05
+    turn_advantage_coef: float = 1.0
+    step_wise: bool = False
+    reward_weights: Mapping[str, float] = field(default_factory=dict)
     oversample: int = 1
     drop_uniform_groups: bool = False
     truncated: Literal["keep", "mask", "zero_reward"] = "keep"
@@ -152,6 +167,17 @@ class PolicyGradient(Objective):
     def assign_advantages(self, batch: TrainBatch) -> TrainBatch:
         """Fill in `advantages` and, for a critic, `returns` (rl/credit.py)."""
         return assign_advantages(self, batch)
+
+    def after_step(self, metrics: Mapping[str, float]) -> Self:
+        """The row of the next step: with another kl_coef where it follows target_kl."""
+        kl = metrics.get("policy/kl_in_reward")
+        if self.target_kl is None or kl is None:
+            return self
+        controller = AdaptiveKlController(
+            kl_coef=self.kl_coef, target_kl=self.target_kl, horizon=self.kl_horizon
+        )
+        num_trajectories = int(metrics["rollout/trajectories"])
+        return replace(self, kl_coef=controller.update(kl, num_trajectories).kl_coef)
 
     def loss(
         self,

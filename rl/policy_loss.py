@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from rl.batch import LossCounts
-from rl.credit import required
 from rl.critic import value_loss
 from rl.layout import PaddedLayout
 from rl.loss_metrics import (
@@ -33,6 +32,7 @@ from rl.losses import (
 from rl.numerics import MetricSums, mean_share, on_host, select, sum_share
 from rl.outputs import TokenOutputs
 from rl.rules import RULE_KNOBS, RuleTokens, apply_rule, off_policy_sequence_mask
+from rl.shaping import required
 
 if TYPE_CHECKING:
     from rl.policy_gradient import PolicyGradient

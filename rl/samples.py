@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from rollout.trajectory import Trajectory, Turn
 class TrainSample:
     """One path through a trajectory's tree, from the root to a leaf: T tokens, every array (T,).
 
-    Position t of each array describes token t itself. `rollout_logprobs` is NaN and `versions` -1 where the
-    mask is 0. `weight` is the sample's part of its trajectory's sampled tokens: they sum to 1 over it.
+    Position t of each array describes token t itself. Where the mask is 0, `rollout_logprobs` is NaN, and
+    `versions` and `turn_ids` are -1. `weight` is the sample's part of its trajectory's sampled tokens: they
+    sum to 1 over it.
 
     Example, a plain episode (P0 prompt, A0 answer, E0 tool reply, A1 answer):
         token_ids = P0           + A0           + E0           + A1
@@ -30,6 +31,7 @@ class TrainSample:
     loss_mask: np.ndarray  # bool
     rollout_logprobs: np.ndarray  # float32, nats, from the engine
     versions: np.ndarray  # int64, the policy version that sampled the token
+    turn_ids: np.ndarray  # int64, the trajectory's turn in which it was sampled
     trajectory_id: str
     group_id: int
     env: str
@@ -37,7 +39,7 @@ class TrainSample:
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
-        for name in ("loss_mask", "rollout_logprobs", "versions"):
+        for name in ("loss_mask", "rollout_logprobs", "versions", "turn_ids"):
             check_shape(f"TrainSample.{name} of {self.trajectory_id}", getattr(self, name), length)
         if length and self.loss_mask[0]:
             raise ValueError(
@@ -54,8 +56,8 @@ def trajectory_samples(trajectory: Trajectory, group_id: int) -> Iterator[TrainS
         trained |= fresh
         num_fresh = sum(len(trajectory.turns[index].completion.token_ids) for index in fresh)
         if num_fresh:
-            columns = [_columns(trajectory.turns[index], index in fresh) for index in path]
-            token_ids, loss_mask, logprobs, versions = (
+            columns = [_columns(trajectory.turns[index], index, index in fresh) for index in path]
+            token_ids, loss_mask, logprobs, versions, turn_ids = (
                 np.concatenate(parts) for parts in zip(*columns, strict=True)
             )
             yield TrainSample(
@@ -63,6 +65,7 @@ def trajectory_samples(trajectory: Trajectory, group_id: int) -> Iterator[TrainS
                 loss_mask=loss_mask,
                 rollout_logprobs=logprobs,
                 versions=versions,
+                turn_ids=turn_ids,
                 trajectory_id=trajectory.id,
                 group_id=group_id,
                 env=trajectory.episode.task.env,
@@ -79,8 +82,28 @@ def _path(trajectory: Trajectory, leaf: int) -> list[int]:
     return path[::-1]
 
 
-def _columns(turn: Turn, is_trained: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, mask, log-probs and versions of one turn's context and sampled tokens."""
+def by_turn(sample: TrainSample) -> Iterator[TrainSample]:
+    """One sample a turn: what stood before the turn, and only the turn's own tokens under the loss.
+
+    The weights of the parts sum to the sample's: a trajectory weighs the same, whole or split.
+    """
+    num_trained = int(sample.loss_mask.sum())
+    for turn in np.unique(sample.turn_ids[sample.loss_mask]):
+        mask = sample.loss_mask & (sample.turn_ids == turn)
+        end = int(np.flatnonzero(mask)[-1]) + 1
+        yield replace(
+            sample,
+            token_ids=sample.token_ids[:end],
+            loss_mask=mask[:end],
+            rollout_logprobs=np.where(mask, sample.rollout_logprobs, np.float32(np.nan))[:end],
+            versions=np.where(mask, sample.versions, -1)[:end],
+            turn_ids=np.where(mask, sample.turn_ids, -1)[:end],
+            weight=sample.weight * int(mask.sum()) / num_trained,
+        )
+
+
+def _columns(turn: Turn, index: int, is_trained: bool) -> tuple[np.ndarray, ...]:
+    """Ids, mask, log-probs, versions and turn `index` of one turn's context and sampled tokens."""
     num_context, completion = len(turn.context_ids), turn.completion
     length = num_context + len(completion.token_ids)
     mask = np.arange(length) >= num_context if is_trained else np.zeros(length, np.bool_)
@@ -89,7 +112,8 @@ def _columns(turn: Turn, is_trained: bool) -> tuple[np.ndarray, np.ndarray, np.n
     for span in completion.version_spans:
         versions[num_context + span.start : num_context + span.end] = span.version
     ids = np.array(turn.context_ids + completion.token_ids, np.int64)
-    return ids, mask, np.where(mask, logprobs, np.float32(np.nan)), np.where(mask, versions, -1)
+    logprobs = np.where(mask, logprobs, np.float32(np.nan))
+    return ids, mask, logprobs, np.where(mask, versions, -1), np.where(mask, index, -1)
 
 
 def check_shape(name: str, array: np.ndarray, length: int) -> None:

@@ -152,6 +152,7 @@ def conversation_sample(messages: Sequence[Message], renderer: ChatMLRenderer, *
         loss_mask=np.array(mask, np.bool_),
         rollout_logprobs=np.full(len(ids), np.nan, np.float32),
         versions=np.full(len(ids), -1, np.int64),
+        turn_ids=np.where(mask, np.cumsum(np.diff(mask, prepend=False) & mask) - 1, -1),
         trajectory_id=name,
         group_id=0,
         env="",

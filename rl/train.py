@@ -129,3 +129,4 @@ async def train(
         check_names(metrics)
         gates.check(step, metrics)
         await after_step(step, metrics)
+        algorithm = algorithm.after_step(metrics)

@@ -197,6 +197,7 @@ class _Log:
 
     def observe(self, result: StepResult) -> None:
         self.transcript.extend(result.messages)
+        self.turns[-1] = replace(self.turns[-1], reward=result.reward)
         for name, value in {**result.metrics, "step_reward": result.reward}.items():
             self.metrics[name] += value
 

@@ -224,6 +224,7 @@ def _encode_turn(turn: Turn) -> Json:
         "rollout_logprobs": _floats(completion.logprobs),
         "version_spans": [[span.version, span.start, span.end] for span in completion.version_spans],
         "finish_reason": completion.finish_reason,
+        "reward": float(turn.reward),
     }
 
 
@@ -236,7 +237,12 @@ def _decode_turn(row: Json) -> Turn:
         ),
         finish_reason=row["finish_reason"],
     )
-    return Turn(parent=row["parent"], context_ids=tuple(row["context_ids"]), completion=completion)
+    return Turn(
+        parent=row["parent"],
+        context_ids=tuple(row["context_ids"]),
+        completion=completion,
+        reward=row.get("reward", 0.0),  # an older record has none
+    )
 
 
 def _floats(logprobs: Sequence[float]) -> list[float]:

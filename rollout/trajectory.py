@@ -27,6 +27,8 @@ class Turn:
 
     `context_ids` is what was appended after the parent's sampled ids (the whole prompt for a root), never a
     token that the policy sampled. `parent` is the index of an earlier turn, None for a fresh context.
+    `reward` is the environment's shaping reward of the turn (StepResult.reward); rows with credit by turn use
+    it, and no other.
 
     Example, a plain two-turn episode with prompt P, answers A0 and A1, tool reply E:
         turns[0] = Turn(parent=None, context_ids=P, completion=A0)
@@ -36,6 +38,7 @@ class Turn:
     parent: int | None
     context_ids: tuple[int, ...]
     completion: Completion
+    reward: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,6 +173,12 @@ class CalcEnv(ToolEnv):
     def final_state(self) -> Mapping[str, Any]:
         return {"operations": list(self.operations)}
 
+    def turn_reward(self) -> float:
+        """The share of the expression's operations that this turn was the first to have computed."""
+        plan = self.task.metadata["plan"]
+        turns = _computed(plan, self.operations).values()
+        return sum(turn == self.turn for turn in turns) / len(plan)
+
 
 def _read_operation(expression: str) -> tuple[int, str, int]:
     match = _CALL.fullmatch(expression)
@@ -184,17 +190,26 @@ def _read_operation(expression: str) -> tuple[int, str, int]:
 def score(episode: Episode) -> Score:
     """1.0 when the answer is right and the calculator did every operation of the expression, else 0.0."""
     plan = episode.task.metadata["plan"]
+    computed = _computed(plan, episode.final_state["operations"])
+    is_right = episode.stop_reason is StopReason.ANSWERED and episode.answer == episode.task.answer
+    success = float(is_right and len(computed) == len(plan))
+    parts = {"answer": float(is_right), "operations": len(computed) / len(plan)}
+    return Score(value=success, success=success, parts=parts)
+
+
+def _computed(plan: Sequence[Sequence[Any]], operations: Sequence[Sequence[Any]]) -> dict[int, int]:
+    """The plan's values that the calculator gave, each with the turn in which the policy first asked for it.
+
+    An operation counts when its operands stood in the prompt or had been computed in an earlier turn.
+    """
     value_of = {(a, symbol, b): value for a, symbol, b, value in plan}
     value_of |= {(b, symbol, a): value for a, symbol, b, value in plan if symbol in _COMMUTATIVE}
-    turn_of: dict[int, int] = {}  # value of an operation -> the turn in which the policy asked for it
-    for turn, a, symbol, b, value in episode.final_state["operations"]:
+    turn_of: dict[int, int] = {}
+    for turn, a, symbol, b, value in operations:
         operands_seen = all(turn_of.get(x, turn) < turn for x in (a, b) if x in value_of.values())
         if (a, symbol, b) in value_of and operands_seen:
             turn_of.setdefault(value, turn)
-    is_right = episode.stop_reason is StopReason.ANSWERED and episode.answer == episode.task.answer
-    success = float(is_right and len(turn_of) == len(plan))
-    parts = {"answer": float(is_right), "operations": len(turn_of) / len(plan)}
-    return Score(value=success, success=success, parts=parts)
+    return turn_of
 
 
 def _call(name: str, step: Sequence[Any]) -> str:

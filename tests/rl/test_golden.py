@@ -123,6 +123,7 @@ def batch_from(rewards: np.ndarray, inputs: Case) -> TrainBatch:
             loss_mask=row,
             rollout_logprobs=np.zeros(row.shape, np.float32),
             versions=np.zeros(row.shape, np.int64),
+            turn_ids=np.where(row, 0, -1),
             trajectory_id=str(index),
             group_id=inputs["group_ids"][index],
             env="calc",
