@@ -48,7 +48,7 @@ def teacher(config: Config) -> Path:
         success_window=(0.9, 1.0),
         max_steps=400,
     )
-    return make_base_from(spec, config.cache_dir)
+    return make_base_from(spec, config.cache_dir, role="teacher")
 
 
 def main() -> int:

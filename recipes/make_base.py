@@ -39,10 +39,11 @@ def make_base(env: str, *, level: int = 1, seed: int = 0, cache_dir: Path | str 
     return make_base_from(BaseSpec(env=env, level=level, seed=seed), cache_dir)
 
 
-def make_base_from(spec: BaseSpec, cache_dir: Path | str = "") -> Path:
+def make_base_from(spec: BaseSpec, cache_dir: Path | str = "", *, role: str = "base policy") -> Path:
     """The folder of the base policy of `spec`, in Hugging Face format: trained now, or found in the cache.
 
-    `cache_dir` "" is DEFAULT_CACHE. Of processes that make the same base at once, the first to end is kept.
+    `cache_dir` "" is DEFAULT_CACHE; `role` begins the lines of progress. Of processes that make the same base
+    at once, the first to end is kept.
 
     Raises:
         ValueError: unknown environment or level.
@@ -60,7 +61,7 @@ def make_base_from(spec: BaseSpec, cache_dir: Path | str = "") -> Path:
     folder = Path(cache_dir or DEFAULT_CACHE).expanduser() / f"base-{key}"
     if folder.is_dir():
         return folder
-    warm_start = WarmStart(spec, definition)
+    warm_start = WarmStart(spec, definition, role=role)
     with one_thread():
         result = warm_start.run()
     transformers.utils.logging.disable_progress_bar()  # one shard of 2 MB

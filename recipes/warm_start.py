@@ -137,8 +137,9 @@ async def reference_episode(
 class WarmStart:
     """One warm start: its model, tokenizer and training loop."""
 
-    def __init__(self, spec: BaseSpec, definition: EnvDefinition) -> None:
+    def __init__(self, spec: BaseSpec, definition: EnvDefinition, *, role: str = "base policy") -> None:
         self.spec = spec
+        self.role = role
         self.definition = definition
         self.lengths = definition.lengths(definition.require_level(spec.level))
         self.tokenizer = make_char_tokenizer()
@@ -164,7 +165,7 @@ class WarmStart:
             if is_due:
                 measured.append(self.measure())
             seconds = time.perf_counter() - started
-            _show_progress(step + 1, seconds, loss, accuracy, measured)
+            _show_progress(self.role, step + 1, seconds, loss, accuracy, measured)
             if is_due and low <= measured[-1] <= high:
                 weights = {name: weight.clone() for name, weight in self.model.state_dict().items()}
                 kept = BaseResult(step + 1, seconds, measured[-1]), weights
@@ -273,11 +274,13 @@ def _padded(values: Sequence[int], width: int) -> list[int]:
     return [*values, *[0] * (width - len(values))]
 
 
-def _show_progress(step: int, seconds: float, loss: float, accuracy: float, measured: list[float]) -> None:
+def _show_progress(
+    role: str, step: int, seconds: float, loss: float, accuracy: float, measured: list[float]
+) -> None:
     """One line on a terminal, rewritten; elsewhere a line every 20 steps."""
     success = f"{measured[-1]:.2f}" if measured else "not measured yet"
     line = (
-        f"base policy: step {step}, {seconds:.0f} s, loss {loss:.3f}, "
+        f"{role}: step {step}, {seconds:.0f} s, loss {loss:.3f}, "
         f"reference episodes right {accuracy:.2f}, success {success}"
     )
     if sys.stderr.isatty():

@@ -38,6 +38,8 @@ def resample_on_correct(
     ones in the order in which they were sampled. This is the deterministic form of microsoft/rStar's code,
     where the paper draws positives by inverse penalty: data stay a pure function of (config, seed, step). As
     in that code a group of fewer than `num_kept` is dropped whole, and one too small for both minima is kept.
+    Halves are rounded to even on the side of the others, and the positives get the rest: 7 and 7 of which 7
+    are kept give 4 others and 3 positives, where that code rounds both sides up to 4 and stops on its assert.
 
     Raises:
         ValueError: minima that add up to more than num_kept.
@@ -53,7 +55,8 @@ def resample_on_correct(
         return np.full(size, size == num_kept)
     order = np.argsort(penalties, kind="stable")
     zero, nonzero = order[rewards[order] <= 0], order[rewards[order] > 0]
-    num_zero, num_nonzero = (round(len(side) * num_kept / size) for side in (zero, nonzero))
+    num_zero = round(len(zero) * num_kept / size)
+    num_nonzero = num_kept - num_zero  # its own rounding too, except where both sides end in a half
     if num_zero < min_zero and num_nonzero < min_nonzero:
         return np.ones(size, np.bool_)
     if num_zero <= (least := min(min_zero, len(zero))):

@@ -65,13 +65,14 @@ def make_pairs(batch: TrainBatch, *, max_pairs_per_group: int, swap: bool = Fals
     """The best of each group with its worst, the second best with the second worst, and so on.
 
     A trajectory is in one pair at most; members of equal reward stand in the order in which they were
-    sampled; a group whose rewards are all equal gives no pair. What is in no pair is dropped and counted as
-    `unpaired`. `swap` exchanges the sides: the control that must learn the wrong thing.
+    sampled; a group whose rewards are all equal gives no pair. A trajectory without a sampled token is in no
+    pair: no token of it can be compared. What is in no pair is dropped and counted as `unpaired`. `swap`
+    exchanges the sides: the control that must learn the wrong thing.
     """
     pairs: list[tuple[str, str]] = []
     num_silent = 0
     for group in sorted(set(batch.group_ids.tolist())):
-        members = np.flatnonzero(batch.group_ids == group)
+        members = np.flatnonzero((batch.group_ids == group) & (batch.lengths > 0))
         found = list(pairs_of(batch.rewards[members].tolist(), max_pairs_per_group))
         num_silent += not found
         for better, worse in found:

@@ -274,7 +274,7 @@ def _problems(row: PreferenceLoss) -> Iterator[str]:
 
 PREFERENCE_METRICS = {
     "preference/pairs": "pairs of a better and a worse trajectory, count",
-    "preference/silent_groups": "share of groups that give no pair: all rewards equal",
+    "preference/silent_groups": "share of groups that give no pair: all rewards equal, or nothing sampled",
     "preference/loss": "the loss that was minimised",
     "preference/margin": "mean of chosen less rejected Σ (log π - log π_ref), or Σ log π; nats",
     "preference/accuracy": "share of pairs in which that difference is above 0",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,36 @@ def test_each_side_keeps_its_minimum_where_there_are_as_many():
     assert kept([1] * 7 + [0], np.arange(8), num_kept=4) == [0, 1, 2, 7]
     assert kept([1] * 6 + [0, 0], np.arange(8), num_kept=4) == [0, 1, 6, 7]
     assert kept([0] * 6 + [1, 1], np.arange(8), num_kept=4) == [0, 1, 6, 7]
+
+
+def test_halves_are_rounded_to_even_and_the_kept_always_add_up():
+    # 7 others and 9 positives of 16, 8 kept: 7 · 8 / 16 = 3.5, to even 4, and 4 positives. Down: 3, 5.
+    assert kept([0] * 7 + [1] * 9, np.arange(16), num_kept=8) == [0, 1, 2, 3, 7, 8, 9, 10]
+    # 9 others and 7 positives: 9 · 8 / 16 = 4.5, to even 4, and 4 positives. Rounded half up: 5, 3.
+    assert kept([0] * 9 + [1] * 7, np.arange(16), num_kept=8) == [0, 1, 2, 3, 9, 10, 11, 12]
+    # 7 and 7, 7 kept: 3.5 on both sides, which are 8 when each is rounded by itself. 4 others, 3 positives.
+    assert kept([0] * 7 + [1] * 7, np.arange(14), num_kept=7) == [0, 1, 2, 3, 7, 8, 9]
+    for size in range(2, 24):
+        for num_positive, num_kept in itertools.product(range(size + 1), range(1, size)):
+            least = min(2, num_kept // 2)
+            found = kept(
+                [1] * num_positive + [0] * (size - num_positive),
+                np.zeros(size),
+                num_kept=num_kept,
+                min_zero=least,
+                min_nonzero=least,
+            )
+            assert len(found) == num_kept
+
+
+def test_a_groups_share_is_rounded_to_even():
+    # Of 7, 7 / 2 = 3.5, to even 4: 3 · 4 / 7 = 1.7 others, 2, and 2 positives. Rounded down: 3.
+    rewards, ids = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]), np.zeros(7, np.int64)
+    found = resample_groups(rewards, np.arange(7.0), ids, oversample=2)
+    assert np.flatnonzero(found).tolist() == [0, 1, 3, 4]
+    # Of 5, 5 / 2 = 2.5, to even 2: with a minimum of 1, 1 of either side. Rounded half up: 3.
+    found = resample_groups(rewards[1:6], np.arange(5.0), ids[:5], oversample=2)
+    assert np.flatnonzero(found).tolist() == [0, 2]
 
 
 def test_a_group_too_small_is_dropped_and_one_of_its_size_is_kept():

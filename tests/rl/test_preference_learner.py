@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from envs.episode import Score
 from recipes.preference_config import PreferenceConfig
 from rl.batch import make_batch
 from rl.learner_spec import LearnerSpec
+from rl.metrics import check_names, mean_metrics
 from rl.numerics import metric_values
 from rl.pairs import PairBatch, make_pairs
+from rl.precision import Precision
 from rl.preference_learner import Preference, PreferenceLearner, by_row, pair_loss
 from rl.preference_rows import PREFERENCES, get_preference
 from rollout.trajectory import TrajectoryGroup
@@ -42,8 +46,10 @@ def groups(folder: Path, **changes: Any) -> list[TrajectoryGroup]:
     ]
 
 
-def learner(folder: Path, name: str = "dpo", **fields: Any) -> PreferenceLearner:
-    objective = Preference(loss=get_preference(name))
+def learner(
+    folder: Path, name: str = "dpo", knobs: dict[str, Any] | None = None, **fields: Any
+) -> PreferenceLearner:
+    objective = Preference(loss=get_preference(name, **knobs or {}))
     spec = LearnerSpec(
         **{"model": str(folder), "algorithm": objective, "learning_rate": 1e-3, "num_updates": 10} | fields
     )
@@ -173,6 +179,72 @@ def test_every_loss_comes_to_prefer_the_chosen_and_swapped_the_rejected(folder, 
         )
     assert margins[False] > 0.5
     assert margins[True] < -0.5
+
+
+@pytest.mark.parametrize("micro_batch_size", [64, 2])
+def test_kto_by_hand_over_a_whole_update(folder, micro_batch_size):
+    knobs = {"beta": 2.0, "desirable_weight": 1.5, "undesirable_weight": 0.5}
+    own = learner(folder, "kto", knobs, micro_batch_size=micro_batch_size)
+    pairs = pairs_of(own, folder)
+    # The reference is put where h = Σ (log π - log π_ref) is, pair by pair, (chosen, rejected):
+    h = [(1.2, 0.4), (0.6, -0.2), (0.3, -0.5)]
+    wanted = dict(zip((name for pair in pairs.pairs for name in pair), np.ravel(h), strict=True))
+    ref = tuple(
+        (old - wanted[sample.trajectory_id] / sample.loss_mask.sum()).astype(np.float32)
+        for sample, old in zip(pairs.batch.samples, pairs.batch.old_logprobs or (), strict=True)
+    )
+    values = metric_values(own.update(replace(pairs, batch=replace(pairs.batch, ref_logprobs=ref))))
+    # z0 = (1.6 + 0.4 - 0.2) / 6 = 0.3. Micro-batches of one pair alone would have 0.8, 0.2 and 0 (of -0.1).
+    # β (z0 - h) of the chosen: -1.8, -0.6, 0. β (h - z0) of the rejected: 0.2, -1.0, -1.6.
+    # The loss weighs σ of them by 1.5 and 0.5, over all 6 rows.
+    chosen, rejected = (sum(1 / (1 + exp(-x)) for x in xs) for xs in ((-1.8, -0.6, 0.0), (0.2, -1.0, -1.6)))
+    assert values["preference/loss"] == pytest.approx((1.5 * chosen + 0.5 * rejected) / 6, rel=1e-5)
+    assert values["preference/chosen_reward"] == pytest.approx(2 * (1.2 + 0.6 + 0.3) / 3, rel=1e-5)
+    assert values["preference/rejected_reward"] == pytest.approx(2 * (0.4 - 0.2 - 0.5) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "simpo"])
+@pytest.mark.parametrize("model", ["float32", "float16"])
+def test_a_step_without_pairs_moves_the_schedule_and_nothing_else(folder, name, model):
+    own = learner(folder, name, precision=Precision(model=model), warmup_updates=5)
+    objective: Preference = own.spec.algorithm
+    own.update(pairs_of(own, folder))  # Adam has moments, which without a gradient must not move a weight
+    before = [x.detach().clone() for x in moved_by_an_update(own)]
+    equal = [
+        replace(group, trajectories=tuple(replace(t, score=Score(value=1.0)) for t in group.trajectories))
+        for group in groups(folder)
+    ]
+    pairs = objective.make_pairs(own.score(make_batch(equal), objective.needs))
+    metrics = mean_metrics([own.update(minibatch) for minibatch in pairs.minibatches(2)]) | pairs.metrics
+    assert all(torch.equal(a, b) for a, b in zip(before, moved_by_an_update(own), strict=True))
+    check_names(metrics)
+    assert metrics == pytest.approx(
+        {
+            "preference/pairs": 0.0,
+            "preference/silent_groups": 1.0,
+            "optim/lr": 1e-3 * (2 / 5 + 3 / 5) / 2,  # the second and the third of five updates of warm-up
+            "optim/skipped_updates": 0.0,
+            "optim/grad_norm": 0.0,
+        }
+    )
+    again = metric_values(own.update(pairs_of(own, folder)))  # and the run goes on
+    assert again["optim/lr"] == pytest.approx(1e-3 * 4 / 5)
+    assert not all(torch.equal(a, b) for a, b in zip(before, moved_by_an_update(own), strict=True))
+
+
+def moved_by_an_update(own: PreferenceLearner) -> list[torch.Tensor]:
+    """Weights, Adam's moments and its own counts, and the loss scale."""
+    moments = [x for state in own.optimizer.adamw.state.values() for x in state.values()]
+    return [*own.policy.parameters(), *moments, torch.tensor(own.optimizer.scaler.get_scale())]
+
+
+def test_a_minibatch_without_pairs_leaves_the_ratio_check_to_the_next(folder):
+    own = learner(folder)
+    pairs = pairs_of(own, folder)
+    nothing, everything = pairs.of([]), pairs
+    assert "policy/first_ratio_error" not in own.update(nothing)
+    assert metric_values(own.update(everything))["policy/first_ratio_error"] < 1e-5
+    assert "policy/first_ratio_error" not in own.update(everything)
 
 
 def test_labels_of_tool_tokens_are_in_no_gradient(folder):
