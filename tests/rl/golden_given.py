@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,9 @@ GARBAGE = (float("nan"), float("inf"), -float("inf"), 1e9)
 GROUPS = ("group_ids", "groups", "group_id", "index", "uid", "prompt_ids")
 TURNS = ("turn_ids", "turn_index", "turn_id", "turns", "step_ids", "step_index")
 ANCHORS = ("anchors", "anchor_obs", "anchor_ids", "anchor_states", "anchor", "states", "observations")
-REWARDS = ("rewards", "outcome_rewards", "rewards_outcome", "episode_rewards", "scores")
+REWARDS = ("rewards", "outcome_rewards", "rewards_outcome", "episode_rewards", "scores", "returns", "reward")
+REMARKS = ("note", "notes", "comment", "comments")
+"""Keys of `expected` and `config` that say something and ask for nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,29 @@ class Given:
     config: Case
     dtype: torch.dtype
     garbage: bool = False
+    used: set[str] = field(default_factory=set)
+    """Keys of the config that were asked for, found or not."""
 
     def get(self, *names: str, **default: Any) -> Any:
-        places = [self.inputs, self.config, *(x for x in self.config.values() if isinstance(x, dict))]
+        nested = {key: x for key, x in self.config.items() if isinstance(x, dict)}
+        places = [("", self.inputs), ("", self.config), *nested.items()]
+        self.used.update(names)
         for name in names:
-            for place in places:
-                if place.get(name) is not None:
-                    return place[name]
+            for owner, place in places:
+                key = name if name in place else next((key for key in place if key.lower() == name), None)
+                if key is not None and place[key] is not None:
+                    self.used.update((owner, key))
+                    return place[key]
         if "default" not in default:
             raise NotOfferedError(f"no {' or '.join(names)} in {[*self.inputs, *self.config]}")
         return default["default"]
+
+    def check_config(self, understood: Iterable[str] = ()) -> None:
+        """NotOfferedError for a setting that nothing has asked for: it may mean something else."""
+        known = {*self.used, *understood, *REMARKS}
+        unread = [key for key, x in self.config.items() if key not in known and x is not None]
+        if unread:
+            raise NotOfferedError(f"{unread[0]} {self.config[unread[0]]!r} is not understood here")
 
     def array(self, *names: str, **default: Any) -> np.ndarray:
         return self.rounded(self.get(*names, **default))
@@ -126,12 +142,17 @@ def flat(values: Any) -> np.ndarray:
     return np.concatenate([np.zeros(0), *(flat(value) for value in values)])
 
 
+def assert_all_computed(expected: Case, computed: Iterable[str]) -> None:
+    """What a file expects and nothing computes must not pass unseen."""
+    computed = sorted(computed)
+    unseen = sorted(expected.keys() - {*computed, *REMARKS})
+    assert not unseen, f"expects {', '.join(unseen)}, which nothing computes; computed are {computed}"
+
+
 def compare(outputs: Outputs, expected: Case, tolerance: Tolerance) -> None:
     """Every output that the file expects, in the form that it expects: of a trajectory, a token or a step."""
-    known = sorted(set(outputs) & set(expected))
-    if not {"advantages", "token_advantages"} & set(known):
-        raise NotOfferedError(f"expects {sorted(expected)}; computed are {sorted(outputs)}")
-    for name in known:
+    assert_all_computed(expected, outputs)
+    for name in expected.keys() - {*REMARKS}:
         numbers = flat(expected[name])
         forms = [np.asarray(form) for form in outputs[name]]
         chosen = next((form for form in forms if form.size == numbers.size), None)
