@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import fields, replace
+from math import exp
 from typing import Any
 
-from rl.conversions import converted
 from rl.algorithms import ALGORITHMS, PolicyGradient, get_algorithm
+from rl.conversions import converted
 from rl.knobs import without_effect
 from rl.losses import ROLLOUT_IS
+from rl.numerics import LOG_RATIO_NET
+from rl.rules import RULES
 
 Case = dict[str, Any]
 
@@ -23,7 +27,11 @@ NAMES_OF_RULES = {
     **dict.fromkeys(("off_policy_sequence_mask", "ppo_off_policy_mask", "opsm"), "ppo"),
     **dict.fromkeys(("pg", "policy_gradient", "vanilla_pg", "gpg"), "reinforce"),
     **dict.fromkeys(("is", "importance_weighted", "importance_sampling_pg"), "importance_sampling"),
-    **dict.fromkeys(("gspo-token", "gspo_seq_token"), "gspo_token"),
+    **dict.fromkeys(("gspo_seq_token", "gspo_t"), "gspo_token"),
+    **dict.fromkeys(("dppo", "dppo_binary_tv", "tv"), "dppo_tv"),
+    **dict.fromkeys(("dppo_binary_kl", "dppo_kl_binary"), "dppo_kl"),
+    **dict.fromkeys(("geo_mean", "gmpo_geo_mean"), "gmpo"),
+    **dict.fromkeys(("dro", "kimi15", "kimi_k15", "kimi_k1_5", "kimi_dro"), "kimi"),
 }
 """Other names; `vanilla` is left out, for it is PPO's in verl and REINFORCE's in ROLL."""
 BASES = {"ppo": "grpo", "importance_sampling": "grpo", "gspo_token": "gspo"}
@@ -64,6 +72,10 @@ class NotOfferedError(Exception):
     """The library has no such algorithm, or not with these knobs."""
 
 
+class UnreadError(Exception):
+    """A file in words that are not known here: a failure, for the library may well offer what it asks."""
+
+
 def algorithm_of(config: Case, about: str = "") -> PolicyGradient:
     """The row and overrides that a golden file's policy-loss configuration names.
 
@@ -71,13 +83,13 @@ def algorithm_of(config: Case, about: str = "") -> PolicyGradient:
     """
     config = {key: value for key, value in config.items() if value is not None and not SPLIT.search(key)}
     rule = rule_name(config.pop("policy_loss"))
-    about = f"{about} {rule} {config.get('rollout_is', '')}"
+    about = f"{about} {rule} {config.get('rollout_is', '')}".lower()
     knobs: Case = {"rollout_is": "none", "kl_loss_coef": 0.0}
     if rule not in INTERVALS or "cispo_ratio_low" in (config := renamed(config, about)):
         raise NotOfferedError(f"{rule} with {config}")
     if rule == "importance_sampling":
         knobs["policy_loss"] = rule
-    knobs |= anchor(config) | kl_knobs_of(config) | correction(config, about) | config
+    knobs |= anchor(config, about) | kl_knobs_of(config) | correction(config, about) | config
     knobs |= {"importance_sampling_level": LEVELS.get(level := knobs.get("importance_sampling_level"), level)}
     base = BASES.get(rule, rule)
     try:
@@ -87,8 +99,19 @@ def algorithm_of(config: Case, about: str = "") -> PolicyGradient:
 
 
 def rule_name(given: object) -> str:
-    name = str(given).lower()
+    name = str(given).lower().replace("-", "_").replace(".", "_")
     return NAMES_OF_RULES.get(name, name)
+
+
+def named_rule(config: Case, about: str) -> str:
+    """The rule that a config names, or else the file: loss_ppo_token_tis is ppo."""
+    if config.get("policy_loss") is not None:
+        return rule_name(config["policy_loss"])
+    words = about.removeprefix("loss_").removeprefix("num_").split("_")
+    for end in range(len(words), 0, -1):
+        if (name := rule_name("_".join(words[:end]))) in (*INTERVALS, *RULES):
+            return name
+    return "ppo"
 
 
 def renamed(config: Case, about: str) -> Case:
@@ -106,15 +129,15 @@ def renamed(config: Case, about: str) -> Case:
     return config
 
 
-def anchor(config: Case) -> Case:
+def anchor(config: Case, about: str) -> Case:
     """To whose log-probs the ratio is: the learner's before the update, or in bypass mode the engine's."""
-    engine, learner = ("rollout", "rollout_logprobs", "bypass"), ("recompute", "old", "old_logprobs", "prox")
+    engine, learner = "rollout|bypass|behav|sampler|^mu$", "recompute|^old|prox|^logp_old"
     for key in ("old_logprobs", "anchor", "ratio_anchor", "ratio", "old_logprobs_source"):
         if (said := config.pop(key, None)) is not None:
-            if said not in (*engine, *learner):
+            if not re.search(f"{engine}|{learner}", str(said)):
                 raise NotOfferedError(f"{key} {said!r}")
-            return {"bypass_mode": said in engine}
-    return {}
+            return {"bypass_mode": re.search(engine, str(said)) is not None}
+    return {"bypass_mode": True} if "bypass" in about and "bypass_mode" not in config else {}
 
 
 def correction(config: Case, about: str) -> Case:
@@ -128,6 +151,7 @@ def correction(config: Case, about: str) -> Case:
         mode = {"token": "token_icepop", "sequence": "seq_mis"}.get(mode, mode)
     mode = CORRECTIONS.get(mode, mode)
     if mode == "decoupled":  # AReaL: w · 1[w <= cap], nothing below is dropped
+        high = exp(LOG_RATIO_NET) if high is None else high
         return {"rollout_is": "token_icepop", **thresholds("token_icepop", high, 0.0, None)}
     return {} if mode == "none" else {"rollout_is": mode, **thresholds(mode, high, low, geo)}
 
@@ -150,7 +174,10 @@ def thresholds(mode: str, high: float | None, low: float | None, geo: tuple[floa
 def kl_knobs_of(config: Case) -> Case:
     """The knobs of the KL in the loss; takes them from `config`."""
     coef = taken(config, ("kl_loss_coef", "kl_coef", "beta")) or 0.0
-    kind, on = taken(config, ("kl_loss_type", "kl_estimator", "kl_type", "kl")), config.pop("use_kl_loss", True)
+    kind, on = (
+        taken(config, ("kl_loss_type", "kl_estimator", "kl_type", "kl")),
+        config.pop("use_kl_loss", True),
+    )
     gradient = config.pop("kl_gradient", None)
     names = ("importance_weighted", "use_bias_correction_kl", "unbiased_gradient", "use_unbiased_kl")
     weighted = taken(config, (*names, "unbiased_kl", "kl_importance_weighted"))
@@ -178,7 +205,13 @@ def effective(base: str, knobs: Case) -> Case:
     knobs, _ = converted({"algorithm": base, **knobs})
     del knobs["algorithm"]
     known = {field.name for field in fields(PolicyGradient)} - {"name"}
-    if unknown := sorted(knobs.keys() - known):
-        raise NotOfferedError(f"{unknown[0]} {knobs[unknown[0]]!r} is not understood here")
+    say_unread({knob: value for knob, value in knobs.items() if knob not in known})
+    knobs = {knob: value for knob, value in knobs.items() if knob in known}
     idle = {knob for knob, _ in without_effect(replace(ALGORITHMS[base], **knobs))}
     return {knob: value for knob, value in knobs.items() if knob not in idle}
+
+
+def say_unread(settings: Case) -> None:
+    """Settings that nothing here reads: if they do change something, the numbers will not agree."""
+    for name, value in settings.items():
+        warnings.warn(f"setting {name} = {value!r} is not read", stacklevel=3)
