@@ -36,7 +36,7 @@ class PolicyGradient(Objective):
             that their tokens are in no denominator.
         truncated: what becomes of trajectories that ran out of tokens: keep; mask (in the statistics, not
             trained on); zero_reward.
-        target_kl, kl_horizon: where target_kl (nats a token) is given, kl_coef follows it: each step multiplies
+        target_kl, kl_horizon: where target_kl (nats a token) is given, kl_coef follows it: a step multiplies
             it by 1 + clip(KL / target_kl - 1, ±0.2) · trajectories / kl_horizon (arXiv 1909.08593, 2.2).
         length_adaptive_alpha: VAPO's α; its λ is 1 - 1 / (α n) for n sampled tokens, and lam the critic's.
         turn_advantage_coef: weight of the advantage within a turn, MT-GRPO's λ and GiGPO's ω.

@@ -15,16 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl.distributions import distillation_loss, generalized_jsd, sampling_logprobs, top_tokens, z_loss
-from rl.logprobs import entropy_of_logits
 from rl.numerics import MetricSums, add_metrics, metric_values
 from rl.preference_rows import get_preference
 from rl.preferences import PreferenceLoss, bradley_terry_loss, reference_point
-from tests.rl.golden_config import Case, NotOfferedError
+from tests.rl.golden_config import Case, NotOfferedError, UnreadError
+from tests.rl.golden_given import Tolerance, check, check_gradients, lookup, need, polluted, tensor
 
-Tolerance = dict[str, Any]
-
-GARBAGE = (float("nan"), float("inf"), -float("inf"), 1e9)
 ROWS = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "kto_pair": "kto"}
 BRADLEY_TERRY = ("bt", "bt_rm", "bradley_terry", "reward_model", "rm")
 KNOBS = {
@@ -38,27 +34,6 @@ KNOBS = {
 }
 AVERAGE = ("average", "average_log_prob", "length_average", "length_normalize", "length_normalized")
 Z0 = ("z0", "z_0", "z_ref", "kl", "kl_estimate", "reference_point")
-
-
-def tensor(values: Any, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(np.array(values, np.float64), dtype=dtype)
-
-
-def check(actual: Any, expected: Any, tolerance: Tolerance) -> None:
-    actual = actual.detach().double().numpy() if isinstance(actual, Tensor) else np.array(actual)
-    np.testing.assert_allclose(actual, np.array(expected, np.float64), **tolerance)
-
-
-def lookup(names: tuple[str, ...], *places: Case) -> Any:
-    """What the first place that has one of `names` has there; None."""
-    return next((place[name] for place in places for name in names if name in place), None)
-
-
-def need(names: tuple[str, ...], *places: Case) -> Any:
-    found = lookup(names, *places)
-    if found is None:
-        raise NotOfferedError(f"no {' or '.join(names)}")
-    return found
 
 
 def sides(inputs: Case, *joint: str) -> Any:
@@ -123,7 +98,7 @@ def evaluate(
     policy = sides(inputs, "policy_logprobs", "logprobs")
     reference = sides(inputs, "ref_logprobs", "reference_logprobs")
     if policy is None or (reference is None and not row.reference_free):
-        raise NotOfferedError("no log-probs of tokens")
+        raise UnreadError(f"no log-probs of tokens in {sorted(inputs)}")
     mask = tensor(sides(inputs, "mask", "loss_mask"), dtype) > 0
     leaf = polluted(tensor(policy, dtype), mask, garbage).requires_grad_()
     refs = [] if row.reference_free else [polluted(tensor(reference, dtype), mask, garbage)]
@@ -154,21 +129,6 @@ def z0_of(case: Case, dtype: torch.dtype) -> float | Tensor:
     return reference_point(*(tensor(need(name, inputs), dtype) for name in names))
 
 
-def polluted(x: Tensor, mask: Tensor, garbage: bool) -> Tensor:
-    """x with what must not matter where the mask, that of x or of its rows, is 0."""
-    mask = mask if mask.dim() == x.dim() else mask[..., None].expand_as(x)
-    filling = torch.tensor(GARBAGE, dtype=x.dtype).repeat(mask.numel())[: mask.numel()].reshape(mask.shape)
-    return torch.where(mask, x, filling) if garbage else x.clone()
-
-
-def check_gradients(gradient: Tensor, expected: Case, tolerance: Tolerance) -> None:
-    half = len(gradient) // 2
-    for key, value in expected.items():
-        if key.startswith("grad"):
-            part = gradient[:half] if "chosen" in key else gradient[half:] if "rejected" in key else gradient
-            check(part, value, tolerance)
-
-
 def check_metrics(
     row: PreferenceLoss, case_id: str, values: dict[str, float], expected: Case, tolerance: Tolerance
 ) -> None:
@@ -192,7 +152,7 @@ def bradley_terry(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     inputs, expected = case["inputs"], case["expected"]
     scores = sides(inputs, "scores", "rewards", "reward", "score", "r")
     if scores is None:
-        raise NotOfferedError("no scores of pairs")
+        raise UnreadError(f"no scores of pairs in {sorted(inputs)}")
     margin = lookup(("margin", "margins"), inputs, case["config"])
     leaf, half = tensor(scores, dtype).requires_grad_(), len(scores) // 2
     loss = bradley_terry_loss(leaf[:half], leaf[half:], None if margin is None else tensor(margin, dtype))
@@ -200,87 +160,7 @@ def bradley_terry(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     check_gradients(torch.autograd.grad(loss, leaf)[0], expected, tolerance)
 
 
-def distribution(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
-    inputs, expected = case["inputs"], case["expected"]
-    logits = tensor(need(("logits",), inputs), dtype).requires_grad_()
-    if "entropy" in expected:
-        values = entropy_of_logits(logits)
-        check(values, expected["entropy"], tolerance)
-        check(torch.autograd.grad(values.mean(), logits)[0], expected["grad_logits_of_mean"], tolerance)
-    elif any(re.search("logp|raw|process|scaled", key) for key in expected):
-        sampled(case, logits.detach(), tolerance)
-    else:
-        names = ("z_loss_coef", "z_loss_coeff", "z_coef", "lse_square_scale", "coef", "coeff", "c")
-        mask = mask_of(inputs, logits)
-        leaf = polluted(logits.detach(), mask, garbage=True).requires_grad_()
-        loss = z_loss(leaf, mask, coef=float(need(names, case["config"], inputs)))
-        check(loss, need(("loss", "z_loss"), expected), tolerance)
-        check_gradients(torch.autograd.grad(loss, leaf)[0], expected, tolerance)
-
-
-def mask_of(inputs: Case, logits: Tensor) -> Tensor:
-    mask = lookup(("mask", "loss_mask"), inputs)
-    return torch.ones(logits.shape[:-1]).bool() if mask is None else tensor(mask, torch.float64) > 0
-
-
-def sampled(case: Case, logits: Tensor, tolerance: Tolerance) -> None:
-    """Each expected list by its name: raw is of the logits, scaled of logits / T, others of what is left."""
-    places = case["config"], case["inputs"]
-    temperature = float(lookup(("temperature", "T"), *places) or 1.0)
-    filters = {name: lookup((name,), *places) for name in ("top_k", "top_p")}
-    filters = {name: knob for name, knob in filters.items() if knob is not None}
-    for key, value in case["expected"].items():
-        own = {name: knob for name, knob in filters.items() if name in key} or filters
-        knobs = {} if re.search("raw|scaled|temperature|full", key) else own
-        if re.search("(kept|keep)(?!_mass)|mask", key):
-            check(top_tokens(logits / temperature, **knobs), value, tolerance)
-            continue
-        if not re.search("logp|raw|process|scaled", key) or re.search("div|over|wrong|grad", key):
-            raise NotOfferedError(f"{key} of sampling log-probs")
-        values = sampling_logprobs(logits, temperature=1.0 if "raw" in key else temperature, **knobs)
-        if np.shape(value) != tuple(values.shape):
-            names = ("tokens", "token_ids", "targets", "actions", "sampled", "ids", "labels")
-            index = torch.tensor(need(names, case["inputs"]))
-            values = values.gather(-1, index[..., None])[..., 0]
-        check(values, value, tolerance)
-
-
-def distill(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
-    """The divergence at the beta of the config, and at each that a key of `expected` or `variants` names."""
-    inputs, config, expected = case["inputs"], case["config"], case["expected"]
-    named = {**case.get("variants", {}), **expected, **expected.get("metrics", {})}
-    forms = [(beta, named[key]) for key in named if (beta := beta_of(key)) is not None]
-    if "loss" in expected:
-        forms.append((float(need(("beta", "jsd_beta"), config)), expected))
-    if not forms:
-        raise NotOfferedError("no divergence is expected")
-    student = tensor(need(("student_logits", "policy_logits", "logits"), inputs), dtype)
-    teacher = tensor(need(("teacher_logits", "ref_logits"), inputs), dtype)
-    mask, temperature = mask_of(inputs, student), float(config.get("temperature", 1.0))
-    for beta, form in forms:
-        form = form if isinstance(form, dict) else {"loss": form}
-        leaf, constant = (polluted(x, mask, garbage=True) for x in (student, teacher))
-        leaf.requires_grad_()
-        loss = distillation_loss(leaf, constant, mask, beta=beta, temperature=temperature, chunk_size=2)
-        if np.ndim(form["loss"]):  # of each token
-            per_token = generalized_jsd(leaf[mask], constant[mask], beta=beta, temperature=temperature)
-            check(per_token, np.array(form["loss"])[mask.numpy()], tolerance)
-        else:
-            check(loss, form["loss"], tolerance)
-        check_gradients(torch.autograd.grad(loss, leaf)[0], form, tolerance)
-
-
-def beta_of(key: str) -> float | None:
-    """0 in forward_kl, 1 in reverse_kl, b in beta_b, jsd_b, beta=b and b itself (0.5, 0_5 or 0p5)."""
-    if "forward" in key or "reverse" in key:
-        return float("reverse" in key)
-    found = re.search(r"(?:beta|jsd|^)_?=?_?([01](?:[._p]\d+)?)$", key)
-    return float(re.sub("[_p]", ".", found[1])) if found else None
-
-
 CHECKS: dict[str, Callable[[Case, torch.dtype, Tolerance], None]] = {
     "preference_loss": preference,
-    "distribution": distribution,
-    "distill": distill,
 }
 """What checks a file, by its `kind`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import exp, log
 from typing import NamedTuple
 
-from rl.rules import RULE_ALIASES, Knobs, rule_knobs
-from tests.rl.golden_config import Case, NotOfferedError
+from rl.rules import RULE_ALIASES, RULE_KNOBS, Knobs, rule_knobs
+from tests.rl.golden_config import Case, NotOfferedError, rule_name, say_unread
 
 LN2, E = log(2), exp(0.1)
 HIGH, LOW, DOWN, UP = (0, 0, "high"), (0, 0, "low"), (-2, -2, ""), (2, 2, "")
@@ -130,7 +130,7 @@ class GoldenRule(NamedTuple):
 
 def rule_of(config: Case) -> GoldenRule:
     """The rule that a golden file's policy-loss configuration names; NotOfferedError, with why, if none."""
-    name = str(config["policy_loss"]).lower().replace("-", "_")
+    name = rule_name(config["policy_loss"])
     name = RULE_ALIASES.get(name, name)
     if name not in SPELLINGS:
         raise NotOfferedError(f"policy_loss {config['policy_loss']!r} is no plug-in rule")
@@ -143,9 +143,11 @@ def rule_of(config: Case) -> GoldenRule:
             raise NotOfferedError(f"{name} with loss_agg_mode {around['loss_agg_mode']!r}")
         around["loss_agg_mode"] = modes[0]
     settings = [(SPELLINGS[name].get(key, (key,)), value) for key, value in given.items()]
+    known = RULE_KNOBS[name].keys()
+    say_unread({knobs[0]: value for knobs, value in settings if not known & {*knobs}})
     overrides: Case = {}
     for knobs, value in sorted(settings, key=lambda setting: -len(setting[0])):  # one side overrules both
-        overrides |= dict.fromkeys(knobs, value)
+        overrides |= dict.fromkeys(known & {*knobs}, value)
     try:
         return GoldenRule(name, rule_knobs(name, overrides), around)
     except (TypeError, ValueError) as error:

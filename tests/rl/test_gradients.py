@@ -115,6 +115,7 @@ def test_labels_of_tool_tokens_leave_the_gradient_bit_equal(folder: Path) -> Non
         "loss_mask": np.append(sample.loss_mask, [False] * tail),
         "rollout_logprobs": np.append(sample.rollout_logprobs, np.full(tail, np.nan, np.float32)),
         "versions": np.append(sample.versions, [-1] * tail),
+        "turn_ids": np.append(sample.turn_ids, [-1] * tail),
     }
     gradients = []
     for label in (7, 50):
