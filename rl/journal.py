@@ -35,7 +35,7 @@ class Journal:
     def observe(self, groups: list[TrajectoryGroup], batch: TrainBatch) -> None:
         """Record the trajectories of one training step, the learner's log-probs beside the engine's."""
         self._step += 1
-        scored = dict(_old_logprobs(groups, batch))
+        scored = dict(old_logprobs_by_turn(groups, batch))
         self._recorder.write(
             Record(
                 step=self._step,
@@ -78,19 +78,17 @@ class Journal:
             )
 
 
-def _old_logprobs(
+def old_logprobs_by_turn(
     groups: Sequence[TrajectoryGroup], batch: TrainBatch
 ) -> Iterator[tuple[str, tuple[tuple[float, ...], ...]]]:
-    """Trajectory id -> the learner's log-probs, a tuple a turn, of each trajectory that was scored whole."""
+    """Trajectory id -> the learner's log-probs, a tuple a turn, of each trajectory that is trained on."""
     if batch.old_logprobs is None:
         return
-    rows: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    found: dict[str, dict[int, tuple[float, ...]]] = {}
     for sample, old in zip(batch.samples, batch.old_logprobs, strict=True):
-        rows.setdefault(sample.trajectory_id, []).append((sample.loss_mask, old))
+        for turn in np.unique(sample.turn_ids[sample.loss_mask]):
+            logprobs = old[sample.turn_ids == turn]
+            found.setdefault(sample.trajectory_id, {})[int(turn)] = tuple(float(x) for x in logprobs)
     for trajectory in (t for group in groups for t in group.trajectories):
-        if len(rows.get(trajectory.id, ())) != 1 or len(trajectory.leaves) != 1:
-            continue  # forked: its tokens lie in several samples
-        ((mask, old),) = rows[trajectory.id]
-        lengths = [len(turn.completion.token_ids) for turn in trajectory.turns]
-        parts = np.split(old[mask], np.cumsum(lengths)[:-1])
-        yield trajectory.id, tuple(tuple(float(x) for x in part) for part in parts)
+        if (turns := found.get(trajectory.id)) is not None:
+            yield trajectory.id, tuple(turns.get(turn, ()) for turn in range(len(trajectory.turns)))

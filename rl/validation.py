@@ -14,6 +14,7 @@ from envs.registry import resolve_env
 from rewards.base import resolve_reward
 from rl.advantages import ADV_ESTIMATORS
 from rl.config import Config, resolve
+from rl.credit import TURN_ESTIMATORS
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
@@ -205,8 +206,16 @@ def _row_problems(config: Config, algorithm: PolicyGradient) -> Iterator[str]:
             f"{algorithm.oversample} is kept, and a group needs two to be compared; use a multiple of "
             f"{algorithm.oversample}, at least {2 * algorithm.oversample}"
         )
+    if algorithm.adv_estimator == "gdpo" and config.reward.startswith("shuffled:"):
+        yield (
+            f"reward = {config.reward!r}: {config.algorithm} learns from the parts of the reward, which "
+            "stay with the trajectory that earned them, so the control would learn; use another row"
+        )
     estimator = ADV_ESTIMATORS.get(algorithm.adv_estimator)
-    if config.group_size == 1 and estimator and not estimator(np.ones(1), np.zeros(1, np.int64)).any():
+    compares = algorithm.adv_estimator in {"gdpo", "opo", *TURN_ESTIMATORS} or (
+        estimator and not estimator(np.ones(1), np.zeros(1, np.int64)).any()
+    )
+    if config.group_size == 1 and compares:
         yield (
             f"group_size = 1: {config.algorithm} compares the members of a group, so nothing would be "
             "learned; use at least 2, or reinforce"

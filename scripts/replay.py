@@ -120,6 +120,7 @@ def replay(run: Path, step: int) -> tuple[Metrics, Metrics]:
         print(f"step {number}: replayed", file=sys.stderr)
         if number == step:
             return logged[step], mean_metrics(updates)
+        objective = objective.after_step(logged[number])
     raise ReplayError(
         f"not every step up to {step} was recorded (--max-record-mb = {config.max_record_mb:g} was reached?)"
     )

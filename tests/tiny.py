@@ -69,7 +69,7 @@ def make_group(
                 id=f"{index}-{member}",
                 episode=Episode(task=task, transcript=(), stop_reason=StopReason.ANSWERED),
                 turns=_turns(segments, model, version),
-                score=Score(value=reward, success=reward),
+                score=Score(value=reward, success=reward, parts={"answer": reward, "calls": len(segments)}),
             )
             for member, (segments, reward) in enumerate(members)
         ),

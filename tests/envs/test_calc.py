@@ -14,6 +14,7 @@ from envs.play import play
 from envs.registry import Player
 from envs.splits import Split, task_seed
 from envs.tasks.calc import ENV, LEVELS, CalcEnv, score
+from envs.tools import assistant_message
 
 NUM_EPISODES = 2000
 
@@ -210,3 +211,24 @@ def test_the_reference_player_notices_a_world_that_answers_wrongly():
     wrong = (message("tool", "47"),)
     with pytest.raises(ValueError, match=r"\[calc 12\+34\] gave 47, expected 46"):
         ENV.reference(TASK, wrong)
+
+
+@pytest.mark.parametrize(
+    ("texts", "rewards"),
+    [
+        (("[calc 12+34]", "[calc 46*5]", "230"), [0.5, 0.5, 0.0]),
+        (
+            ("[calc 9*9]", "[calc 12+34]", "[calc 34+12]", "[calc 46*5]"),
+            [0.0, 0.5, 0.0, 0.5],
+        ),  # new ones only
+        (("[calc 46*5]", "[calc 12+34]", "[calc 46*5]"), [0.0, 0.5, 0.5]),  # 46 was not yet known
+        (("[calc 12+34][calc 46*5]", "[calc 46*5]"), [0.5, 0.5]),
+    ],
+)
+def test_a_turn_is_rewarded_for_the_operations_that_it_was_the_first_to_have_computed(texts, rewards):
+    async def turns() -> list[float]:
+        env = CalcEnv()
+        await env.reset(TASK)
+        return [(await env.step(assistant_message(text, env.tools))).reward for text in texts]
+
+    assert asyncio.run(turns()) == rewards

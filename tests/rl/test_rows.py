@@ -38,6 +38,15 @@ PARENTS = {
         {"adv_estimator", "clip_ratio_c", "loss_agg_mode", "kl_loss_coef", "kl_coef", "critic"},
     ),
     "gmpo": ("grpo", {"policy_loss", "clip_ratio_low", "clip_ratio_high", "kl_loss_coef"}),
+    "vapo": (
+        "ppo",
+        {"adv_estimator", "clip_ratio_high", "clip_ratio_c", "kl_coef"},
+    ),
+    "gdpo": ("grpo", {"adv_estimator", "loss_agg_mode", "kl_loss_coef"}),
+    "maxrl": ("default", {"adv_estimator"}),
+    "mt_grpo": ("grpo", {"adv_estimator"}),
+    "gigpo": ("grpo", {"adv_estimator", "gamma", "loss_agg_mode", "kl_loss_coef"}),
+    "step_gspo": ("gspo", {"step_wise"}),
     "roc": ("grpo", {"oversample", "clip_ratio_high", "loss_agg_mode", "kl_loss_coef"}),
     **dict.fromkeys(("sapo", "dppo", "kimi", "topr", "opmd"), GATE),
 }

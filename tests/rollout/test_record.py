@@ -56,7 +56,7 @@ def full_trajectory() -> Trajectory:
         ),
         turns=(
             Turn(parent=None, context_ids=(1, 2), completion=forked),
-            Turn(parent=0, context_ids=(3,), completion=forked),
+            Turn(parent=0, context_ids=(3,), completion=forked, reward=0.5),
             Turn(parent=0, context_ids=(4, 5), completion=forked),
         ),
         score=Score(value=0.5, parts={"format": 0.25}, success=0.0, error="judge was slow"),
