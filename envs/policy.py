@@ -10,14 +10,32 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingFilters:
+    """Which tokens may be drawn at all; the defaults allow every one.
+
+    `top_p` in (0, 1]: the likeliest that together have this probability. `top_k`: so many of the likeliest, 0
+    all. `min_p` in [0, 1): those at least this share as likely as the likeliest. A learner does not reproduce
+    them: its log-probs are those of the whole distribution.
+    """
+
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+NO_FILTERS = SamplingFilters()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How one completion is sampled. Training uses temperature only: the learner can reproduce it exactly.
+    """How one completion is sampled.
 
     `temperature` 0 is greedy (evaluation only). `seed` identifies the request's random stream.
     """
 
     max_tokens: int
     temperature: float = 1.0
+    filters: SamplingFilters = NO_FILTERS
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
 

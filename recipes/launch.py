@@ -173,8 +173,11 @@ def _make_collector(
         CollectorSpec(
             group_size=config.group_size,
             temperature=config.temperature,
+            filters=config.filters,
             run_seed=config.seed,
             drop_uniform_groups=algorithm.drop_uniform_groups,
+            max_draws_per_group=config.max_draws_per_group,
+            at_max_draws=config.at_max_draws,
             shuffle_rewards=resolve_reward(config.reward, resolve_env(config.env)).shuffled,
             max_staleness=config.max_staleness,
             max_groups_per_runner=max(1, config.num_concurrent // config.group_size),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import log
 from typing import Annotated, Any, Literal, TypeVar
 
+from envs.policy import SamplingFilters
 from rl.algorithms import describe, get_algorithm
 from rl.conversions import converted
 from rl.machine import Machine
@@ -15,6 +17,7 @@ EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
 LearnerDtype = Literal["float32", "bfloat16", "float16"]
 HeadDtype = Literal["float32", "bfloat16", "float16"]
 NonfinitePolicy = Literal["skip", "stop"]
+AtMaxDraws = Literal["stop", "fill"]
 SyncBackend = Literal["auto", "shm", "ipc", "nccl"]
 LrSchedule = Literal["constant", "linear", "cosine"]
 Sabotage = Literal[
@@ -69,6 +72,17 @@ class Config(Overrides):
     """Trajectories in one forward and backward pass: memory only, the gradient does not depend on it."""
     temperature: Positive = 1.0
     """Sampling temperature of training; the learner applies the same one, so log-probs agree."""
+    top_p: Annotated[float, Range(0, 1, above_zero=True)] = 1.0
+    """Training draws from the likeliest tokens that have this probability together; 1: from all. The learner's
+    log-probs are those of all tokens, so a row that corrects for the difference is needed."""
+    top_k: Size = 0
+    """Training draws from so many of the likeliest tokens; 0: from all."""
+    min_p: Decay = 0.0
+    """Training draws from the tokens at least this share as likely as the likeliest; 0: from all."""
+    max_draws_per_group: Count = 8
+    """Dynamic sampling (rows with drop_uniform_groups): tasks drawn for one group with unequal rewards."""
+    at_max_draws: AtMaxDraws = "stop"
+    """When they are used up: stop the run, or fill the step up with groups of equal rewards."""
 
     # The optimizer (AdamW)
     learning_rate: NonNegative = 3e-4
@@ -213,10 +227,18 @@ class Config(Overrides):
 
     @property
     def gap_limit(self) -> float:
-        """The largest log-prob gap allowed (nats); of a resolved configuration."""
+        """The largest log-prob gap allowed (nats); of a resolved configuration.
+
+        Under top-p the engine's log-probs are larger by what it cuts away, at most -log(top_p).
+        """
         if self.max_gap is not None:
             return self.max_gap
-        return max(GAP_LIMITS[self.engine_dtype], GAP_LIMITS[self.learner_dtype])
+        return max(GAP_LIMITS[self.engine_dtype], GAP_LIMITS[self.learner_dtype]) - log(self.top_p)
+
+    @property
+    def filters(self) -> SamplingFilters:
+        """Which tokens training may draw."""
+        return SamplingFilters(top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
 
 
 C = TypeVar("C", bound=Config)

@@ -110,11 +110,10 @@ def reference_metrics(row: PolicyGradient, x: LossTokens, ref_logprobs: Tensor |
         return {}
     known = x.kept & ref_logprobs.isfinite()
     delta = select(known, ref_logprobs) - select(known, x.logprobs)
-    coefficients = {"policy/kl_loss_coef": row.kl_loss_coef, "policy/kl_coef": row.kl_coef}
     return {
         "policy/kl_ref_k1": mean_share(k1(delta), known),
         "policy/kl_ref_k3": mean_share(k3(delta), known),
-        **{name: _setting(value, like=delta) for name, value in coefficients.items() if value},
+        **({"policy/kl_loss_coef": _setting(row.kl_loss_coef, like=delta)} if row.kl_loss_coef else {}),
     }
 
 
@@ -165,7 +164,6 @@ LOSS_METRICS = {
     "policy/kl_ref_k1": "mean of log π - log π_ref over trained tokens, nats",
     "policy/kl_ref_k3": "k3 estimate of the KL from the policy to the reference, nats",
     "policy/kl_loss_coef": "weight of the KL to the reference in the loss; only where it is above 0",
-    "policy/kl_coef": "weight of the KL to the reference in the reward; only where it is above 0",
     "gap/mean": "mean of the learner's log-prob less the engine's over trained tokens, nats",
     "gap/abs_mean": "mean |log-prob of the learner - log-prob of the engine| over trained tokens, nats",
     "gap/abs_max": "largest such difference, nats",

@@ -27,6 +27,7 @@ ROLLOUT_METRICS = {
     "rollout/trajectories": "trajectories that came back, unscored ones included; count",
     "rollout/unscored": "share of those that have no reward",
     "rollout/dropped_groups": "groups sampled and replaced because their rewards were all equal; count",
+    "rollout/filled_groups": "groups whose rewards were all equal, kept for want of others; count",
     "reward/<part>": "one named part of the score, mean over the scored trajectories that have it",
     "env/<metric>": "a metric that the environment reports, mean over the scored trajectories that have it",
     "error/<kind>": "trajectories that ended in this error of the world; count",
@@ -63,7 +64,7 @@ SHAPE_METRICS = {
 
 REWARD_KL_METRICS = {
     "policy/kl_in_reward": "mean of log π_old - log π_ref over trained tokens, which rewards pay for, nats",
-    "policy/kl_coef": "its coefficient in this step's rewards",
+    "policy/kl_coef": "weight of that KL in this step's rewards; only where it is above 0",
 }
 
 SFT_METRICS = {

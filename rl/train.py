@@ -28,6 +28,7 @@ class Rollouts(Protocol):
 
     last_groups: list[TrajectoryGroup]
     num_dropped_groups: int
+    num_filled_groups: int
 
     @property
     def runners(self) -> Sequence[Receiver]: ...
@@ -126,6 +127,7 @@ async def train(
         # The groups were sampled for the update that led to sync.version.
         metrics |= staleness_metrics(rollouts.last_groups, sync.version - 1)
         metrics["rollout/dropped_groups"] = float(rollouts.num_dropped_groups)
+        metrics["rollout/filled_groups"] = float(rollouts.num_filled_groups)
         check_names(metrics)
         gates.check(step, metrics)
         await after_step(step, metrics)

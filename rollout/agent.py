@@ -17,7 +17,7 @@ from envs.base import Env, WorldError
 from envs.deadline import DeadlineError, within
 from envs.episode import Episode, Score
 from envs.messages import Message, StepResult, StopReason, Task
-from envs.policy import Completion, Policy, SamplingParams
+from envs.policy import NO_FILTERS, Completion, Policy, SamplingFilters, SamplingParams
 from envs.registry import EnvDefinition
 from rewards.base import Reward, score_episode
 from rollout.limits import Budget, Limits
@@ -69,6 +69,7 @@ async def run_group(
     limits: Limits,
     context_length: int,
     temperature: float = 1.0,
+    filters: SamplingFilters = NO_FILTERS,
     reward_wall_s: float = 30.0,
 ) -> TrajectoryGroup:
     """`group_size` episodes of one task, all running at once, each scored as it ends.
@@ -88,6 +89,7 @@ async def run_group(
             limits=limits,
             context_length=context_length,
             temperature=temperature,
+            filters=filters,
         )
         return await score_trajectory(trajectory, reward, wall_s=reward_wall_s)
 
@@ -107,6 +109,7 @@ async def run_episode(
     limits: Limits,
     context_length: int,
     temperature: float = 1.0,
+    filters: SamplingFilters = NO_FILTERS,
 ) -> Trajectory:
     """One episode, not scored yet; `env` is closed whatever happens. `request_seed(turn)` seeds a request.
 
@@ -124,6 +127,7 @@ async def run_episode(
             sampling = SamplingParams(
                 max_tokens=budget.max_tokens,
                 temperature=temperature,
+                filters=filters,
                 seed=request_seed(len(log.turns)),
                 stop_token_ids=renderer.stop_token_ids,
             )

@@ -8,9 +8,10 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from envs.messages import Task
+from envs.policy import NO_FILTERS, SamplingFilters
 from rewards.base import shuffle_scores
 from rollout.task_stream import TaskStream
 from rollout.trajectory import TrajectoryGroup
@@ -25,6 +26,7 @@ class GroupRequest:
     step: int
     group_size: int
     temperature: float
+    filters: SamplingFilters = NO_FILTERS
 
 
 class GroupRunner(Protocol):
@@ -55,15 +57,19 @@ class CollectorSpec:
 
     `drop_uniform_groups` is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups whose rewards are
     all equal are replaced by the next tasks of the stream, at most `max_draws_per_group` tasks for one kept
-    group. `max_staleness` 0 is synchronous: every group is sampled by the version that the learner holds.
+    group. When these are used up, `at_max_draws` says what becomes of the step: stop, or fill it up with the
+    latest of the uniform groups, as long as one group has unequal rewards. `max_staleness` 0 is synchronous:
+    every group is sampled by the version that the learner holds.
     `max_groups_per_runner` bounds what one runner works on at a time.
     """
 
     group_size: int
     temperature: float = 1.0
+    filters: SamplingFilters = NO_FILTERS
     run_seed: int = 0
     drop_uniform_groups: bool = False
     max_draws_per_group: int = 8
+    at_max_draws: Literal["stop", "fill"] = "stop"
     shuffle_rewards: bool = False
     max_staleness: int = 0
     max_groups_per_runner: int = 64
@@ -88,6 +94,7 @@ class Collector(Generic[Runner]):
         self.cursor = 0  # committed: index of the next task that no consumed group has used
         self.step = 0
         self.num_dropped_groups = 0  # of the last call
+        self.num_filled_groups = 0  # of the last call
         self.last_groups: list[TrajectoryGroup] = []
         self._seconds = 0.0
 
@@ -100,19 +107,27 @@ class Collector(Generic[Runner]):
         """
         started = time.monotonic()
         kept: list[TrajectoryGroup] = []
+        uniform: list[TrajectoryGroup] = []
         index = self.cursor
         budget = num_groups * (self.spec.max_draws_per_group if self.spec.drop_uniform_groups else 1)
         while len(kept) < num_groups:
             count = min(num_groups - len(kept), self.cursor + budget - index)
             if count == 0:
+                break
+            requests = [self._request(index + i, self.step, self.spec.group_size) for i in range(count)]
+            for group in await self.run(requests):
+                (kept if self._has_signal(group) else uniform).append(group)
+            index += count
+        self.num_filled_groups = missing = num_groups - len(kept)
+        if missing:
+            if self.spec.at_max_draws == "stop" or not kept:
                 raise NoSignalError(
                     f"step {self.step}: {index - self.cursor} tasks gave {len(kept)} of {num_groups} groups "
                     "with unequal rewards; the tasks are too hard or too easy for this policy: change the "
-                    "level, or use an algorithm that keeps uniform groups"
+                    "level, raise --max-draws-per-group, fill the step up (--at-max-draws fill), or use an "
+                    "algorithm that keeps uniform groups"
                 )
-            requests = [self._request(index + i, self.step, self.spec.group_size) for i in range(count)]
-            kept += [group for group in await self.run(requests) if self._has_signal(group)]
-            index += count
+            kept = sorted([*kept, *uniform[-missing:]], key=lambda group: group.index)
         self.num_dropped_groups = index - self.cursor - num_groups
         self.cursor = index
         self.step += 1
@@ -170,6 +185,7 @@ class Collector(Generic[Runner]):
             step=step,
             group_size=group_size,
             temperature=self.spec.temperature,
+            filters=self.spec.filters,
         )
 
     def _has_signal(self, group: TrajectoryGroup) -> bool:

@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,7 @@ class VllmEngine:
         params = VllmSamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
+            **asdict(sampling.filters),
             seed=sampling.seed,
             stop_token_ids=list(sampling.stop_token_ids),
             ignore_eos=True,  # only stop_token_ids stop: the same set for every engine and learner
@@ -294,7 +295,6 @@ def _sketch(entry: Mapping[str, Any]) -> Sketch:
 
 
 def _update(info: dict[str, Any]) -> Any:
-    """vLLM's own request type."""
     from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
     return WeightTransferUpdateRequest(update_info=info)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from envs.policy import Completion, FinishReason, SamplingParams, VersionSpan
+from envs.policy import NO_FILTERS, Completion, FinishReason, SamplingParams, VersionSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,11 @@ class _Sampler:
     """The completions of one batch as they grow; each row draws from its own generator."""
 
     def __init__(self, rows: Sequence[SamplingParams], version: int) -> None:
+        for row in rows:
+            if row.filters != NO_FILTERS:
+                raise ValueError(
+                    f"{row.filters}: this policy draws from the whole distribution; leave them out"
+                )
         self._rows = rows
         self._version = version
         self._generators = [torch.Generator() for _ in rows]

@@ -104,6 +104,7 @@ class RolloutWorker:
             limits=self.spec.limits,
             context_length=self.spec.engine.context_length,
             temperature=request.temperature,
+            filters=request.filters,
         )
 
     async def receive_weights(self, manifest: Mapping[str, Any], drill: str) -> int:

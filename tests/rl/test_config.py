@@ -67,6 +67,11 @@ def test_batch_arithmetic():
         ({"algorithm": "gdpo", "kl_coef": 0.1}, "compares the parts of the reward, not the whole"),
         ({"turn_advantage_coef": 0.5}, "gives turns nothing of their own"),
         ({"target_kl": 0.1}, "kl_coef is 0"),
+        ({"top_p": 0.0}, "top_p = 0.0: expected more than 0 and at most 1"),
+        ({"top_p": 0.9, "rollout_is": "none"}, "top_p = 0.9: the engine draws from fewer tokens"),
+        ({"top_k": 20}, "top_k = 20: the engine's log-probs rise by what is cut away"),
+        ({"max_draws_per_group": 4}, "max_draws_per_group has no effect"),
+        ({"at_max_draws": "fill"}, "at_max_draws has no effect"),
         ({"reward": "cal"}, "unknown reward 'cal'; did you mean 'calc'?"),
         ({"max_turns": 1}, "max_turns = 1: level 1 of calc takes"),
         ({"max_staleness": 1}, "max_staleness = 1: only 0"),
@@ -189,3 +194,16 @@ def test_a_group_of_one_is_accepted_where_members_are_not_compared():
 def test_overrides_reach_the_row_and_the_rest_of_it_stays():
     row = Config(algorithm="dapo", clip_ratio_high=0.25).make_algorithm()
     assert row == replace(ALGORITHMS["dapo"], clip_ratio_high=0.25)
+
+
+def test_filters_of_sampling_are_allowed_where_they_are_corrected_for():
+    for allowed in (
+        Config(top_p=0.9),  # grpo weighs by what the learner says: token_tis
+        Config(top_p=0.9, algorithm="opd", teacher=""),
+        Config(top_k=20, min_p=0.1, max_gap=3.0),
+        Config(algorithm="dapo", max_draws_per_group=4, at_max_draws="fill"),
+    ):
+        validate(allowed, LAPTOP)
+    # the engine's log-prob of a token may be larger by -log .9
+    gap = resolve(Config(top_p=0.9), LAPTOP).gap_limit - resolve(Config(), LAPTOP).gap_limit
+    assert gap == pytest.approx(0.105361, abs=1e-6)

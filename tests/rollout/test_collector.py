@@ -13,6 +13,7 @@ import pytest
 
 from envs.episode import Episode, Score
 from envs.messages import StopReason
+from envs.policy import SamplingFilters
 from envs.splits import Split
 from rollout.collector import Collector, CollectorSpec, GroupRequest, NoSignalError
 from rollout.task_stream import TaskStream
@@ -81,6 +82,39 @@ async def test_dynamic_sampling_without_any_signal_stops_and_says_so() -> None:
     with pytest.raises(NoSignalError, match="12 tasks gave 0 of 4 groups"):
         await collected.next_groups(4)
     assert collected.cursor == 0  # nothing was consumed
+
+
+async def test_dynamic_sampling_fills_up_with_the_latest_uniform_groups_when_told_to() -> None:
+    # Of the tasks 0 to 5 only 1, 2, 4, 5 have a signal; six draws for six groups, so 0 and 3 fill up.
+    options = {"drop_uniform_groups": True, "max_draws_per_group": 1, "at_max_draws": "fill"}
+    collected = collector([ScriptedRunner(uniform_every=3)], **options)
+    assert [group.index for group in await collected.next_groups(6)] == [0, 1, 2, 3, 4, 5]
+    assert (collected.cursor, collected.num_dropped_groups, collected.num_filled_groups) == (6, 0, 2)
+    # With two draws a group: 6 and 9 are passed over for 7, 8, 10 and 11.
+    collected = collector([ScriptedRunner(uniform_every=3)], **{**options, "max_draws_per_group": 2})
+    assert [group.index for group in await collected.next_groups(4)] == [1, 2, 4, 5]
+    assert (collected.num_dropped_groups, collected.num_filled_groups) == (2, 0)
+    # The latest ones: of 0, 3 and 6 the last two.
+    collected = collector([ScriptedRunner(uniform_every=3)], **options)
+    assert [group.index for group in await collected.next_groups(7)] == [0, 1, 2, 3, 4, 5, 6]
+    with pytest.raises(NoSignalError, match="at-max-draws fill"):
+        await collector([ScriptedRunner(uniform_every=1)], **options).next_groups(2)
+
+
+async def test_every_request_of_training_has_the_filters_and_evaluation_has_none() -> None:
+    asked: list[GroupRequest] = []
+
+    class Notes(ScriptedRunner):
+        async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
+            asked.append(request)
+            return await super().run_group(request)
+
+    filters = SamplingFilters(top_p=0.9, top_k=5)
+    collected = collector([Notes()], filters=filters)
+    await collected.next_groups(2)
+    await collected.probe_groups(1)
+    await collected.evaluate(STREAM.slice(0, 2), temperature=1.0)
+    assert [request.filters for request in asked] == [filters] * 3 + [SamplingFilters()] * 2
 
 
 async def test_no_runner_gets_more_groups_than_it_can_hold() -> None:

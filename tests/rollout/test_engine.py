@@ -16,7 +16,8 @@ import pytest_asyncio
 import torch
 from transformers import Qwen3ForCausalLM
 
-from envs.policy import Completion, SamplingParams
+from envs.policy import Completion, SamplingFilters, SamplingParams
+from rl.distributions import top_tokens
 from rl.weights import SharedWeights, perturb, sketch_weights
 from rollout.engine import EngineError, EngineSpec, VllmEngine
 from rollout.manifest import Manifest, WeightSyncError
@@ -97,6 +98,23 @@ async def test_logprobs_equal_transformers_before_and_after_three_updates(pair: 
         # The same prompt as before: keys and values of the old weights would answer from the prefix cache.
         assert await pair.gap(seed=0) < MAX_GAP
         assert await pair.gap(seed=update) < MAX_GAP
+
+
+async def test_filters_are_sampled_from_and_are_in_the_log_probs(pair: Pair) -> None:
+    """Each log-prob is that of the distribution that was left, as rl.distributions has it."""
+    prompt = [3 + index % 7 for index in range(50)]
+    for filters in (SamplingFilters(top_p=0.6), SamplingFilters(top_k=3), SamplingFilters(min_p=0.3)):
+        sampling = SamplingParams(max_tokens=30, seed=1, temperature=0.1, filters=filters)
+        completion = await pair.engine.complete(prompt, sampling)
+        ids = [*prompt, *completion.token_ids]
+        with torch.no_grad():
+            logits = pair.model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1] / 0.1
+        likely = logits >= logits.amax(-1, keepdim=True) + np.log(filters.min_p or 1e-30)
+        kept = likely & top_tokens(logits, top_k=filters.top_k, top_p=filters.top_p)
+        assert (kept.sum(-1) < logits.shape[-1]).all()
+        expected = torch.where(kept, logits, -torch.inf).log_softmax(-1)
+        chosen = expected.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(completion.logprobs, chosen, atol=MAX_GAP)
 
 
 async def test_an_update_driven_by_the_learner_is_served_its_head_included(pair: Pair) -> None:
