@@ -260,7 +260,19 @@ def kl_controller(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     start = given.get("init_kl_coef", "init_coef", "kl_coef_init", "kl_coef", "beta", "init_value")
     target, horizon = given.get("target_kl", "kl_target", "target"), given.get("horizon", "kl_horizon")
     controller = AdaptiveKlController(kl_coef=start, target_kl=target, horizon=horizon)
-    measured = flat(given.get("kl", "kls", "current_kl", "kl_values", "kl_sequence", "measured_kl"))
+    measured = flat(
+        given.get(
+            "kl",
+            "kls",
+            "current_kl",
+            "observed_kl",
+            "kl_observed",
+            "current_kls",
+            "kl_values",
+            "kl_sequence",
+            "measured_kl",
+        )
+    )
     counts = flat(given.get("num_trajectories", "n_steps", "n", "batch_size", "num_steps", "steps"))
     coefs = [controller.kl_coef]
     for kl, count in zip(measured, np.broadcast_to(counts, measured.shape), strict=True):

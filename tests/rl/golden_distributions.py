@@ -142,7 +142,8 @@ def distill(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         forms += list(zip(map(float, own), losses, strict=True))
     else:
         beta = 0.5 if own is None else float(own)
-        losses = {key: x for key, x in expected.items() if re.match("loss|jsd$|gjsd$|divergence", key)}
+        losses = {key: x for key, x in expected.items() if re.match("loss|g?jsd$|divergence", key)}
+        losses = {key: x for key, x in losses.items() if not isinstance(x, dict)}
         grads = {key: x for key, x in expected.items() if key.startswith("grad") and beta_of(key) is None}
         forms += [(beta, {"loss": loss, **grads}) for loss in losses.values()]
     if not forms:

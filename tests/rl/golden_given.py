@@ -185,7 +185,8 @@ def check_unnamed(
     """An output by its value. One of zeros and ones alone, which anything may have, is not recognised so."""
     telling = bool(np.any((numbers != 0) & (np.abs(numbers) != 1)))
     same = [key for key, forms in computed.items() if any(agrees(x, numbers, tolerance) for x in forms)]
-    assert telling and same, f"expects {name}, which nothing computes; computed are {sorted(computed)}"
+    assert telling, f"expects {name}, which nothing computes; computed are {sorted(computed)}"
+    assert same, f"expects {name}, which nothing computes; computed are {sorted(computed)}"
     warnings.warn(f"{name} is not a name known here: it has the value of {same[0]}", stacklevel=3)
 
 

@@ -5,6 +5,7 @@ Every key of `expected` must be among what is computed from `inputs` and `config
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,8 @@ def one_case(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     inputs, config, names = case["inputs"], case["config"], set(case["inputs"])
     if "loss_type" in config or names & {"policy_logprobs", "chosen_logprobs", "policy_chosen_logprobs"}:
         settings = {"loss_type": "sigmoid", **config}
-        return golden_preferences.preference({**case, "config": settings}, dtype, tolerance)
+        pairs = {**case, "config": settings, "inputs": long_pair(inputs)}
+        return golden_preferences.preference(pairs, dtype, tolerance)
     if "policy_loss" in config or (POLICY & names and not {*NUMBERS} & names):
         config = {"policy_loss": rule_of_formula(case), "loss_agg_mode": "token-mean", **config}
         return golden_policy.policy_loss({**case, "config": config}, dtype, tolerance)
@@ -67,7 +69,7 @@ def one_case(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         allowed = case["expected"].get("max_rel_error_allowed_float32")
         if allowed is not None and dtype is torch.float32:
             tolerance = {"rtol": allowed, "atol": 0.0}
-        return compare(of_numbers(inputs, dtype), expected, tolerance)
+        return compare(of_numbers(inputs, dtype, case["id"], expected), expected, tolerance)
     raise UnreadError(f"numeric inputs {sorted(inputs)}")
 
 
@@ -119,6 +121,19 @@ def statistics(given: Given) -> Outputs:
     return {**outputs, "advantages": outputs[chosen]}
 
 
+def long_pair(inputs: Case) -> Case:
+    """Two completions of T tokens that each have one log-prob, written out; other inputs as they are."""
+    count = lookup(COUNTS, inputs)
+    if count is None or "mask" in inputs:
+        return inputs
+    written = {
+        key: [[x] * int(count)]
+        for key, x in inputs.items()
+        if np.ndim(x) == 0 and re.search("chosen|reject", key)
+    }
+    return {**inputs, **written}
+
+
 def of_drift(inputs: Case, config: Case, dtype: torch.dtype) -> Outputs:
     """Rows of T tokens that all have one log-ratio: products, geometric means, and weights of them."""
     counts, drift = (lookup(names, inputs, config) for names in (COUNTS, DRIFTS))
@@ -157,8 +172,11 @@ def of_drift(inputs: Case, config: Case, dtype: torch.dtype) -> Outputs:
     return {name: (values,) for name, values in columns.items()}
 
 
-def of_numbers(inputs: Case, dtype: torch.dtype) -> Outputs:
-    """Log-space functions of numbers, with their gradients; at mask 0 a number takes no part."""
+def of_numbers(inputs: Case, dtype: torch.dtype, about: str, expected: Case) -> Outputs:
+    """Log-space functions of numbers, with their gradients; at mask 0 a number takes no part.
+
+    A bare `value` or `grad` is of the function that the file is about, or that else is expected: exp.
+    """
     x = tensor(lookup(NUMBERS, inputs), dtype)
     given = inputs.get("mask")
     mask = torch.ones_like(x).bool() if given is None else tensor(given, dtype) > 0
@@ -178,8 +196,10 @@ def of_numbers(inputs: Case, dtype: torch.dtype) -> Outputs:
         outputs |= {name: (values, values.sum(), mean), f"{name}_finite": (finite,)}
         slope = (gradient, gradient / mask.sum().clamp(min=1))
         outputs |= dict.fromkeys((f"grad_{name}", f"{name}_grad", f"{name}_gradient"), slope)
-    ratio, slope = outputs["ratio"], outputs["grad_ratio"]
-    return outputs | {"loss": ratio, "grad": slope, "grad_d": slope, "finite": outputs["k3_finite"]}
+    meant = next((name for name in functions if name in about or name in expected), "ratio")
+    slope = outputs[f"grad_{meant}"]
+    bare = {"loss": outputs[meant], "value": outputs[meant], "finite": outputs[f"{meant}_finite"]}
+    return outputs | bare | dict.fromkeys(("grad", "gradient", "grad_d", "grad_x"), slope)
 
 
 def unbiased(name: str) -> Callable[[Tensor], Tensor]:
@@ -215,6 +235,9 @@ def metric(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         algorithm = golden_policy.row_of(settings, case["id"])
         for splits in golden_policy.SPLITS:
             made = golden_policy.found(algorithm, names, dtype, garbage=True, splits=splits)
+            for name in [*made]:  # a metric may be of the update's ratios, of the engine's, or of the weights
+                gaps = (made.get(f"{place}_{name}", ()) for place in ("gap", "gap_is_weight"))
+                made[name] = (*made[name], *(x for forms in gaps for x in forms))
             compare({**outputs, **made}, expected, tolerance)
     elif outputs:
         compare(outputs, expected, tolerance)

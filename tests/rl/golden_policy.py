@@ -1,11 +1,10 @@
-"""The golden files of kinds policy_loss, kl, is_weights: as they are, with garbage at mask 0, and split."""
+"""The golden files of kinds policy_loss and is_weights: as they are, with garbage at mask 0, and split."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from rl.algorithms import PolicyGradient, get_algorithm
 from rl.batch import PaddedLayout
-from rl.losses import LOSS_AGG_MODES, ROLLOUT_IS, KlLossType, at_level
+from rl.losses import LOSS_AGG_MODES, ROLLOUT_IS, at_level
 from rl.numerics import bounded_exp, metric_values, select
 from tests.rl.golden_config import (
     INTERVALS,
@@ -21,7 +20,6 @@ from tests.rl.golden_config import (
     Case,
     UnreadError,
     algorithm_of,
-    kl_knobs,
     named_rule,
     thresholds,
 )
@@ -33,8 +31,10 @@ PROXIMAL = ("prox_logprobs", "proximal_logprobs", "prox_logp", "proximal_logp")
 TENSORS = {
     "logprobs": ("logprobs", "policy_logprobs", "new_logprobs", "current_logprobs", "log_probs", "logp"),
     "old_logprobs": (*PROXIMAL, "old_logprobs", "old_log_probs", "old_logp", "old"),
-    "rollout_logprobs": ("rollout_logprobs", "behavior_logprobs", "behave_logprobs", "sampler_logprobs")
-    + ("rollout_log_probs", "inference_logprobs", "vllm_logprobs", "rollout", "mu"),
+    "rollout_logprobs": (
+        *("rollout_logprobs", "behavior_logprobs", "behave_logprobs", "sampler_logprobs"),
+        *("rollout_log_probs", "inference_logprobs", "vllm_logprobs", "rollout", "mu"),
+    ),
     "ref_logprobs": ("ref_logprobs", "reference_logprobs", "ref_log_probs", "ref_logp", "ref"),
     "teacher_logprobs": ("teacher_logprobs",),
     "advantages": ("advantages", "token_advantages", "sequence_advantages", "advantage", "adv", "rewards"),
@@ -183,37 +183,6 @@ def policy_loss(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         check_everywhere(algorithm, inputs, form, dtype, tolerance)
 
 
-def kl(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
-    """The estimators as losses: what is expected off policy, and each of the variants on policy."""
-    inputs, config, expected = case["inputs"], case["config"], case["expected"]
-    on_policy = {**inputs, "old_logprobs": tensors_of(inputs, dtype)[1]["logprobs"].tolist()}
-    named = {key: x for key, x in {**case["variants"], **expected}.items() if is_estimator(key)}
-    rest = {key: x for key, x in expected.items() if key not in named}
-    metrics = {**rest.pop("metrics", {})}
-    forms = [(kl_row(name), on_policy, form) for name, form in named.items()]
-    if rest:
-        weighted = config.get("importance_weighted", True)
-        row = kl_row(str(config.get("kl_loss_type", "k3+")))
-        forms.append((row, inputs if weighted else on_policy, rest))
-    for row, given, form in forms:
-        form = form if isinstance(form, dict) else {"loss": form}
-        check_everywhere(row, given, {**form, "metrics": {}}, dtype, tolerance)
-    splits = SPLITS[0]
-    naive = {x: found(kl_row(x), inputs, dtype, garbage=True, splits=splits) for x in get_args(KlLossType)}
-    compare({f"kl_{name}": outputs["loss"] for name, outputs in naive.items()}, metrics, tolerance)
-    for name in {"kl_k1", "kl_k3"} & metrics.keys():
-        check(naive["k1"][name][0], metrics[name], tolerance)  # as it is logged
-
-
-def is_estimator(name: str) -> bool:
-    return re.fullmatch(r"k[123]\+?|low_var_kl", name) is not None
-
-
-def kl_row(name: str) -> PolicyGradient:
-    """The KL alone: the policy's own term is 0 with advantages of 0."""
-    return get_algorithm("reinforce", kl_loss_coef=1.0, loss_agg_mode="token-mean", **kl_knobs(name))
-
-
 def rollout_correction(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     """The weights, as the gradient of Σ u log π; every metric with them, whatever the mode."""
     config, expected = case["config"], dict(case["expected"])
@@ -234,5 +203,5 @@ def rollout_correction(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> 
         compare({**outputs, **gaps}, expected, tolerance)
 
 
-CHECKS = {"policy_loss": policy_loss, "kl": kl, "is_weights": rollout_correction}
+CHECKS = {"policy_loss": policy_loss, "is_weights": rollout_correction}
 """What checks a file, by its `kind`."""

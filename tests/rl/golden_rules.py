@@ -88,8 +88,10 @@ CASES: list[tuple[str, dict[str, float], list[Token], list[tuple[float, float, s
 
 BOTH = ("clip_ratio_low", "clip_ratio_high")
 EPSILON = {"epsilon": BOTH, "epsilon_low": BOTH[:1], "epsilon_high": BOTH[1:]}
-CLIP = {**EPSILON, "clip_ratio": BOTH, "eps_clip": BOTH}
-DIVERGENCE = {"delta": BOTH, "delta_low": BOTH[:1], "delta_high": BOTH[1:]}
+CLIP = {**EPSILON, **dict.fromkeys(("clip_ratio", "eps_clip", "clip", "eps"), BOTH)}
+CLIP |= {"eps_low": BOTH[:1], "eps_high": BOTH[1:], "clip_low": BOTH[:1], "clip_high": BOTH[1:]}
+DIVERGENCE = {"delta": BOTH, "delta_low": BOTH[:1], "delta_high": BOTH[1:], "threshold": BOTH}
+DIVERGENCE |= {"delta_l": BOTH[:1], "delta_h": BOTH[1:]}
 SPELLINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "sapo": {"sapo_temperature_pos": ("tau_pos",), "sapo_temperature_neg": ("tau_neg",)},
     "gmpo": CLIP,
