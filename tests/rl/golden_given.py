@@ -101,6 +101,10 @@ class Given:
         value = self.get(name, *names, default=None)
         return {} if value is None else {name: value}
 
+    def matching(self, pattern: str) -> list[str]:
+        """The settings whose name has `pattern` in it: another library's word for a knob."""
+        return [key for key in self.config if re.search(pattern, key) and key != "kl_coef"]
+
     def by_row(self, *names: str) -> np.ndarray:
         """A value for each trajectory, from one each or one a group, in the order of the ids."""
         values, (_, group) = self.array(*names), np.unique(self.groups, return_inverse=True)

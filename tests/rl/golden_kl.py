@@ -78,7 +78,7 @@ def expectations(inputs: Case, policy: Tensor, dtype: torch.dtype) -> Outputs:
 
 
 def canonical(name: str) -> str:
-    """`expected_grad_k3` and `k3.grad` are grad_k3; with an importance weight k3+; kl and true_kl: reverse."""  
+    """`expected_grad_k3` and `k3.grad` are grad_k3, with an importance weight k3+; a plain kl is reverse."""
     short = name.lower()
     grad = "grad_" if "grad" in short else ""
     if estimator := re.search(r"k[123]", short):

@@ -14,6 +14,7 @@ import torch
 
 from tests.rl import (
     golden_advantages,
+    golden_critic,
     golden_distributions,
     golden_filters,
     golden_kl,
@@ -32,6 +33,7 @@ CHECKS = {
     **golden_preferences.CHECKS,
     **golden_distributions.CHECKS,
     **golden_advantages.CHECKS,
+    **golden_critic.CHECKS,
     **golden_numeric.CHECKS,
 }
 """What checks a file, by its `kind`."""
