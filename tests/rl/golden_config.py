@@ -90,7 +90,8 @@ def algorithm_of(config: Case, about: str = "") -> PolicyGradient:
     if rule == "importance_sampling":
         knobs["policy_loss"] = rule
     knobs |= anchor(config, about) | kl_knobs_of(config) | correction(config, about) | config
-    knobs |= {"importance_sampling_level": LEVELS.get(level := knobs.get("importance_sampling_level"), level)}
+    if level := knobs.get("importance_sampling_level"):
+        knobs["importance_sampling_level"] = LEVELS.get(str(level), level)
     base = BASES.get(rule, rule)
     try:
         return get_algorithm(base, **effective(base, {k: v for k, v in knobs.items() if v is not None}))

@@ -9,17 +9,23 @@ from rl.advantages import group_fractions
 from rl.filters import resample_on_correct, roc_penalty
 from rl.numerics import group_statistics
 from tests.rl.golden_config import Case
-from tests.rl.golden_given import Given, Tolerance, check
+from tests.rl.golden_given import Given, Outputs, Tolerance, compare
 
 
 def dynamic_sampling(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
+    """Groups, and rows, that have a difference to learn from."""
     del dtype
     rewards, group_ids = (np.array(case["inputs"][name]) for name in ("rewards", "group_ids"))
     informative = group_statistics(rewards, group_ids).informative
-    assert sorted(set(group_ids[informative])) == case["expected"]["kept_groups"]
-    assert sorted(set(group_ids[~informative])) == case["expected"]["dropped_groups"]
-    names = ("zero_std_group_fraction", "singleton_group_fraction")
-    check(group_fractions(rewards, group_ids), [case["expected"][name] for name in names], tolerance)
+    uniform, singleton = group_fractions(rewards, group_ids)
+    outputs: Outputs = {
+        "kept_groups": (np.unique(group_ids[informative]),),
+        "dropped_groups": (np.unique(group_ids[~informative]),),
+        **dict.fromkeys(("kept_rows", "kept", "keep_mask"), (np.flatnonzero(informative), informative)),
+        **dict.fromkeys(("zero_std_group_frac", "zero_std_frac"), (uniform,)),
+        **dict.fromkeys(("singleton_group_frac", "singleton_frac"), (singleton,)),
+    }
+    compare(outputs, case["expected"], tolerance)
 
 
 def roc(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:

@@ -132,7 +132,7 @@ def named(row: PreferenceLoss, values: dict[str, float]) -> Outputs:
         outputs |= dict.fromkeys(("accuracy", "reward_accuracy", "rewards_accuracies"), accuracies)
     for side in ("chosen", "rejected"):
         for name in ("reward", "logp"):
-            forms = outputs.get(f"{side}_{name}", ())
+            forms: tuple[Any, ...] = outputs.get(f"{side}_{name}") or ()
             spellings = ("{0}_{1}s", "{1}s_{0}", "{1}_{0}", "{0}_{1}_mean", "{0}_{1}s_mean", "{1}s/{0}")
             outputs |= {spelling.format(side, name): forms for spelling in spellings}
     return outputs

@@ -141,9 +141,8 @@ def rule_of(config: Case) -> GoldenRule:
     if (level := given.pop("importance_sampling_level", None)) not in (None, *LEVELS.get(name, ("token",))):
         raise NotOfferedError(f"{name} with importance_sampling_level {level!r}")
     if modes := AGG_MODES.get(name):
-        if around.get("loss_agg_mode", modes[0]) not in modes:
-            raise NotOfferedError(f"{name} with loss_agg_mode {around['loss_agg_mode']!r}")
-        around["loss_agg_mode"] = modes[0]
+        given_mode = around.get("loss_agg_mode", modes[0])
+        around["loss_agg_mode"] = modes[0] if given_mode in modes else given_mode
     settings = [(SPELLINGS[name].get(key, (key,)), value) for key, value in given.items()]
     known = RULE_KNOBS[name].keys()
     say_unread({knobs[0]: value for knobs, value in settings if not known & {*knobs}})
