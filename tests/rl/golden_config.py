@@ -52,7 +52,7 @@ RENAMED = {
     **dict.fromkeys(("ratio_level", "is_level", "level"), "importance_sampling_level"),
     "eps": "clip_ratio",
 }
-LEVELS = dict.fromkeys(
+LEVELS: dict[str, str] = dict.fromkeys(
     ("sequence_token", "sequence-token", "seq", "sequence_mean", "geometric", "gspo"), "sequence"
 )
 CORRECTIONS = {

@@ -28,6 +28,8 @@ REWARDS = ("rewards", "rewards_float32", "scores", "rewards_float64", "reward")
 OF_REWARDS = ("grpo", "dr_grpo", "rloo", "lite_ppo", "reinforce_plus_plus_baseline", "opo", "gpg")
 OF_REWARDS += ("maxrl", "grpo_passk", "opmd")
 NUMBERS = ("d", "x", "delta", "deltas", "log_ratio", "log_ratios", "diff", "differences", "logits_diff", "z")
+NEGATED = ("logp_minus_ref", "logprob_minus_ref", "policy_minus_ref", "l_minus_ref", "minus_d")
+NUMBERS += NEGATED
 COUNTS = ("T", "num_tokens", "n_tokens", "length", "seq_len", "sequence_length", "N", "n", "lengths")
 DRIFTS = ("delta", "drift", "d", "delta_per_token", "drift_per_token", "per_token_drift", "per_token_delta")
 DRIFTS += ("per_token_log_ratio", "log_ratio", "log_ratio_per_token", "mean_delta", "eps")
@@ -44,7 +46,11 @@ def numeric(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         shared = {key: x for key, x in inputs.items() if key not in parts}
         numeric({**case, "inputs": {**shared, **part}, "expected": expected[name]}, dtype, tolerance)
     rest = {key: x for key, x in expected.items() if key not in parts}
-    if rest or not parts:
+    alike = {key: x for key, x in inputs.items() if key not in parts and isinstance(x, dict) and "mask" in x}
+    for part in alike.values():  # padded, permuted or split: all must give the same
+        shared = {key: x for key, x in inputs.items() if key not in {*parts, *alike}}
+        one_case({**case, "inputs": {**shared, **part}, "expected": rest}, dtype, tolerance)
+    if (rest or not parts) and not alike:
         one_case({**case, "expected": rest}, dtype, tolerance)
 
 
@@ -177,7 +183,8 @@ def of_numbers(inputs: Case, dtype: torch.dtype, about: str, expected: Case) -> 
 
     A bare `value` or `grad` is of the function that the file is about, or that else is expected: exp.
     """
-    x = tensor(lookup(NUMBERS, inputs), dtype)
+    sign = 1.0 if {*NUMBERS[: -len(NEGATED)]} & inputs.keys() else -1.0  # d is the reference less the policy
+    x = sign * tensor(lookup(NUMBERS, inputs), dtype)
     given = inputs.get("mask")
     mask = torch.ones_like(x).bool() if given is None else tensor(given, dtype) > 0
     functions: dict[str, Callable[[Tensor], Tensor]] = {
@@ -194,10 +201,19 @@ def of_numbers(inputs: Case, dtype: torch.dtype, about: str, expected: Case) -> 
         finite = bool(values.isfinite().all() and gradient.isfinite().all())
         mean = values.sum() / mask.sum().clamp(min=1)
         outputs |= {name: (values, values.sum(), mean), f"{name}_finite": (finite,)}
-        slope = (gradient, gradient / mask.sum().clamp(min=1))
+        slope = (sign * gradient, sign * gradient / mask.sum().clamp(min=1))  # to what the file gives
         outputs |= dict.fromkeys((f"grad_{name}", f"{name}_grad", f"{name}_gradient"), slope)
-    meant = next((name for name in functions if name in about or name in expected), "ratio")
+    rows, kept = (y[None] if y.dim() == 1 else y for y in (select(mask, x), mask))
+    for name, level in (("product", "product"), ("sequence", "sequence")):
+        logs = at_level(rows, kept, level).sum(1) / kept.sum(1).clamp(min=1)
+        names = {"product": ("product", "w_seq", "product_ratio"), "sequence": ("geo", "w_geo", "seq_ratio")}
+        outputs |= dict.fromkeys(names[name], (bounded_exp(logs), logs.double().exp()))
+        outputs |= {f"log_{level}": (logs,)}
+    words = (about, *expected)
+    meant = max((x for x in functions if any(x in word for word in words)), key=len, default="ratio")
     slope = outputs[f"grad_{meant}"]
+    rises = -sign if "k" in meant else sign  # a KL's d falls as the policy's log-prob rises
+    outputs["grad_logprobs"] = tuple(rises * x for x in slope)
     bare = {"loss": outputs[meant], "value": outputs[meant], "finite": outputs[f"{meant}_finite"]}
     return outputs | bare | dict.fromkeys(("grad", "gradient", "grad_d", "grad_x"), slope)
 

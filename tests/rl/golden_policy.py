@@ -12,8 +12,9 @@ from torch import Tensor
 
 from rl.algorithms import PolicyGradient, get_algorithm
 from rl.batch import PaddedLayout
-from rl.losses import LOSS_AGG_MODES, ROLLOUT_IS, at_level
+from rl.losses import LOSS_AGG_MODES, ROLLOUT_IS, at_level, rollout_weights
 from rl.numerics import bounded_exp, metric_values, select
+from rl.rules import off_policy_sequence_mask
 from tests.rl.golden_config import (
     INTERVALS,
     SPLIT,
@@ -51,6 +52,23 @@ METRICS = {
     "clip_frac_lower": "clip_frac_low",
     "clip_frac_upper": "clip_frac_high",
     "clip_frac_c": "clip_frac_dual",
+    "pg_clip_frac": "clip_frac",
+    "pg_clip_frac_lower": "clip_frac_dual",
+    **dict.fromkeys(("capped_frac_pos", "capped_frac_positive"), "clip_frac_high"),
+    **dict.fromkeys(("capped_frac_neg", "capped_frac_negative"), "clip_frac_dual"),
+    **dict.fromkeys(("log_s_mean", "log_seq_ratio_mean"), "log_ratio_mean"),
+    **dict.fromkeys(("log_s_std", "log_seq_ratio_std"), "log_ratio_std"),
+    **dict.fromkeys(("log_s", "log_seq_ratio", "log_sequence_ratio", "mean_log_ratio"), "log_sequence"),
+    **dict.fromkeys(("clipped_tokens", "num_clipped", "n_clipped", "num_clipped_tokens"), "num_clipped"),
+    **dict.fromkeys(
+        ("masked_tokens", "num_masked", "n_masked", "dropped_tokens", "num_dropped"), "num_masked"
+    ),
+    **dict.fromkeys(("n_dropped", "num_dropped_tokens", "rejected_tokens", "num_rejected"), "num_masked"),
+    **dict.fromkeys(("kept_rows", "row_kept", "rows_kept", "keep_rows", "seq_mask", "row_mask"), "kept"),
+    **dict.fromkeys(("u", "w", "is_weights", "rollout_is_weights", "weight"), "weights"),
+    **dict.fromkeys(("weight_mean", "is_weight_mean", "w_mean"), "gap_is_weight_mean"),
+    **dict.fromkeys(("weight_max", "is_weight_max", "w_max"), "gap_is_weight_max"),
+    "is_ess": "gap_is_weight_ess",
     "capped_frac": "capped",
     "cap_frac": "capped",
     "is_capped_frac": "capped",
@@ -123,9 +141,32 @@ def found(
     outputs["capped"] = (sides["high"] + sides["dual"],) if capped is None else (capped,)
     outputs["masked"] = tuple(x for x in left_out if x is not None) or (sides["low"] + sides["high"],)
     outputs["rows"] = tuple(values[x] for x in ("gap/is_weight_masked_row_frac",) if x in values)
-    outputs |= ratios_of_rows(logprobs, layout)
+    for name in ("clip_frac", "masked"):
+        counted = f"num_{name.replace('clip_frac', 'clipped')}"
+        outputs[counted] = tuple(x * float(mask.sum()) for x in outputs[name])
+    outputs |= ratios_of_rows(logprobs, layout) | kept_and_weights(algorithm, logprobs, layout)
     outputs["finite"] = (bool(loss.isfinite() and gradient.isfinite().all()),)
     return outputs | {alias: outputs[name] for alias, name in METRICS.items() if outputs.get(name)}
+
+
+def kept_and_weights(algorithm: PolicyGradient, logprobs: Tensor, layout: PaddedLayout) -> Outputs:
+    """Importance weights of tokens, and which rows and tokens a mask leaves in; nothing without a mask."""
+    old, rollout, mask = layout.old_logprobs, layout.rollout_logprobs, layout.loss_mask
+    assert old is not None
+    if layout.advantages is not None and algorithm.off_policy_mask_threshold is not None:
+        inputs = (select(mask, logprobs) - select(mask, old), select(mask, layout.advantages), mask)
+        kept = off_policy_sequence_mask(*inputs, algorithm.off_policy_mask_threshold)
+        rows = kept.any(1) | ~mask.any(1)
+        return {"kept": (rows, kept.any(1), kept)}
+    if algorithm.rollout_is == "none":
+        return {}
+    known = mask & old.isfinite() & rollout.isfinite()
+    high, low = algorithm.rollout_is_threshold, algorithm.rollout_is_threshold_lower
+    ends = {"low": 1.0 / high if low is None else low, "high": high}
+    log_weight = select(known, old) - select(known, rollout)
+    weights = rollout_weights(log_weight, known, ROLLOUT_IS[algorithm.rollout_is], **ends).weight
+    kept = weights > 0
+    return {"weights": (weights, weights.amax(1)), "kept": (kept.any(1), kept)}
 
 
 def ratios_of_rows(logprobs: Tensor, layout: PaddedLayout) -> Outputs:

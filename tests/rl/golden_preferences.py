@@ -150,6 +150,10 @@ def evaluate(
     if policy is None:
         raise UnreadError(f"no log-probs of tokens in {sorted(inputs)}")
     given = sides(inputs, "mask", "loss_mask")
+    if np.ndim(policy) == 1:  # one pair, without the lists of rows
+        policy, reference, given = (
+            None if x is None else np.reshape(x, (2, -1)) for x in (policy, reference, given)
+        )
     mask = tensor(np.ones_like(policy) if given is None else given, dtype) > 0
     leaf = polluted(tensor(policy, dtype), mask, garbage).requires_grad_()
     refs = [] if row.reference_free else [polluted(tensor(reference, dtype), mask, garbage)]
