@@ -87,6 +87,8 @@ def algorithm_of(config: Case, about: str = "") -> PolicyGradient:
     knobs: Case = {"rollout_is": "none", "kl_loss_coef": 0.0}
     if rule not in INTERVALS or "cispo_ratio_low" in (config := renamed(config, about)):
         raise NotOfferedError(f"{rule} with {config}")
+    if rule == "cispo" and "C" in config and "rollout_is" not in config:
+        config["cispo_ratio_high"] = config.pop("C")
     if rule == "importance_sampling":
         knobs["policy_loss"] = rule
     knobs |= anchor(config, about) | kl_knobs_of(config) | correction(config, about) | config

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -29,7 +32,6 @@ def dynamic_sampling(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> No
 
 
 def roc(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
-    del tolerance
     given = Given(case["inputs"], case["config"], dtype)
     rewards = given.array("rewards", "scores", "reward")
     groups = np.array(given.get("group_ids", "groups", "uid", default=[0] * len(rewards)))
@@ -52,19 +54,17 @@ def roc(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     for group in np.unique(groups):
         members = groups == group
         kept[members] = resample_on_correct(rewards[members], np.array(penalty)[members], **knobs)
-    checked = 0
+    outputs, expected = dict[str, tuple[Any, ...]](), dict[str, Any]()
     for name, value in case["expected"].items():
-        if name in ("penalty", "penalties", "penalty_weights"):
-            np.testing.assert_allclose(penalty, value)
-        elif "drop" in name or "reject" in name:
-            assert sorted(value) == np.flatnonzero(~kept).tolist()
-        elif len(value) == len(rewards) and set(map(float, value)) <= {0.0, 1.0}:
-            assert np.array(value, bool).tolist() == kept.tolist()
-            checked += 1
-        else:
-            assert sorted(value) == np.flatnonzero(kept).tolist()
-            checked += 1
-    assert checked
+        left = ~kept if re.search("drop|reject", name) else kept
+        if "penalt" in name:
+            outputs[name] = (np.array(penalty), np.array(penalty)[kept])
+        elif re.search("drop|reject|keep|kept|select|index|indices|retain|mask", name):
+            outputs[name] = (left, np.flatnonzero(left), left.sum(), left.mean())
+        is_mask = np.shape(value) == rewards.shape and {*map(float, value)} <= {0.0, 1.0}
+        is_listed = np.ndim(value) == 1 and "penalt" not in name and not is_mask
+        expected[name] = sorted(value) if is_listed else value  # in which order they are kept says nothing
+    compare(outputs, expected, tolerance)
 
 
 def filtered(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:

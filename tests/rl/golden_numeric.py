@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from rl.advantages import STD_EPS, group_fractions
 from rl.critic import value_loss
 from rl.distributions import log1mexp, log_odds
-from rl.losses import ROLLOUT_IS, at_level, kl_penalty, rollout_weights
+from rl.losses import ROLLOUT_IS, RatioLevel, at_level, kl_penalty, rollout_weights
 from rl.numerics import bounded_exp, group_statistics, k1, k2, k3, metric_values, select
 from tests.rl import golden_advantages, golden_policy, golden_preferences
 from tests.rl.golden_config import Case, UnreadError
@@ -204,11 +204,13 @@ def of_numbers(inputs: Case, dtype: torch.dtype, about: str, expected: Case) -> 
         slope = (sign * gradient, sign * gradient / mask.sum().clamp(min=1))  # to what the file gives
         outputs |= dict.fromkeys((f"grad_{name}", f"{name}_grad", f"{name}_gradient"), slope)
     rows, kept = (y[None] if y.dim() == 1 else y for y in (select(mask, x), mask))
-    for name, level in (("product", "product"), ("sequence", "sequence")):
+    levels: dict[RatioLevel, tuple[str, ...]] = {
+        "product": ("product", "w_seq", "product_ratio"),
+        "sequence": ("geo", "w_geo", "seq_ratio"),
+    }
+    for level, names in levels.items():
         logs = at_level(rows, kept, level).sum(1) / kept.sum(1).clamp(min=1)
-        names = {"product": ("product", "w_seq", "product_ratio"), "sequence": ("geo", "w_geo", "seq_ratio")}
-        outputs |= dict.fromkeys(names[name], (bounded_exp(logs), logs.double().exp()))
-        outputs |= {f"log_{level}": (logs,)}
+        outputs |= dict.fromkeys(names, (bounded_exp(logs), logs.double().exp())) | {f"log_{level}": (logs,)}
     words = (about, *expected)
     meant = max((x for x in functions if any(x in word for word in words)), key=len, default="ratio")
     slope = outputs[f"grad_{meant}"]
