@@ -1,7 +1,7 @@
-"""The golden files of kinds advantage, value_loss, controller and reward_shaping, from `inputs` and `config`.
+"""The golden files of kind advantage, from `inputs` and `config`, and again with garbage at mask 0.
 
-The names that a file may use for a thing are listed where it is looked up; what is missing, or what the
-library lacks, raises NotOfferedError with the reason. All is computed again with garbage at mask 0.
+The names that a file may use for a thing are listed where it is looked up; what the library lacks raises
+NotOfferedError with the reason.
 """
 
 from __future__ import annotations
@@ -15,23 +15,31 @@ import torch
 
 from rl import advantages as adv
 from rl import token_advantages as tok
-from rl.critic import AdaptiveKlController, value_loss
+from rl.critic import BetaTracker
 from rl.losses import KL_ESTIMATORS
-from rl.numerics import add_metrics, metric_values
+from rl.numerics import group_statistics
 from tests.rl.golden_config import Case, NotOfferedError
-from tests.rl.golden_given import REWARDS, Given, Outputs, Tolerance, check, compare, flat, steps_of, turns_of
+from tests.rl.golden_given import REWARDS, Given, Outputs, Tolerance, compare, steps_of, turns_of
 
-SPLITS = ((slice(None),), (slice(0, 3), slice(3, 4), slice(4, None)))
 GREEDY = ("greedy_rewards", "reward_baselines", "baseline_rewards", "rewards_greedy", "baselines", "baseline")
 PARTS = ("reward_parts", "reward_components", "component_rewards", "rewards_per_component", "parts")
 NORM = ("norm_adv_by_std", "norm_adv_by_std_in_grpo", "f_norm", "norm", "mode")
 NORMS = {True: "group", False: "none", "std": "group", "mean_std_norm": "group", "mean_norm": "none"}
 
 
-def shared(estimated: np.ndarray, given: Given) -> Outputs:
-    """One advantage a trajectory."""
+def shared(estimated: np.ndarray, given: Given, rewards: np.ndarray | None = None) -> Outputs:
+    """One advantage a trajectory; with what it was compared, where it is a difference."""
     tokens = tok.broadcast(estimated, given.mask)
-    return {"advantages": (estimated, tokens), "token_advantages": (tokens,)}
+    outputs: Outputs = {"advantages": (estimated, tokens), "token_advantages": (tokens,)}
+    if rewards is not None:
+        _, first = np.unique(given.groups, return_index=True)
+        found = group_statistics(rewards, given.groups)
+        for name, x in (("baseline", rewards - estimated), ("mean", found.mean), ("std", found.std)):
+            forms = (x, x[first], tok.broadcast(x, given.mask))
+            outputs |= dict.fromkeys(
+                (name, f"group_{name}", f"{name}s", f"{name}_g", f"group_{name}s"), forms
+            )
+    return outputs
 
 
 def by_token(advantages: np.ndarray, **more: np.ndarray | float) -> Outputs:
@@ -50,7 +58,7 @@ def relative(given: Given, *, norm_adv_by_std: str | None = None) -> Outputs:
         raise NotOfferedError(f"norm_adv_by_std {norm!r}")
     if "cent" in std_of:
         knobs["std_of"] = "centered"
-    return shared(adv.group_relative(*given.compared, **knobs), given)
+    return shared(adv.group_relative(*given.compared, **knobs), given, given.compared[0])
 
 
 def compared(estimator: Callable[..., np.ndarray], given: Given, **knobs: tuple[str, ...]) -> Outputs:
@@ -60,12 +68,19 @@ def compared(estimator: Callable[..., np.ndarray], given: Given, **knobs: tuple[
         keywords |= given.keyword(name, *names)
     if "norm_adv_by_std" in keywords:
         keywords["norm_adv_by_std"] = NORMS.get(keywords["norm_adv_by_std"], keywords["norm_adv_by_std"])
-    return shared(estimator(*given.compared, **keywords), given)
+    return shared(estimator(*given.compared, **keywords), given, given.compared[0])
+
+
+def gpg(given: Given) -> Outputs:
+    """With the factor on the differences from the group's mean."""
+    centered, scaled = adv.group_centered(*given.compared), adv.gpg(*given.compared)
+    factor = np.abs(scaled).max() / max(np.abs(centered).max(), 1e-300)
+    return {**shared(scaled, given), **dict.fromkeys(("alpha", "scale", "factor"), (factor,))}
 
 
 def remax(given: Given) -> Outputs:
     rewards = given.array(*REWARDS)
-    outputs = shared(adv.remax(rewards, given.by_row(*GREEDY)), given)
+    outputs = shared(adv.remax(rewards, given.by_row(*GREEDY)), given, rewards)
     return {**outputs, "returns": (tok.broadcast(rewards, given.mask),)}
 
 
@@ -74,7 +89,7 @@ def gdpo(given: Given) -> Outputs:
     if parts is None:  # a matrix under the plain name, or one list a part
         parts = {name: x for name, x in given.inputs.items() if "reward" in name and "weight" not in name}
         total = parts.pop("rewards", None) if len(parts) > 1 else parts.get("rewards", 0)
-        parts = total if np.ndim(total) == 2 else parts
+        parts = total if isinstance(total, dict) or np.ndim(total) == 2 else parts
     weights = given.get("reward_weights", "weights", "gdpo_reward_weights", "component_weights", default=None)
     if isinstance(parts, dict):
         weights = [weights[name] for name in parts] if isinstance(weights, dict) else weights
@@ -82,13 +97,32 @@ def gdpo(given: Given) -> Outputs:
     rows = given.rounded(parts)
     rows = rows if len(rows) == len(given.groups) else rows.T
     knobs: Case = {"reward_weights": weights, "lengths": given.lengths, **given.keyword("eps", "epsilon")}
-    return shared(adv.gdpo(rows, given.groups, **knobs), given)
+    columns = [adv.group_normalized(x, given.groups, **given.keyword("eps", "epsilon")) for x in rows.T]
+    total = np.stack(columns, 1) @ (np.ones(len(columns)) if weights is None else np.array(weights))
+    forms = (total, tok.broadcast(total, given.mask))
+    names = ("combined", "summed", "sum", "combined_advantages", "pre_whitening", "before_whitening")
+    outputs = shared(adv.gdpo(rows, given.groups, **knobs), given) | dict.fromkeys(names, forms)
+    stacked = np.stack(columns, 1), np.stack(columns)
+    return outputs | dict.fromkeys(("per_reward", "per_reward_advantages", "component_advantages"), stacked)
 
 
 def spo(given: Given) -> Outputs:
     alpha, beta = (given.by_row(name, f"{name}_before", f"{name}s") for name in ("alpha", "beta"))
     knobs = given.keyword("eps", "whiten_eps", "epsilon")
-    return shared(adv.spo(given.array(*REWARDS), alpha, beta, **knobs), given)
+    rewards, trackers = given.array(*REWARDS), [BetaTracker(*pair) for pair in zip(alpha, beta, strict=True)]
+    values = np.array([tracker.value for tracker in trackers])
+    outputs = shared(adv.spo(rewards, alpha, beta, **knobs), given)
+    names = ("baseline", "value", "values", "v", "p_hat", "baselines", "tracker_value")
+    outputs |= dict.fromkeys(names, (values, np.unique(values)))
+    outputs |= dict.fromkeys(("raw", "raw_advantages", "advantages_raw", "difference"), (rewards - values,))
+    drift = given.get("D", "divergence", "kl", "divergences", default=None)
+    if drift is not None:
+        pairs = zip(trackers, rewards, np.broadcast_to(drift, rewards.shape), strict=True)
+        after = [tracker.update(float(r), float(d)) for tracker, r, d in pairs]
+        for name in ("alpha", "beta"):
+            forms = (np.array([getattr(tracker, name) for tracker in after]),)
+            outputs |= dict.fromkeys((f"{name}_after", f"{name}_new", f"new_{name}", f"{name}_next"), forms)
+    return outputs
 
 
 def rewards_of_tokens(given: Given) -> np.ndarray:
@@ -120,12 +154,22 @@ def critic(given: Given, *, length_adaptive: bool) -> Outputs:
     tokens = rewards_of_tokens(given), given.array("values", "old_values"), given.mask
     knobs = given.keyword("gamma")
     if length_adaptive:
-        knobs |= given.keyword("alpha", "vapo_alpha", "length_alpha", "lam_alpha")
-        knobs |= given.keyword("critic_lam", "lam_critic", "lambda_critic", "lam_value")
+        knobs |= given.keyword("alpha", *given.matching("alpha"))
+        knobs |= given.keyword(
+            "critic_lam", *given.matching("(lam|lambda).*(critic|value)|(critic|value).*lam")
+        )
         advantages, returns = tok.vapo_gae(*tokens, **knobs)
-    else:
-        advantages, returns = tok.gae(*tokens, **knobs, **given.keyword("lam", "lambda", "gae_lambda"))
-    return by_token(advantages, returns=returns, advantages_whitened=tok.whiten(advantages, given.mask))
+        lam = tok.length_adaptive_lam(given.mask, alpha=knobs.get("alpha", 0.05))
+        lams = dict.fromkeys(
+            ("lam", "lambda", "lambdas", "lam_policy", "lambda_policy", "policy_lam"), (lam,)
+        )
+        return by_token(advantages, returns=returns) | lams | whitened_forms(advantages, given)
+    advantages, returns = tok.gae(*tokens, **knobs, **given.keyword("lam", "lambda", "gae_lambda"))
+    return by_token(advantages, returns=returns) | whitened_forms(advantages, given)
+
+
+def whitened_forms(advantages: np.ndarray, given: Given) -> Outputs:
+    return {"advantages_whitened": (tok.whiten(advantages, given.mask),)}
 
 
 def distillation(given: Given) -> Outputs:
@@ -139,17 +183,24 @@ def distillation(given: Given) -> Outputs:
 
 def mt_grpo(given: Given) -> Outputs:
     outcome, turn = given.array("outcome_rewards", *REWARDS), given.array("turn_rewards", "rewards_turn")
-    knobs = given.keyword("turn_advantage_coef", "turn_coef", "lambda", "lam", "lambda_turn", "turn_weight")
+    knobs = given.keyword("turn_advantage_coef", *given.matching("coef|lam|weight|alpha"))
     turns = np.where(given.mask, turns_of(given), -1)
     knobs |= given.keyword("eps", "epsilon")
-    return by_token(tok.mt_grpo(outcome, turn, given.groups, turns, given.mask, **knobs))
+    outputs = by_token(tok.mt_grpo(outcome, turn, given.groups, turns, given.mask, **knobs))
+    eps = {"eps": 1e-4, **given.keyword("eps", "epsilon")}
+    for name, rewards in (("outcome", outcome), ("turn", turn)):
+        forms = shared(adv.group_normalized(rewards, given.groups, **eps), given)["advantages"]
+        outputs |= dict.fromkeys((f"{name}_advantages", f"advantages_{name}", f"{name}_advantage"), forms)
+    return outputs
 
 
 def gigpo(given: Given) -> Outputs:
     steps = steps_of(given)
     groups, episodes = given.groups, given.array(*REWARDS, default=steps.rewards.sum(1))
     groups, episodes = (x if len(x) == len(steps.first) else x[steps.first] for x in (groups, episodes))
-    knobs = given.keyword("gamma") | given.keyword("omega", "step_advantage_w", "w") | given.keyword("eps")
+    knobs = given.keyword("gamma", "step_gamma", "gamma_step", "discount")
+    knobs |= given.keyword("omega", "step_advantage_w", "w", "step_weight", "step_coef")
+    knobs |= given.keyword("eps", "epsilon")
     if (norm := given.get(*NORM, default=None)) is not None:
         knobs["norm_adv_by_std"] = "none" if norm == 1 and norm is not True else NORMS.get(norm, norm)
     total, episode = (
@@ -162,19 +213,22 @@ def gigpo(given: Given) -> Outputs:
     if turns.max(initial=0) < total.shape[1] and given.get("mask", default=None) is not None:
         tokens = tok.per_turn(total, turns, given.mask)
         outputs |= {"advantages": (total[steps.at], tokens), "token_advantages": (tokens,)}
-    return {**outputs, "episode_advantages": (episode[:, 0],)}
+    step, names = total - episode, ("{}_advantages", "advantages_{}", "{}_adv", "A_{}", "{}_level_advantages")
+    outputs |= {name.format("step"): (step[steps.at],) for name in names}
+    return outputs | {name.format("episode"): (episode[:, 0], episode[steps.at]) for name in names}
 
 
 ESTIMATORS: dict[str, Callable[[Given], Outputs]] = {
     "rloo": partial(compared, adv.rloo),
-    "gpg": partial(compared, adv.gpg),
+    "gpg": gpg,
     "maxrl": partial(compared, adv.maxrl, eps=("epsilon",)),
     "grpo_passk": partial(compared, adv.grpo_passk, eps=("epsilon",), norm_adv_by_std=NORM),
     "opmd": partial(compared, adv.opmd, tau=("opmd_tau",), baseline=("opmd_baseline",)),
     "grpo": relative,
     "dr_grpo": partial(relative, norm_adv_by_std="none"),
     "lite_ppo": partial(relative, norm_adv_by_std="batch"),
-    "opo": lambda given: shared(adv.opo(*given.compared, lengths=given.lengths), given),
+    "opo": lambda given: shared(adv.opo(*given.compared, lengths=given.lengths), given, given.compared[0]),
+    "reinforce": lambda given: shared(adv.reinforce(*given.compared), given),
     "remax": remax,
     "gdpo": gdpo,
     "spo": spo,
@@ -192,6 +246,10 @@ ALIASES = {
     "reinforce_pp": "reinforce_plus_plus",
     "reinforce_pp_baseline": "reinforce_plus_plus_baseline",
     "max_rl": "maxrl",
+    "passk": "grpo_passk",
+    "grpo_pass_k": "grpo_passk",
+    "liteppo": "lite_ppo",
+    "drgrpo": "dr_grpo",
     "opmd_logavgexp": "opmd",
     "vapo_length_adaptive_gae": "vapo",
     "on_policy_distill": "opd",
@@ -227,64 +285,11 @@ def advantage(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         for garbage in (False, True):
             given = Given(case["inputs"], {**config, **VARIANTS[name]}, dtype, garbage)
             outputs = estimator(given)
+            given.check_config(("adv_estimator", *ONLY, *NORM))
             for form in (form for forms in outputs.values() for form in forms):
                 assert np.shape(form) != given.mask.shape or not np.any(np.asarray(form)[~given.mask])
             compare(outputs, asked[name], tolerance)
 
 
-def clipped_value_loss(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
-    expected = case["expected"]
-    for garbage in (False, True):
-        given = Given(case["inputs"], case["config"], dtype, garbage)
-        clip = given.get("cliprange_value", "value_clip", "cliprange", "eps_clip_value")
-        names = (("values", "vpreds"), ("old_values",), ("returns",))
-        rows = [torch.from_numpy(given.array(*name)).to(dtype) for name in names]
-        mask = torch.from_numpy(given.mask)
-        for splits in SPLITS:
-            leaf = rows[0].clone().requires_grad_()
-            total, sums = torch.zeros((), dtype=dtype), []
-            for part in splits:
-                tokens = (x[part] for x in (leaf, *rows[1:], mask))
-                loss, shares = value_loss(*tokens, cliprange_value=clip, num_tokens=int(mask.sum()))
-                loss.backward()
-                total, sums = total + loss.detach(), [*sums, shares]
-            check(total, expected["loss"], tolerance)
-            if "grad_values" in expected:
-                check(leaf.grad, expected["grad_values"], tolerance)
-            clip_frac = metric_values(add_metrics(sums))["critic/clip_frac"]
-            check(clip_frac, expected.get("metrics", {}).get("vf_clip_frac", clip_frac), tolerance)
-
-
-def kl_controller(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
-    given = Given(case["inputs"], case["config"], dtype)
-    start = given.get("init_kl_coef", "init_coef", "kl_coef_init", "kl_coef", "beta", "init_value")
-    target, horizon = given.get("target_kl", "kl_target", "target"), given.get("horizon", "kl_horizon")
-    controller = AdaptiveKlController(kl_coef=start, target_kl=target, horizon=horizon)
-    measured = flat(given.get("kl", "kls", "current_kl", "kl_values", "kl_sequence", "measured_kl"))
-    counts = flat(given.get("num_trajectories", "n_steps", "n", "batch_size", "num_steps", "steps"))
-    coefs = [controller.kl_coef]
-    for kl, count in zip(measured, np.broadcast_to(counts, measured.shape), strict=True):
-        controller = controller.update(float(kl), count)
-        coefs.append(controller.kl_coef)
-    new = Given(case["expected"], {}, dtype)
-    numbers = flat(new.get("kl_coef", "kl_coefs", "coefs", "values", "value", "beta", "betas", "new_kl_coef"))
-    check(coefs[-len(numbers) :], numbers, tolerance)  # all of them, or without the first
-
-
-def overlong(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
-    given = Given(case["inputs"], case["config"], dtype)
-    factor = given.get("overlong_penalty_factor", "penalty_factor", default=1.0)
-    knobs = {name: given.get(name) for name in ("max_response_length", "overlong_buffer_len")}
-    penalty = adv.overlong_penalty(
-        given.array("lengths", "response_lengths"), overlong_penalty_factor=factor, **knobs
-    )
-    check(penalty, case["expected"]["penalty"], tolerance)
-
-
-CHECKS: dict[str, Callable[[Case, torch.dtype, Tolerance], None]] = {
-    "advantage": advantage,
-    "value_loss": clipped_value_loss,
-    "controller": kl_controller,
-    "reward_shaping": overlong,
-}
+CHECKS: dict[str, Callable[[Case, torch.dtype, Tolerance], None]] = {"advantage": advantage}
 """What checks a file, by its kind."""

@@ -52,7 +52,7 @@ RENAMED = {
     **dict.fromkeys(("ratio_level", "is_level", "level"), "importance_sampling_level"),
     "eps": "clip_ratio",
 }
-LEVELS = dict.fromkeys(
+LEVELS: dict[str, str] = dict.fromkeys(
     ("sequence_token", "sequence-token", "seq", "sequence_mean", "geometric", "gspo"), "sequence"
 )
 CORRECTIONS = {
@@ -87,10 +87,13 @@ def algorithm_of(config: Case, about: str = "") -> PolicyGradient:
     knobs: Case = {"rollout_is": "none", "kl_loss_coef": 0.0}
     if rule not in INTERVALS or "cispo_ratio_low" in (config := renamed(config, about)):
         raise NotOfferedError(f"{rule} with {config}")
+    if rule == "cispo" and "C" in config and "rollout_is" not in config:
+        config["cispo_ratio_high"] = config.pop("C")
     if rule == "importance_sampling":
         knobs["policy_loss"] = rule
     knobs |= anchor(config, about) | kl_knobs_of(config) | correction(config, about) | config
-    knobs |= {"importance_sampling_level": LEVELS.get(level := knobs.get("importance_sampling_level"), level)}
+    if level := knobs.get("importance_sampling_level"):
+        knobs["importance_sampling_level"] = LEVELS.get(str(level), level)
     base = BASES.get(rule, rule)
     try:
         return get_algorithm(base, **effective(base, {k: v for k, v in knobs.items() if v is not None}))

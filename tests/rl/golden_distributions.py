@@ -142,11 +142,13 @@ def distill(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         forms += list(zip(map(float, own), losses, strict=True))
     else:
         beta = 0.5 if own is None else float(own)
-        losses = {key: x for key, x in expected.items() if re.match("loss|jsd$|gjsd$|divergence", key)}
+        losses = {key: x for key, x in expected.items() if re.match("loss|g?jsd$|divergence", key)}
+        losses = {key: x for key, x in losses.items() if not isinstance(x, dict)}
         grads = {key: x for key, x in expected.items() if key.startswith("grad") and beta_of(key) is None}
         forms += [(beta, {"loss": loss, **grads}) for loss in losses.values()]
-    if not forms:
-        raise UnreadError(f"no divergence in {sorted(expected)}")
+    unread = [key for key in {**expected, **flat} if key not in nested and not is_read(key)]
+    if unread or not forms:
+        raise UnreadError(f"{', '.join(unread) or 'no divergence'} in {sorted(expected)}")
     student = tensor(need(("student_logits", "policy_logits", "logits", "student"), inputs), dtype)
     teacher = tensor(need(("teacher_logits", "ref_logits", "teacher"), inputs), dtype)
     mask = mask_of(inputs, student)
@@ -156,13 +158,19 @@ def distill(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         leaf, constant = (polluted(x, mask, garbage=True) for x in (student, teacher))
         leaf.requires_grad_()
         loss = distillation_loss(leaf, constant, mask, beta=beta, temperature=temperature, chunk_size=2)
-        value = form.get("loss")
+        value: Any = form.get("loss")
         if np.ndim(value):  # of each token
             per_token = generalized_jsd(leaf[mask], constant[mask], beta=beta, temperature=temperature)
             check(per_token, np.array(value)[mask.numpy()], tolerance)
         elif value is not None:
             check(loss, value, tolerance)
         check_gradients(torch.autograd.grad(loss, leaf)[0], form, tolerance)
+
+
+def is_read(key: str) -> bool:
+    """Whether `distill` compares what is expected under this name."""
+    known = "loss|g?jsd$|divergence|grad|values$|note|comment"
+    return beta_of(key) is not None or re.match(known, key) is not None
 
 
 def beta_of(key: str) -> float | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -9,21 +12,26 @@ from rl.advantages import group_fractions
 from rl.filters import resample_on_correct, roc_penalty
 from rl.numerics import group_statistics
 from tests.rl.golden_config import Case
-from tests.rl.golden_given import Given, Tolerance, check
+from tests.rl.golden_given import Given, Outputs, Tolerance, compare
 
 
 def dynamic_sampling(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
+    """Groups, and rows, that have a difference to learn from."""
     del dtype
     rewards, group_ids = (np.array(case["inputs"][name]) for name in ("rewards", "group_ids"))
     informative = group_statistics(rewards, group_ids).informative
-    assert sorted(set(group_ids[informative])) == case["expected"]["kept_groups"]
-    assert sorted(set(group_ids[~informative])) == case["expected"]["dropped_groups"]
-    names = ("zero_std_group_fraction", "singleton_group_fraction")
-    check(group_fractions(rewards, group_ids), [case["expected"][name] for name in names], tolerance)
+    uniform, singleton = group_fractions(rewards, group_ids)
+    outputs: Outputs = {
+        "kept_groups": (np.unique(group_ids[informative]),),
+        "dropped_groups": (np.unique(group_ids[~informative]),),
+        **dict.fromkeys(("kept_rows", "kept", "keep_mask"), (np.flatnonzero(informative), informative)),
+        **dict.fromkeys(("zero_std_group_frac", "zero_std_frac"), (uniform,)),
+        **dict.fromkeys(("singleton_group_frac", "singleton_frac"), (singleton,)),
+    }
+    compare(outputs, case["expected"], tolerance)
 
 
 def roc(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
-    del tolerance
     given = Given(case["inputs"], case["config"], dtype)
     rewards = given.array("rewards", "scores", "reward")
     groups = np.array(given.get("group_ids", "groups", "uid", default=[0] * len(rewards)))
@@ -46,19 +54,17 @@ def roc(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     for group in np.unique(groups):
         members = groups == group
         kept[members] = resample_on_correct(rewards[members], np.array(penalty)[members], **knobs)
-    checked = 0
+    outputs, expected = dict[str, tuple[Any, ...]](), dict[str, Any]()
     for name, value in case["expected"].items():
-        if name in ("penalty", "penalties", "penalty_weights"):
-            np.testing.assert_allclose(penalty, value)
-        elif "drop" in name or "reject" in name:
-            assert sorted(value) == np.flatnonzero(~kept).tolist()
-        elif len(value) == len(rewards) and set(map(float, value)) <= {0.0, 1.0}:
-            assert np.array(value, bool).tolist() == kept.tolist()
-            checked += 1
-        else:
-            assert sorted(value) == np.flatnonzero(kept).tolist()
-            checked += 1
-    assert checked
+        left = ~kept if re.search("drop|reject", name) else kept
+        if "penalt" in name:
+            outputs[name] = (np.array(penalty), np.array(penalty)[kept])
+        elif re.search("drop|reject|keep|kept|select|index|indices|retain|mask", name):
+            outputs[name] = (left, np.flatnonzero(left), left.sum(), left.mean())
+        is_mask = np.shape(value) == rewards.shape and {*map(float, value)} <= {0.0, 1.0}
+        is_listed = np.ndim(value) == 1 and "penalt" not in name and not is_mask
+        expected[name] = sorted(value) if is_listed else value  # in which order they are kept says nothing
+    compare(outputs, expected, tolerance)
 
 
 def filtered(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:

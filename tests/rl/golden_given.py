@@ -101,6 +101,10 @@ class Given:
         value = self.get(name, *names, default=None)
         return {} if value is None else {name: value}
 
+    def matching(self, pattern: str) -> list[str]:
+        """The settings whose name has `pattern` in it: another library's word for a knob."""
+        return [key for key in self.config if re.search(pattern, key) and key != "kl_coef"]
+
     def by_row(self, *names: str) -> np.ndarray:
         """A value for each trajectory, from one each or one a group, in the order of the ids."""
         values, (_, group) = self.array(*names), np.unique(self.groups, return_inverse=True)
@@ -185,7 +189,8 @@ def check_unnamed(
     """An output by its value. One of zeros and ones alone, which anything may have, is not recognised so."""
     telling = bool(np.any((numbers != 0) & (np.abs(numbers) != 1)))
     same = [key for key, forms in computed.items() if any(agrees(x, numbers, tolerance) for x in forms)]
-    assert telling and same, f"expects {name}, which nothing computes; computed are {sorted(computed)}"
+    assert telling, f"expects {name}, which nothing computes; computed are {sorted(computed)}"
+    assert same, f"expects {name}, which nothing computes; computed are {sorted(computed)}"
     warnings.warn(f"{name} is not a name known here: it has the value of {same[0]}", stacklevel=3)
 
 

@@ -5,6 +5,7 @@ Every key of `expected` must be among what is computed from `inputs` and `config
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from rl.advantages import STD_EPS, group_fractions
 from rl.critic import value_loss
 from rl.distributions import log1mexp, log_odds
-from rl.losses import ROLLOUT_IS, at_level, kl_penalty, rollout_weights
+from rl.losses import ROLLOUT_IS, RatioLevel, at_level, kl_penalty, rollout_weights
 from rl.numerics import bounded_exp, group_statistics, k1, k2, k3, metric_values, select
 from tests.rl import golden_advantages, golden_policy, golden_preferences
 from tests.rl.golden_config import Case, UnreadError
@@ -27,6 +28,8 @@ REWARDS = ("rewards", "rewards_float32", "scores", "rewards_float64", "reward")
 OF_REWARDS = ("grpo", "dr_grpo", "rloo", "lite_ppo", "reinforce_plus_plus_baseline", "opo", "gpg")
 OF_REWARDS += ("maxrl", "grpo_passk", "opmd")
 NUMBERS = ("d", "x", "delta", "deltas", "log_ratio", "log_ratios", "diff", "differences", "logits_diff", "z")
+NEGATED = ("logp_minus_ref", "logprob_minus_ref", "policy_minus_ref", "l_minus_ref", "minus_d")
+NUMBERS += NEGATED
 COUNTS = ("T", "num_tokens", "n_tokens", "length", "seq_len", "sequence_length", "N", "n", "lengths")
 DRIFTS = ("delta", "drift", "d", "delta_per_token", "drift_per_token", "per_token_drift", "per_token_delta")
 DRIFTS += ("per_token_log_ratio", "log_ratio", "log_ratio_per_token", "mean_delta", "eps")
@@ -43,7 +46,11 @@ def numeric(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         shared = {key: x for key, x in inputs.items() if key not in parts}
         numeric({**case, "inputs": {**shared, **part}, "expected": expected[name]}, dtype, tolerance)
     rest = {key: x for key, x in expected.items() if key not in parts}
-    if rest or not parts:
+    alike = {key: x for key, x in inputs.items() if key not in parts and isinstance(x, dict) and "mask" in x}
+    for part in alike.values():  # padded, permuted or split: all must give the same
+        shared = {key: x for key, x in inputs.items() if key not in {*parts, *alike}}
+        one_case({**case, "inputs": {**shared, **part}, "expected": rest}, dtype, tolerance)
+    if (rest or not parts) and not alike:
         one_case({**case, "expected": rest}, dtype, tolerance)
 
 
@@ -51,7 +58,8 @@ def one_case(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     inputs, config, names = case["inputs"], case["config"], set(case["inputs"])
     if "loss_type" in config or names & {"policy_logprobs", "chosen_logprobs", "policy_chosen_logprobs"}:
         settings = {"loss_type": "sigmoid", **config}
-        return golden_preferences.preference({**case, "config": settings}, dtype, tolerance)
+        pairs = {**case, "config": settings, "inputs": long_pair(inputs)}
+        return golden_preferences.preference(pairs, dtype, tolerance)
     if "policy_loss" in config or (POLICY & names and not {*NUMBERS} & names):
         config = {"policy_loss": rule_of_formula(case), "loss_agg_mode": "token-mean", **config}
         return golden_policy.policy_loss({**case, "config": config}, dtype, tolerance)
@@ -67,7 +75,7 @@ def one_case(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         allowed = case["expected"].get("max_rel_error_allowed_float32")
         if allowed is not None and dtype is torch.float32:
             tolerance = {"rtol": allowed, "atol": 0.0}
-        return compare(of_numbers(inputs, dtype), expected, tolerance)
+        return compare(of_numbers(inputs, dtype, case["id"], expected), expected, tolerance)
     raise UnreadError(f"numeric inputs {sorted(inputs)}")
 
 
@@ -119,6 +127,19 @@ def statistics(given: Given) -> Outputs:
     return {**outputs, "advantages": outputs[chosen]}
 
 
+def long_pair(inputs: Case) -> Case:
+    """Two completions of T tokens that each have one log-prob, written out; other inputs as they are."""
+    count = lookup(COUNTS, inputs)
+    if count is None or "mask" in inputs:
+        return inputs
+    written = {
+        key: [[x] * int(count)]
+        for key, x in inputs.items()
+        if np.ndim(x) == 0 and re.search("chosen|reject", key)
+    }
+    return {**inputs, **written}
+
+
 def of_drift(inputs: Case, config: Case, dtype: torch.dtype) -> Outputs:
     """Rows of T tokens that all have one log-ratio: products, geometric means, and weights of them."""
     counts, drift = (lookup(names, inputs, config) for names in (COUNTS, DRIFTS))
@@ -157,9 +178,13 @@ def of_drift(inputs: Case, config: Case, dtype: torch.dtype) -> Outputs:
     return {name: (values,) for name, values in columns.items()}
 
 
-def of_numbers(inputs: Case, dtype: torch.dtype) -> Outputs:
-    """Log-space functions of numbers, with their gradients; at mask 0 a number takes no part."""
-    x = tensor(lookup(NUMBERS, inputs), dtype)
+def of_numbers(inputs: Case, dtype: torch.dtype, about: str, expected: Case) -> Outputs:
+    """Log-space functions of numbers, with their gradients; at mask 0 a number takes no part.
+
+    A bare `value` or `grad` is of the function that the file is about, or that else is expected: exp.
+    """
+    sign = 1.0 if {*NUMBERS[: -len(NEGATED)]} & inputs.keys() else -1.0  # d is the reference less the policy
+    x = sign * tensor(lookup(NUMBERS, inputs), dtype)
     given = inputs.get("mask")
     mask = torch.ones_like(x).bool() if given is None else tensor(given, dtype) > 0
     functions: dict[str, Callable[[Tensor], Tensor]] = {
@@ -176,10 +201,23 @@ def of_numbers(inputs: Case, dtype: torch.dtype) -> Outputs:
         finite = bool(values.isfinite().all() and gradient.isfinite().all())
         mean = values.sum() / mask.sum().clamp(min=1)
         outputs |= {name: (values, values.sum(), mean), f"{name}_finite": (finite,)}
-        slope = (gradient, gradient / mask.sum().clamp(min=1))
+        slope = (sign * gradient, sign * gradient / mask.sum().clamp(min=1))  # to what the file gives
         outputs |= dict.fromkeys((f"grad_{name}", f"{name}_grad", f"{name}_gradient"), slope)
-    ratio, slope = outputs["ratio"], outputs["grad_ratio"]
-    return outputs | {"loss": ratio, "grad": slope, "grad_d": slope, "finite": outputs["k3_finite"]}
+    rows, kept = (y[None] if y.dim() == 1 else y for y in (select(mask, x), mask))
+    levels: dict[RatioLevel, tuple[str, ...]] = {
+        "product": ("product", "w_seq", "product_ratio"),
+        "sequence": ("geo", "w_geo", "seq_ratio"),
+    }
+    for level, names in levels.items():
+        logs = at_level(rows, kept, level).sum(1) / kept.sum(1).clamp(min=1)
+        outputs |= dict.fromkeys(names, (bounded_exp(logs), logs.double().exp())) | {f"log_{level}": (logs,)}
+    words = (about, *expected)
+    meant = max((x for x in functions if any(x in word for word in words)), key=len, default="ratio")
+    slope = outputs[f"grad_{meant}"]
+    rises = -sign if "k" in meant else sign  # a KL's d falls as the policy's log-prob rises
+    outputs["grad_logprobs"] = tuple(rises * x for x in slope)
+    bare = {"loss": outputs[meant], "value": outputs[meant], "finite": outputs[f"{meant}_finite"]}
+    return outputs | bare | dict.fromkeys(("grad", "gradient", "grad_d", "grad_x"), slope)
 
 
 def unbiased(name: str) -> Callable[[Tensor], Tensor]:
@@ -215,6 +253,9 @@ def metric(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         algorithm = golden_policy.row_of(settings, case["id"])
         for splits in golden_policy.SPLITS:
             made = golden_policy.found(algorithm, names, dtype, garbage=True, splits=splits)
+            for name in [*made]:  # a metric may be of the update's ratios, of the engine's, or of the weights
+                gaps = (made.get(f"{place}_{name}", ()) for place in ("gap", "gap_is_weight"))
+                made[name] = (*made[name], *(x for forms in gaps for x in forms))
             compare({**outputs, **made}, expected, tolerance)
     elif outputs:
         compare(outputs, expected, tolerance)

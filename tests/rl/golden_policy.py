@@ -1,11 +1,10 @@
-"""The golden files of kinds policy_loss, kl, is_weights: as they are, with garbage at mask 0, and split."""
+"""The golden files of kinds policy_loss and is_weights: as they are, with garbage at mask 0, and split."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +12,15 @@ from torch import Tensor
 
 from rl.algorithms import PolicyGradient, get_algorithm
 from rl.batch import PaddedLayout
-from rl.losses import LOSS_AGG_MODES, ROLLOUT_IS, KlLossType, at_level
+from rl.losses import LOSS_AGG_MODES, ROLLOUT_IS, at_level, rollout_weights
 from rl.numerics import bounded_exp, metric_values, select
+from rl.rules import off_policy_sequence_mask
 from tests.rl.golden_config import (
     INTERVALS,
     SPLIT,
     Case,
     UnreadError,
     algorithm_of,
-    kl_knobs,
     named_rule,
     thresholds,
 )
@@ -33,8 +32,10 @@ PROXIMAL = ("prox_logprobs", "proximal_logprobs", "prox_logp", "proximal_logp")
 TENSORS = {
     "logprobs": ("logprobs", "policy_logprobs", "new_logprobs", "current_logprobs", "log_probs", "logp"),
     "old_logprobs": (*PROXIMAL, "old_logprobs", "old_log_probs", "old_logp", "old"),
-    "rollout_logprobs": ("rollout_logprobs", "behavior_logprobs", "behave_logprobs", "sampler_logprobs")
-    + ("rollout_log_probs", "inference_logprobs", "vllm_logprobs", "rollout", "mu"),
+    "rollout_logprobs": (
+        *("rollout_logprobs", "behavior_logprobs", "behave_logprobs", "sampler_logprobs"),
+        *("rollout_log_probs", "inference_logprobs", "vllm_logprobs", "rollout", "mu"),
+    ),
     "ref_logprobs": ("ref_logprobs", "reference_logprobs", "ref_log_probs", "ref_logp", "ref"),
     "teacher_logprobs": ("teacher_logprobs",),
     "advantages": ("advantages", "token_advantages", "sequence_advantages", "advantage", "adv", "rewards"),
@@ -51,6 +52,23 @@ METRICS = {
     "clip_frac_lower": "clip_frac_low",
     "clip_frac_upper": "clip_frac_high",
     "clip_frac_c": "clip_frac_dual",
+    "pg_clip_frac": "clip_frac",
+    "pg_clip_frac_lower": "clip_frac_dual",
+    **dict.fromkeys(("capped_frac_pos", "capped_frac_positive"), "clip_frac_high"),
+    **dict.fromkeys(("capped_frac_neg", "capped_frac_negative"), "clip_frac_dual"),
+    **dict.fromkeys(("log_s_mean", "log_seq_ratio_mean"), "log_ratio_mean"),
+    **dict.fromkeys(("log_s_std", "log_seq_ratio_std"), "log_ratio_std"),
+    **dict.fromkeys(("log_s", "log_seq_ratio", "log_sequence_ratio", "mean_log_ratio"), "log_sequence"),
+    **dict.fromkeys(("clipped_tokens", "num_clipped", "n_clipped", "num_clipped_tokens"), "num_clipped"),
+    **dict.fromkeys(
+        ("masked_tokens", "num_masked", "n_masked", "dropped_tokens", "num_dropped"), "num_masked"
+    ),
+    **dict.fromkeys(("n_dropped", "num_dropped_tokens", "rejected_tokens", "num_rejected"), "num_masked"),
+    **dict.fromkeys(("kept_rows", "row_kept", "rows_kept", "keep_rows", "seq_mask", "row_mask"), "kept"),
+    **dict.fromkeys(("u", "w", "is_weights", "rollout_is_weights", "weight"), "weights"),
+    **dict.fromkeys(("weight_mean", "is_weight_mean", "w_mean"), "gap_is_weight_mean"),
+    **dict.fromkeys(("weight_max", "is_weight_max", "w_max"), "gap_is_weight_max"),
+    "is_ess": "gap_is_weight_ess",
     "capped_frac": "capped",
     "cap_frac": "capped",
     "is_capped_frac": "capped",
@@ -123,9 +141,32 @@ def found(
     outputs["capped"] = (sides["high"] + sides["dual"],) if capped is None else (capped,)
     outputs["masked"] = tuple(x for x in left_out if x is not None) or (sides["low"] + sides["high"],)
     outputs["rows"] = tuple(values[x] for x in ("gap/is_weight_masked_row_frac",) if x in values)
-    outputs |= ratios_of_rows(logprobs, layout)
+    for name in ("clip_frac", "masked"):
+        counted = f"num_{name.replace('clip_frac', 'clipped')}"
+        outputs[counted] = tuple(x * float(mask.sum()) for x in outputs[name])
+    outputs |= ratios_of_rows(logprobs, layout) | kept_and_weights(algorithm, logprobs, layout)
     outputs["finite"] = (bool(loss.isfinite() and gradient.isfinite().all()),)
     return outputs | {alias: outputs[name] for alias, name in METRICS.items() if outputs.get(name)}
+
+
+def kept_and_weights(algorithm: PolicyGradient, logprobs: Tensor, layout: PaddedLayout) -> Outputs:
+    """Importance weights of tokens, and which rows and tokens a mask leaves in; nothing without a mask."""
+    old, rollout, mask = layout.old_logprobs, layout.rollout_logprobs, layout.loss_mask
+    assert old is not None
+    if layout.advantages is not None and algorithm.off_policy_mask_threshold is not None:
+        inputs = (select(mask, logprobs) - select(mask, old), select(mask, layout.advantages), mask)
+        kept = off_policy_sequence_mask(*inputs, algorithm.off_policy_mask_threshold)
+        rows = kept.any(1) | ~mask.any(1)
+        return {"kept": (rows, kept.any(1), kept)}
+    if algorithm.rollout_is == "none":
+        return {}
+    known = mask & old.isfinite() & rollout.isfinite()
+    high, low = algorithm.rollout_is_threshold, algorithm.rollout_is_threshold_lower
+    ends = {"low": 1.0 / high if low is None else low, "high": high}
+    log_weight = select(known, old) - select(known, rollout)
+    weights = rollout_weights(log_weight, known, ROLLOUT_IS[algorithm.rollout_is], **ends).weight
+    kept = weights > 0
+    return {"weights": (weights, weights.amax(1)), "kept": (kept.any(1), kept)}
 
 
 def ratios_of_rows(logprobs: Tensor, layout: PaddedLayout) -> Outputs:
@@ -183,37 +224,6 @@ def policy_loss(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         check_everywhere(algorithm, inputs, form, dtype, tolerance)
 
 
-def kl(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
-    """The estimators as losses: what is expected off policy, and each of the variants on policy."""
-    inputs, config, expected = case["inputs"], case["config"], case["expected"]
-    on_policy = {**inputs, "old_logprobs": tensors_of(inputs, dtype)[1]["logprobs"].tolist()}
-    named = {key: x for key, x in {**case["variants"], **expected}.items() if is_estimator(key)}
-    rest = {key: x for key, x in expected.items() if key not in named}
-    metrics = {**rest.pop("metrics", {})}
-    forms = [(kl_row(name), on_policy, form) for name, form in named.items()]
-    if rest:
-        weighted = config.get("importance_weighted", True)
-        row = kl_row(str(config.get("kl_loss_type", "k3+")))
-        forms.append((row, inputs if weighted else on_policy, rest))
-    for row, given, form in forms:
-        form = form if isinstance(form, dict) else {"loss": form}
-        check_everywhere(row, given, {**form, "metrics": {}}, dtype, tolerance)
-    splits = SPLITS[0]
-    naive = {x: found(kl_row(x), inputs, dtype, garbage=True, splits=splits) for x in get_args(KlLossType)}
-    compare({f"kl_{name}": outputs["loss"] for name, outputs in naive.items()}, metrics, tolerance)
-    for name in {"kl_k1", "kl_k3"} & metrics.keys():
-        check(naive["k1"][name][0], metrics[name], tolerance)  # as it is logged
-
-
-def is_estimator(name: str) -> bool:
-    return re.fullmatch(r"k[123]\+?|low_var_kl", name) is not None
-
-
-def kl_row(name: str) -> PolicyGradient:
-    """The KL alone: the policy's own term is 0 with advantages of 0."""
-    return get_algorithm("reinforce", kl_loss_coef=1.0, loss_agg_mode="token-mean", **kl_knobs(name))
-
-
 def rollout_correction(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     """The weights, as the gradient of Σ u log π; every metric with them, whatever the mode."""
     config, expected = case["config"], dict(case["expected"])
@@ -234,5 +244,5 @@ def rollout_correction(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> 
         compare({**outputs, **gaps}, expected, tolerance)
 
 
-CHECKS = {"policy_loss": policy_loss, "kl": kl, "is_weights": rollout_correction}
+CHECKS = {"policy_loss": policy_loss, "is_weights": rollout_correction}
 """What checks a file, by its `kind`."""

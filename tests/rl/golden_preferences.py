@@ -1,13 +1,11 @@
-"""The golden files of kinds preference_loss, distribution and distill, computed from `inputs` and `config`.
+"""The golden files of kind preference_loss, computed from `inputs` and `config`.
 
-The names that a file may use for a thing are listed where it is looked up. What is missing, or something
-that the library lacks, raises NotOfferedError; a metric of an unknown name is warned of and not compared.
+The names that a file may use for a thing are listed where it is looked up.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl.numerics import MetricSums, add_metrics, metric_values
-from rl.preference_rows import get_preference
-from rl.preferences import PreferenceLoss, bradley_terry_loss, reference_point
-from tests.rl.golden_config import Case, NotOfferedError, UnreadError
-from tests.rl.golden_given import Tolerance, check, check_gradients, lookup, need, polluted, tensor
+from rl.numerics import MetricSums, add_metrics, mean_share, metric_values
+from rl.preference_rows import PREFERENCES, get_preference
+from rl.preferences import USED_BY, PreferenceLoss, bradley_terry_loss, reference_point
+from tests.rl.golden_config import Case, NotOfferedError, UnreadError, say_unread
+from tests.rl.golden_given import Outputs, Tolerance, compare, lookup, need, polluted, tensor
 
-ROWS = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "kto_pair": "kto"}
-BRADLEY_TERRY = ("bt", "bt_rm", "bradley_terry", "reward_model", "rm")
+ROWS = {
+    **dict.fromkeys(("sigmoid", "dpo_sigmoid", "cpo", "conservative_dpo", "dpo_label_smoothing"), "dpo"),
+    **dict.fromkeys(("sigmoid_norm", "dpo_length_norm", "dpo_length_normalized", "length_norm"), "dpo_norm"),
+    **dict.fromkeys(("robust_dpo", "dpo_robust", "sigmoid_robust", "rdpo"), "robust"),
+    **dict.fromkeys(("slic", "slic_hinge", "dpo_hinge"), "hinge"),
+    **dict.fromkeys(("kto_pair", "kto_unpaired"), "kto"),
+}
+BRADLEY_TERRY = ("bt", "bt_rm", "bradley_terry", "reward_model", "rm", "bt_reward_model", "bt_loss")
 KNOBS = {
     "simpo_gamma": "gamma",
     "epsilon": "label_smoothing",
@@ -33,6 +37,7 @@ KNOBS = {
     "lam": "orpo_lambda",
 }
 AVERAGE = ("average", "average_log_prob", "length_average", "length_normalize", "length_normalized")
+LOGPROBS = ("logprobs", "logps", "logprob", "log_probs", "logp")
 Z0 = ("z0", "z_0", "z_ref", "kl", "kl_estimate", "reference_point")
 
 
@@ -48,10 +53,16 @@ def sides(inputs: Case, *joint: str) -> Any:
     return found if found is not None else [*halves[0], *halves[1]] if len(halves) == 2 else None
 
 
-def row_of(config: Case) -> tuple[str, Case]:
+def said(config: Case, about: str) -> str:
+    """What the config calls the loss, or the file's id."""
+    given = lookup(("loss_type", "loss", "preference_loss"), config) or about.removeprefix("pref_")
+    return str(given).lower().replace("-", "_")
+
+
+def row_of(config: Case, about: str) -> tuple[str, Case]:
     """The row's name and its knobs."""
     config = {key.lower(): value for key, value in config.items()}
-    loss_type, average = str(need(("loss_type", "loss"), config)).lower(), lookup(AVERAGE, config)
+    loss_type, average = said(config, about), lookup(AVERAGE, config)
     name = ROWS.get(loss_type, loss_type)
     if name == "dpo" and average:
         name = "dpo_norm"
@@ -69,25 +80,62 @@ def row_of(config: Case) -> tuple[str, Case]:
 
 def preference(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     """As it is, with garbage at mask 0, and split into micro-batches."""
-    name, knobs = row_of(case["config"])
+    name, knobs = row_of(case["config"], case["id"])
     if name in BRADLEY_TERRY:
         return bradley_terry(case, dtype, tolerance)
+    if name not in PREFERENCES:
+        raise NotOfferedError(f"preference loss {name!r}")
     forms = [(knobs, case["expected"])]
     if name == "ipo":
         sums = {**knobs, "average_log_prob": False}
-        forms += [(sums, form) for key, form in case.get("variants", {}).items() if key.endswith("sum")]
+        forms += [(sums, form) for key, form in case["variants"].items() if key.endswith("sum")]
     for form, expected in forms:
-        try:
-            row = get_preference(name, **form)
-        except ValueError as error:
-            raise NotOfferedError(str(error)) from error
+        row = get_preference(name, **effective(name, form))
+        expected = {**expected, **expected.get("metrics", {})}
+        expected.pop("metrics", None)
         for garbage in (False, True):
             for splits in ((slice(None),), (slice(0, 1), slice(1, None))):
                 loss, gradient, sums = evaluate(row, case, dtype, garbage=garbage, splits=splits)
-                check(loss, expected["loss"], tolerance)
-                check_gradients(gradient, expected, tolerance)
-                check_metrics(row, case["id"], metric_values(sums), expected.get("metrics", {}), tolerance)
+                outputs = named(row, metric_values(sums)) | sides_of("grad", gradient)
+                outputs |= {"loss": (loss,), "grad_logprobs": (gradient,)}
+                compare(outputs, expected, tolerance)
     return None
+
+
+def effective(name: str, knobs: Case) -> Case:
+    """`knobs` without those that have no effect in this loss."""
+    idle = [knob for knob in knobs if PREFERENCES[name].loss_type not in USED_BY.get(knob, ())]
+    say_unread({knob: knobs[knob] for knob in idle})
+    return {knob: value for knob, value in knobs.items() if knob not in idle}
+
+
+def sides_of(name: str, values: Tensor) -> Outputs:
+    """Of all rows, and of the two sides of the pairs, however they are called."""
+    half, outputs = len(values) // 2, dict[str, tuple[Any, ...]]()
+    for side, part in (("chosen", values[:half]), ("rejected", values[half:])):
+        kinds = ("", "_logprobs", "_scores", "_rewards", "_logps", "_score", "_reward")
+        outputs |= {f"{name}_{side}{kind}": (part,) for kind in kinds}
+        outputs |= {f"{name}{kind}_{side}": (part,) for kind in (*kinds, "_policy", "_r")}
+        outputs |= {f"{name}_{letter}_{side}": (part,) for letter in ("r", "policy")}
+    return outputs
+
+
+def named(row: PreferenceLoss, values: dict[str, float]) -> Outputs:
+    """Metrics by name. A margin may be of sums or of what the loss averages, and in nats or in rewards."""
+    outputs: Outputs = {name.removeprefix("preference/"): (value,) for name, value in values.items()}
+    if margins := [*outputs.get("margin", ()), *outputs.get("reward_margin", ())]:
+        scale = row.orpo_lambda if row.loss_type == "orpo" else row.beta
+        forms = (*margins, margins[-1] / scale)
+        names = ("margin", "margin_mean", "mean_margin", "margins", "reward_margin", "reward_margin_mean")
+        outputs |= dict.fromkeys((*names, "rewards_margin", "rewards_margins"), forms)
+        accuracies = (*outputs["accuracy"], *outputs["reward_accuracy"])
+        outputs |= dict.fromkeys(("accuracy", "reward_accuracy", "rewards_accuracies"), accuracies)
+    for side in ("chosen", "rejected"):
+        for name in ("reward", "logp"):
+            forms: tuple[Any, ...] = outputs.get(f"{side}_{name}") or ()
+            spellings = ("{0}_{1}s", "{1}s_{0}", "{1}_{0}", "{0}_{1}_mean", "{0}_{1}s_mean", "{1}s/{0}")
+            outputs |= {spelling.format(side, name): forms for spelling in spellings}
+    return outputs
 
 
 def evaluate(
@@ -95,11 +143,18 @@ def evaluate(
 ) -> tuple[Tensor, Tensor, MetricSums]:
     """Loss, gradient to the policy's log-probs and metric sums, with the pairs (rows) in micro-batches."""
     inputs = case["inputs"]
-    policy = sides(inputs, "policy_logprobs", "logprobs")
-    reference = sides(inputs, "ref_logprobs", "reference_logprobs")
-    if policy is None or (reference is None and not row.reference_free):
+    policy = sides(inputs, *(f"{side}{kind}" for side in ("policy_", "") for kind in LOGPROBS))
+    reference = sides(inputs, *(f"{side}_{kind}" for side in ("ref", "reference") for kind in LOGPROBS))
+    if reference is None and policy is not None:
+        reference = np.zeros_like(policy)  # a comparison without a reference, as in CPO
+    if policy is None:
         raise UnreadError(f"no log-probs of tokens in {sorted(inputs)}")
-    mask = tensor(sides(inputs, "mask", "loss_mask"), dtype) > 0
+    given = sides(inputs, "mask", "loss_mask")
+    if np.ndim(policy) == 1:  # one pair, without the lists of rows
+        policy, reference, given = (
+            None if x is None else np.reshape(x, (2, -1)) for x in (policy, reference, given)
+        )
+    mask = tensor(np.ones_like(policy) if given is None else given, dtype) > 0
     leaf = polluted(tensor(policy, dtype), mask, garbage).requires_grad_()
     refs = [] if row.reference_free else [polluted(tensor(reference, dtype), mask, garbage)]
     half = len(mask) // 2
@@ -129,25 +184,6 @@ def z0_of(case: Case, dtype: torch.dtype) -> float | Tensor:
     return reference_point(*(tensor(need(name, inputs), dtype) for name in names))
 
 
-def check_metrics(
-    row: PreferenceLoss, case_id: str, values: dict[str, float], expected: Case, tolerance: Tolerance
-) -> None:
-    values = {name.removeprefix("preference/"): value for name, value in values.items()}
-    values["margin_of_h"] = values.get("reward_margin", np.nan) / (
-        row.orpo_lambda if row.loss_type == "orpo" else row.beta
-    )
-    for name, value in expected.items():
-        short = re.sub("_mean$|s$", "", name.lower())
-        # A file's margin may be of sums or of what the loss averages, and in nats or in rewards.
-        margins = ("margin", "margin_of_h", "reward_margin")
-        meant = margins if "margin" in short else (short, f"reward_{short}")
-        known = [values[key] for key in meant if key in values]
-        if not known:
-            warnings.warn(f"{case_id}: metric {name} is not compared", stacklevel=2)
-        elif not any(np.allclose(one, value, **tolerance) for one in known):
-            raise AssertionError(f"{name}: {value} is none of {known}")
-
-
 def bradley_terry(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     inputs, expected = case["inputs"], case["expected"]
     scores = sides(inputs, "scores", "rewards", "reward", "score", "r")
@@ -156,8 +192,15 @@ def bradley_terry(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
     margin = lookup(("margin", "margins"), inputs, case["config"])
     leaf, half = tensor(scores, dtype).requires_grad_(), len(scores) // 2
     loss = bradley_terry_loss(leaf[:half], leaf[half:], None if margin is None else tensor(margin, dtype))
-    check(loss, expected["loss"], tolerance)
-    check_gradients(torch.autograd.grad(loss, leaf)[0], expected, tolerance)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    lead = (leaf[:half] - leaf[half:]).detach()
+    outputs: Outputs = {"loss": (loss,), "grad_scores": (gradient,), "grad_rewards": (gradient,)}
+    outputs |= sides_of("grad", gradient)
+    shares = {"accuracy": lead > 0, "margin": lead, "margin_mean": lead, "reward_margin": lead}
+    outputs |= {name: (mean_share(x, torch.ones_like(lead)).value(),) for name, x in shares.items()}
+    expected = {**expected, **expected.get("metrics", {})}
+    expected.pop("metrics", None)
+    compare(outputs, expected, tolerance)
 
 
 CHECKS: dict[str, Callable[[Case, torch.dtype, Tolerance], None]] = {

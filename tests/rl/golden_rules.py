@@ -88,8 +88,10 @@ CASES: list[tuple[str, dict[str, float], list[Token], list[tuple[float, float, s
 
 BOTH = ("clip_ratio_low", "clip_ratio_high")
 EPSILON = {"epsilon": BOTH, "epsilon_low": BOTH[:1], "epsilon_high": BOTH[1:]}
-CLIP = {**EPSILON, "clip_ratio": BOTH, "eps_clip": BOTH}
-DIVERGENCE = {"delta": BOTH, "delta_low": BOTH[:1], "delta_high": BOTH[1:]}
+CLIP = {**EPSILON, **dict.fromkeys(("clip_ratio", "eps_clip", "clip", "eps"), BOTH)}
+CLIP |= {"eps_low": BOTH[:1], "eps_high": BOTH[1:], "clip_low": BOTH[:1], "clip_high": BOTH[1:]}
+DIVERGENCE = {"delta": BOTH, "delta_low": BOTH[:1], "delta_high": BOTH[1:], "threshold": BOTH}
+DIVERGENCE |= {"delta_l": BOTH[:1], "delta_h": BOTH[1:]}
 SPELLINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "sapo": {"sapo_temperature_pos": ("tau_pos",), "sapo_temperature_neg": ("tau_neg",)},
     "gmpo": CLIP,
@@ -139,9 +141,8 @@ def rule_of(config: Case) -> GoldenRule:
     if (level := given.pop("importance_sampling_level", None)) not in (None, *LEVELS.get(name, ("token",))):
         raise NotOfferedError(f"{name} with importance_sampling_level {level!r}")
     if modes := AGG_MODES.get(name):
-        if around.get("loss_agg_mode", modes[0]) not in modes:
-            raise NotOfferedError(f"{name} with loss_agg_mode {around['loss_agg_mode']!r}")
-        around["loss_agg_mode"] = modes[0]
+        given_mode = around.get("loss_agg_mode", modes[0])
+        around["loss_agg_mode"] = modes[0] if given_mode in modes else given_mode
     settings = [(SPELLINGS[name].get(key, (key,)), value) for key, value in given.items()]
     known = RULE_KNOBS[name].keys()
     say_unread({knobs[0]: value for knobs, value in settings if not known & {*knobs}})

@@ -14,8 +14,10 @@ import torch
 
 from tests.rl import (
     golden_advantages,
+    golden_critic,
     golden_distributions,
     golden_filters,
+    golden_kl,
     golden_numeric,
     golden_policy,
     golden_preferences,
@@ -27,9 +29,11 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 CHECKS = {
     **golden_policy.CHECKS,
     **golden_filters.CHECKS,
+    **golden_kl.CHECKS,
     **golden_preferences.CHECKS,
     **golden_distributions.CHECKS,
     **golden_advantages.CHECKS,
+    **golden_critic.CHECKS,
     **golden_numeric.CHECKS,
 }
 """What checks a file, by its `kind`."""

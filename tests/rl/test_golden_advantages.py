@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.rl.golden_advantages import CHECKS
-from tests.rl.golden_config import NotOfferedError
+from tests.rl import golden_advantages, golden_critic
+from tests.rl.golden_config import NotOfferedError, UnreadError
 
+CHECKS = {**golden_advantages.CHECKS, **golden_critic.CHECKS}
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 TOLERANCE = {"float64": {"rtol": 1e-10, "atol": 1e-12}, "float32": {"rtol": 2e-5, "atol": 2e-6}}
 FOLDER = Path(__file__).parent.parent / "golden"
@@ -170,11 +171,30 @@ def test_each_case_can_fail(name):
         ({"id": "adv_mystery", "config": {"adv_estimator": "mystery"}}, "mystery"),
         ({"config": {"std_unbiased": False}}, "std_unbiased False"),
         ({"config": {"norm_adv_by_std": "row"}}, "norm_adv_by_std 'row'"),
-        ({"inputs": {"mask": [[1]], "group_ids": [0]}}, "no rewards"),
-        ({"expected": {"baseline": [1.0]}}, "expects"),
     ],
 )
 def test_what_is_not_offered_says_why(changes, reason):
     case = {**FILES["adv_grpo"], **changes}
     with pytest.raises(NotOfferedError, match=reason):
+        CHECKS["advantage"](case, torch.float64, TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"inputs": {"mask": [[1]], "group_ids": [0]}}, "no rewards"),
+        ({"expected": {"mystery": [0.0] * 8}}, "expects mystery, which nothing computes"),
+        ({"expected": {"mystery": [0.123] * 8}}, "expects mystery, which nothing computes"),
+    ],
+)
+def test_what_is_not_understood_fails(changes, reason):
+    case = {**FILES["adv_grpo"], **changes}
+    with pytest.raises((UnreadError, AssertionError), match=reason):
+        CHECKS["advantage"](case, torch.float64, TOLERANCE["float64"])
+
+
+def test_an_output_of_an_unknown_name_is_known_by_its_value():
+    case = {**FILES["adv_grpo"], "variants": {}}
+    case["expected"] = {"mystery": case["expected"]["advantages"]}
+    with pytest.warns(UserWarning, match="it has the value of advantages"):
         CHECKS["advantage"](case, torch.float64, TOLERANCE["float64"])

@@ -281,15 +281,18 @@ def test_a_golden_configuration_names_its_rule(config, name, knobs):
     "config",
     [
         {"policy_loss": "ppo", "clip_ratio_low": 0.2},
-        {"policy_loss": "gmpo", "loss_agg_mode": "token-mean"},
         {"policy_loss": "sapo", "importance_sampling_level": "sequence"},
-        {"policy_loss": "clip_cov", "clip_ratio": 0.2},
         {"policy_loss": "opmd", "tau": [1.0]},
     ],
 )
 def test_other_golden_configurations_are_not_offered(config):
     with pytest.raises(NotOfferedError):
         rule_of(config)
+
+
+def test_a_setting_of_two_meanings_is_not_read_and_said():
+    with pytest.warns(UserWarning, match=r"setting clip_ratio = 0.2 is not read"):
+        assert rule_of({"policy_loss": "clip_cov", "clip_ratio": 0.2}).knobs == RULE_KNOBS["clip_cov"]
 
 
 def test_every_rule_has_a_golden_name():
