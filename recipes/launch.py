@@ -168,7 +168,7 @@ def _make_collector(
     config: Config, algorithm: Objective, engines: list[RemoteRollouts]
 ) -> Collector[RemoteRollouts]:
     return Collector(
-        TaskStream(env=config.env, level=config.level, run_seed=config.seed),
+        TaskStream(env=config.env, level=config.level, run_seed=config.seed, num_tasks=config.num_tasks),
         engines,
         CollectorSpec(
             group_size=config.group_size,

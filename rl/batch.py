@@ -73,6 +73,8 @@ class TrainBatch:
     accounting: Accounting
     penalties: np.ndarray | None = None  # (N,) float64, of GRPO-RoC; None where no episode is known
     turns: tuple[TurnFacts, ...] | None = None  # N, for credit by turn; None where no turn is known
+    task_ids: tuple[str, ...] | None = None  # N, for baselines by prompt
+    trackers: np.ndarray | None = None  # (N, 2) float64, α and β of each prompt's BetaTracker (rl/spo.py)
     reward_parts: Mapping[str, np.ndarray] | None = None  # (N,) float64 each, those that every score has
     facts: Mapping[str, float] = field(default_factory=dict)  # metrics of how it was put together
     old_logprobs: TokenArrays | None = None  # of the learner, before the update
@@ -127,6 +129,8 @@ class TrainBatch:
             truncated=self.truncated[kept],
             penalties=None if self.penalties is None else self.penalties[kept],
             turns=None if self.turns is None else tuple(compress(self.turns, kept)),
+            task_ids=None if self.task_ids is None else tuple(compress(self.task_ids, kept)),
+            trackers=None if self.trackers is None else self.trackers[kept],
             reward_parts=None
             if self.reward_parts is None
             else {name: values[kept] for name, values in self.reward_parts.items()},
@@ -212,6 +216,7 @@ def make_batch(groups: Sequence[TrajectoryGroup]) -> TrainBatch:
     and is counted in `accounting` by that reason.
     """
     kept: list[tuple[int, Trajectory]] = []
+    task_ids: list[str] = []
     dropped, dropped_trajectories = Counter[str](), Counter[str]()
     for group in groups:
         for trajectory in group.trajectories:
@@ -220,6 +225,7 @@ def make_batch(groups: Sequence[TrajectoryGroup]) -> TrainBatch:
                 dropped_trajectories[reason] += 1
             else:
                 kept.append((group.index, trajectory))
+                task_ids.append(group.task.id)
     _check_distinct("trajectory id", [t.id for group in groups for t in group.trajectories])
     _check_distinct("group index", [group.index for group in groups])
     num_trained = sum(trajectory.num_sampled_tokens for _, trajectory in kept)
@@ -233,6 +239,7 @@ def make_batch(groups: Sequence[TrajectoryGroup]) -> TrainBatch:
         lengths=np.array([trajectory.num_sampled_tokens for _, trajectory in kept], np.int64),
         truncated=np.array([trajectory.episode.stop_reason in TRUNCATED for _, trajectory in kept], np.bool_),
         penalties=np.array([episode_penalty(trajectory.episode) for _, trajectory in kept], np.float64),
+        task_ids=tuple(task_ids),
         turns=tuple(TurnFacts.of(trajectory) for _, trajectory in kept),
         reward_parts=_common_parts([trajectory.score.parts for _, trajectory in kept]),
         accounting=Accounting(

@@ -61,6 +61,8 @@ class Config(Overrides):
     # The step
     num_steps: Count = 60
     """Training steps. Each samples num_groups x group_size trajectories and makes num_minibatches updates."""
+    num_tasks: Size = 0
+    """Tasks that training draws from, again and again in another order; 0: no task comes twice."""
     num_groups: Count = 16
     """Tasks a step."""
     group_size: Count = 8
@@ -73,8 +75,8 @@ class Config(Overrides):
     temperature: Positive = 1.0
     """Sampling temperature of training; the learner applies the same one, so log-probs agree."""
     top_p: Annotated[float, Range(0, 1, above_zero=True)] = 1.0
-    """Training draws from the likeliest tokens that have this probability together; 1: from all. The learner's
-    log-probs are those of all tokens, so a row that corrects for the difference is needed."""
+    """Training draws from the likeliest tokens that have this probability together; 1: from all. Log-probs of
+    the learner are of all tokens, so a row that corrects for the difference is needed."""
     top_k: Size = 0
     """Training draws from so many of the likeliest tokens; 0: from all."""
     min_p: Decay = 0.0

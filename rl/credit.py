@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from envs.names import unknown_name
-from rl.advantages import ADV_ESTIMATORS, AdvantageEstimator, gdpo, group_centered, opo
+from rl.advantages import ADV_ESTIMATORS, AdvantageEstimator, gdpo, group_centered, opo, spo
 from rl.batch import TrainBatch
 from rl.filters import resample_groups, resampling_metrics
 from rl.layout import TokenArrays
@@ -220,6 +220,12 @@ def length_weighted(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray)
     return per_trajectory(partial(opo, lengths=batch.lengths), row, batch, rewards)
 
 
+def tracked(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) -> TokenCredit:
+    """SPO: compared with what was known of the prompt (rl/spo.py)."""
+    alpha, beta = required(batch.trackers, "trackers", row).T
+    return per_trajectory(lambda rewards, _: spo(rewards, alpha, beta), row, batch, rewards)
+
+
 TOKEN_ESTIMATORS: dict[str, Credit] = {
     "reinforce_plus_plus": whitened_returns,
     "reinforce_plus_plus_baseline": whitened_differences,
@@ -238,6 +244,7 @@ CREDITS: dict[str, Credit] = {
     **{name: partial(per_trajectory, estimator) for name, estimator in ADV_ESTIMATORS.items()},
     "opo": length_weighted,
     "gdpo": parts_credit,
+    "spo": tracked,
     **TURN_ESTIMATORS,
     **TOKEN_ESTIMATORS,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 
 class Objective:
@@ -42,6 +42,10 @@ class Objective:
     @property
     def compares_distributions(self) -> bool:
         return False
+
+    def start(self) -> Any:
+        """What a run steps with: the objective itself, or one that carries what a run learns besides."""
+        return self
 
     def after_step(self, metrics: Mapping[str, float]) -> Self:
         """The objective of the next step, after one with these metrics."""

@@ -19,6 +19,7 @@ from rl.numerics import MetricSums
 from rl.objective import Objective
 from rl.outputs import TokenOutputs
 from rl.policy_loss import policy_gradient_loss
+from rl.spo import PromptBaselines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +168,10 @@ class PolicyGradient(Objective):
     def assign_advantages(self, batch: TrainBatch) -> TrainBatch:
         """Fill in `advantages` and, for a critic, `returns` (rl/credit.py)."""
         return assign_advantages(self, batch)
+
+    def start(self) -> Self | PromptBaselines:
+        """The row itself, or with baselines by prompt."""
+        return PromptBaselines(row=self) if self.adv_estimator == "spo" else self
 
     def after_step(self, metrics: Mapping[str, float]) -> Self:
         """The row of the next step: with another kl_coef where it follows target_kl."""

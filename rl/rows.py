@@ -189,6 +189,10 @@ VAPO = replace(
 # GDPO (arXiv 2601.05242): each part of the reward is normalized in its group before they are added.
 GDPO = replace(GRPO, name="gdpo", adv_estimator="gdpo", loss_agg_mode="token-mean", kl_loss_coef=0.0)
 
+# SPO (Single-stream Policy Optimization, arXiv 2509.13232): a prompt is compared with its own past, so one
+# trajectory a prompt is enough; for tasks that come again (num_tasks). Clips of the recipe for verl.
+SPO = replace(DEFAULT, name="spo", adv_estimator="spo", clip_ratio_high=0.28, clip_ratio_c=10.0)
+
 # MaxRL: the mean of the group in the place of its std, so that rare successes weigh most.
 MAXRL = replace(DEFAULT, name="maxrl", adv_estimator="maxrl")
 
@@ -219,7 +223,7 @@ ALGORITHMS: dict[str, PolicyGradient] = {
     row.name: row
     for row in (
         *(DEFAULT, GRPO, DR_GRPO, DAPO, RLOO, REINFORCE, REINFORCE_PP, REINFORCE_PP_BASELINE),
-        *(GSPO, CISPO, SAPO, GMPO, DPPO, KIMI, TOPR, OPMD, PPO, VAPO, ROC, GDPO, MAXRL),
+        *(GSPO, CISPO, SAPO, GMPO, DPPO, KIMI, TOPR, OPMD, PPO, VAPO, ROC, GDPO, MAXRL, SPO),
         *(MT_GRPO, GIGPO, STEP_GSPO, OPD, JSD),
     )
 }

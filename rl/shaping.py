@@ -58,6 +58,10 @@ def required(value: T | None, name: str, row: PolicyGradient) -> T:
     """`value`, which a row needs; ValueError, with the call that makes it, when it is missing."""
     if value is None:
         made = name in ("advantages", "returns")
+        if name == "trackers":
+            raise ValueError(
+                f"algorithm {row.name!r} learns from prompts' pasts: step with {row.name}.start()"
+            )
         step = "assign_advantages" if made else f"learner.score(batch, {set(row.needs)})"
         raise ValueError(f"algorithm {row.name!r} needs {name}, which the batch lacks: call {step} first")
     return value

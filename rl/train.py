@@ -104,6 +104,7 @@ async def train(
     Raises:
         GateError: the run's own numbers say that it is not learning from what it sampled.
     """
+    algorithm = algorithm.start()
     for step in range(1, num_steps + 1):
         started = time.monotonic()
         metrics = await take_step(

@@ -252,6 +252,17 @@ def _row_problems(config: Config, algorithm: PolicyGradient) -> Iterator[str]:
             f"group_size = 1: {config.algorithm} compares the members of a group, so nothing would be "
             "learned; use at least 2, or reinforce"
         )
+    if algorithm.adv_estimator == "spo" and not 0 < config.num_tasks < config.num_groups * config.num_steps:
+        yield (
+            f"num_tasks = {config.num_tasks}: {config.algorithm} compares a task with its own past, and none "
+            f"would come twice in {config.num_steps} steps of {config.num_groups}; set num_tasks below "
+            f"{config.num_groups * config.num_steps}"
+        )
+    if algorithm.kl_loss_coef and (algorithm.kl_loss_type, algorithm.kl_gradient) == ("k1", "naive"):
+        yield (
+            "kl_loss_type = 'k1' with kl_gradient = 'naive': its gradient is 0 on average, whatever the "
+            "reference, so there would be no KL penalty; use kl_gradient 'unbiased', or k3"
+        )
     clips = [name for name in config.overrides if name.startswith("clip_")]
     if clips and config.num_minibatches == 1 and not algorithm.bypass_mode:
         yield (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 from envs.messages import Task
@@ -13,7 +14,8 @@ from envs.splits import Split, task_seed
 class TaskStream:
     """An endless sequence of tasks of one environment, level and split.
 
-    It has no state: whoever reads it keeps the cursor, and commits it when a group is consumed. So a resumed
+    `num_tasks` 0 never repeats a task; otherwise the first so many come again and again, each time in another
+    order. It has no state: whoever reads it keeps the cursor, and commits it when a group is consumed. So a resumed
     run, another number of engines or a different timing see the same tasks in the same order.
     """
 
@@ -21,11 +23,17 @@ class TaskStream:
     level: int
     run_seed: int
     split: Split = Split.TRAIN
+    num_tasks: int = 0
 
     def __getitem__(self, index: int) -> Task:
         """The task at `index` (any non-negative int)."""
         if index < 0:
             raise IndexError(f"task index {index} given; expected 0 or more")
+        if self.num_tasks:
+            epoch, place = divmod(index, self.num_tasks)
+            order = list(range(self.num_tasks))
+            random.Random(f"{self.run_seed}/{epoch}").shuffle(order)
+            index = order[place]
         return resolve_env(self.env).make_task(self.level, task_seed(self.split, self.run_seed, index))
 
     def slice(self, start: int, count: int) -> list[Task]:

@@ -104,6 +104,7 @@ def replay(run: Path, step: int) -> tuple[Metrics, Metrics]:
             f"step {step} was not run: {run} has steps {min(logged, default=0)} to {max(logged, default=0)}"
         )
     objective = config.make_algorithm()
+    running = objective.start()
     transformers_logging.disable_progress_bar()
     kind: Any = PreferenceLearner if isinstance(objective, Preference) else Learner
     learner = kind(make_learner_spec(config, objective, run_name="replay", incidents=""))
@@ -114,13 +115,13 @@ def replay(run: Path, step: int) -> tuple[Metrics, Metrics]:
         whole = (
             objective.make_pairs(batch)
             if isinstance(objective, Preference)
-            else objective.assign_advantages(batch)
+            else running.assign_advantages(batch)
         )
         updates = [learner.update(part) for part in whole.minibatches(config.num_minibatches)]
         print(f"step {number}: replayed", file=sys.stderr)
         if number == step:
             return logged[step], mean_metrics(updates)
-        objective = objective.after_step(logged[number])
+        running = running.after_step(logged[number])
     raise ReplayError(
         f"not every step up to {step} was recorded (--max-record-mb = {config.max_record_mb:g} was reached?)"
     )
