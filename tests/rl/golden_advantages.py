@@ -285,7 +285,9 @@ def advantage(case: Case, dtype: torch.dtype, tolerance: Tolerance) -> None:
         for garbage in (False, True):
             given = Given(case["inputs"], {**config, **VARIANTS[name]}, dtype, garbage)
             outputs = estimator(given)
-            given.check_config(("adv_estimator", *ONLY, *NORM))
+            given.check_config(
+                ("adv_estimator", "kl_coef", *ONLY, *NORM)
+            )  # the KL may be in the rewards already
             for form in (form for forms in outputs.values() for form in forms):
                 assert np.shape(form) != given.mask.shape or not np.any(np.asarray(form)[~given.mask])
             compare(outputs, asked[name], tolerance)
