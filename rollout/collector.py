@@ -121,11 +121,11 @@ class Collector(Generic[Runner]):
         self.num_filled_groups = missing = num_groups - len(kept)
         if missing:
             if self.spec.at_max_draws == "stop" or not kept:
+                fill = "" if kept == [] else "fill the step up (--at-max-draws fill), "
                 raise NoSignalError(
                     f"step {self.step}: {index - self.cursor} tasks gave {len(kept)} of {num_groups} groups "
                     "with unequal rewards; the tasks are too hard or too easy for this policy: change the "
-                    "level, raise --max-draws-per-group, fill the step up (--at-max-draws fill), or use an "
-                    "algorithm that keeps uniform groups"
+                    f"level, raise --max-draws-per-group, {fill}or use an algorithm that keeps uniform groups"
                 )
             kept = sorted([*kept, *uniform[-missing:]], key=lambda group: group.index)
         self.num_dropped_groups = index - self.cursor - num_groups

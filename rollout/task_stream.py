@@ -15,8 +15,8 @@ class TaskStream:
     """An endless sequence of tasks of one environment, level and split.
 
     `num_tasks` 0 never repeats a task; otherwise the first so many come again and again, each time in another
-    order. It has no state: whoever reads it keeps the cursor, and commits it when a group is consumed. So a resumed
-    run, another number of engines or a different timing see the same tasks in the same order.
+    order. It has no state: whoever reads it keeps the cursor, and commits it when a group is consumed. So a
+    resumed run, another number of engines or a different timing see the same tasks in the same order.
     """
 
     env: str

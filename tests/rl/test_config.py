@@ -67,6 +67,8 @@ def test_batch_arithmetic():
         ({"algorithm": "gdpo", "kl_coef": 0.1}, "compares the parts of the reward, not the whole"),
         ({"turn_advantage_coef": 0.5}, "gives turns nothing of their own"),
         ({"target_kl": 0.1}, "kl_coef is 0"),
+        ({"algorithm": "spo"}, "num_tasks = 0: spo compares a task with its own past"),
+        ({"kl_loss_type": "k1", "kl_gradient": "naive"}, "its gradient is 0 on average"),
         ({"top_p": 0.0}, "top_p = 0.0: expected more than 0 and at most 1"),
         ({"top_p": 0.9, "rollout_is": "none"}, "top_p = 0.9: the engine draws from fewer tokens"),
         ({"top_k": 20}, "top_k = 20: the engine's log-probs rise by what is cut away"),

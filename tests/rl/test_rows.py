@@ -43,6 +43,7 @@ PARENTS = {
         {"adv_estimator", "clip_ratio_high", "clip_ratio_c", "kl_coef"},
     ),
     "gdpo": ("grpo", {"adv_estimator", "loss_agg_mode", "kl_loss_coef"}),
+    "spo": ("default", {"adv_estimator", "clip_ratio_c"}),
     "maxrl": ("default", {"adv_estimator"}),
     "mt_grpo": ("grpo", {"adv_estimator"}),
     "gigpo": ("grpo", {"adv_estimator", "gamma", "loss_agg_mode", "kl_loss_coef"}),
@@ -85,7 +86,7 @@ def test_garbage_at_masked_positions_changes_no_bit_of_loss_gradient_or_metrics(
 
 def scored_batch(masked: float) -> TrainBatch:
     """Two groups of four multi-turn trajectories, every array made, `masked` where nothing was sampled."""
-    members = [([[5, 6], [7] * (1 + i), [8, 9], [7] * 2], float(i % 3)) for i in range(4)]
+    members = [([[5, 6], [7] * (1 + i), [8, 9], [7] * 2], (i % 3) / 2) for i in range(4)]
     batch = make_batch([make_group(g, members) for g in range(2)])
     rng = np.random.default_rng(0)
 
@@ -104,7 +105,7 @@ def scored_batch(masked: float) -> TrainBatch:
 @pytest.mark.parametrize("name", ROWS)
 def test_garbage_at_masked_positions_changes_no_bit_of_an_advantage_or_return(name, garbage):
     row = ALGORITHMS[name]
-    clean, spoilt = (row.assign_advantages(scored_batch(masked)) for masked in (0.0, garbage))
+    clean, spoilt = (row.start().assign_advantages(scored_batch(masked)) for masked in (0.0, garbage))
     for arrays in ("advantages", "returns"):
         ours, theirs = getattr(spoilt, arrays), getattr(clean, arrays)
         assert (ours is None) == (theirs is None)

@@ -97,8 +97,12 @@ async def test_dynamic_sampling_fills_up_with_the_latest_uniform_groups_when_tol
     # The latest ones: of 0, 3 and 6 the last two.
     collected = collector([ScriptedRunner(uniform_every=3)], **options)
     assert [group.index for group in await collected.next_groups(7)] == [0, 1, 2, 3, 4, 5, 6]
-    with pytest.raises(NoSignalError, match="at-max-draws fill"):
+    with pytest.raises(NoSignalError, match="2 tasks gave 0 of 2 groups"):
         await collector([ScriptedRunner(uniform_every=1)], **options).next_groups(2)
+    with pytest.raises(NoSignalError, match=r"4 of 6 groups.*--at-max-draws fill"):
+        await collector([ScriptedRunner(uniform_every=3)], **{**options, "at_max_draws": "stop"}).next_groups(
+            6
+        )
 
 
 async def test_every_request_of_training_has_the_filters_and_evaluation_has_none() -> None:
@@ -162,6 +166,15 @@ def test_a_task_is_a_pure_function_of_seed_and_index() -> None:
     assert STREAM.slice(5, 3) == [STREAM[5], STREAM[6], STREAM[7]]
     assert STREAM[5] == TaskStream(env="calc", level=1, run_seed=3)[5]
     assert STREAM[5] != TaskStream(env="calc", level=1, run_seed=4)[5]
+
+
+def test_a_stream_of_so_many_tasks_repeats_them_in_another_order_each_time() -> None:
+    stream = TaskStream(env="calc", level=1, run_seed=3, num_tasks=20)
+    first, second = stream.slice(0, 20), stream.slice(20, 20)
+    ids = [task.id for task in STREAM.slice(0, 20)]
+    assert sorted(task.id for task in first) == sorted(task.id for task in second) == sorted(ids)
+    assert len({tuple(ids), tuple(task.id for task in first), tuple(task.id for task in second)}) == 3
+    assert stream[27] == TaskStream(env="calc", level=1, run_seed=3, num_tasks=20)[27]
     with pytest.raises(IndexError, match="task index -1"):
         STREAM[-1]
 
