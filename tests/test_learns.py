@@ -35,6 +35,7 @@ def probabilities(learner: Learner) -> list[float]:
 def test_every_algorithm_learns_which_token_is_rewarded(folder: Path, name: str) -> None:
     row = get_algorithm(name)
     learner = Learner(LearnerSpec(model=str(folder), algorithm=row, learning_rate=3e-3, num_updates=60))
+    running = row.start()
     generator = torch.Generator().manual_seed(0)
     assert max(probabilities(learner)) < 0.05
     for _ in range(60):
@@ -44,6 +45,6 @@ def test_every_algorithm_learns_which_token_is_rewarded(folder: Path, name: str)
                 logits = learner.model(torch.tensor([prompt])).logits[0, -1]
             drawn = torch.multinomial(logits.softmax(-1), 64, replacement=True, generator=generator).tolist()
             groups.append(make_group(index, [([prompt, [t]], float(t == wanted)) for t in drawn]))
-        batch = row.assign_advantages(learner.score(make_batch(groups), row.needs))
+        batch = running.assign_advantages(learner.score(make_batch(groups), row.needs))
         learner.update(batch)
     assert min(probabilities(learner)) > 0.5
