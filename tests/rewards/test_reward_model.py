@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,20 @@ from envs.episode import Episode, Score
 from envs.messages import Message, StopReason, message
 from envs.registry import resolve_env
 from recipes.char_tokenizer import make_char_tokenizer
-from recipes.reward_model import DataError, Options, make_reward_model, split_groups
+from recipes.reward_model import (
+    DataError,
+    Options,
+    accuracy,
+    make_reward_model,
+    recorded_pairs,
+    split_groups,
+)
 from rewards.base import resolve_reward
 from rewards.reward_model import load_reward_model, transcript_ids
-from rl.config import Config
-from rl.preflight import reward_model_problems
+from rl.config import Config, resolve
+from rl.machine import Machine
+from rl.preflight import preflight, reward_model_problems
+from rl.validation import ConfigError
 from rollout.record import Record, TrajectoryRecorder
 from rollout.tokenizer import load_tokenizer
 from rollout.trajectory import Trajectory
@@ -91,6 +102,15 @@ def test_a_saved_model_gives_the_rewards_that_it_was_trained_to(made):
     assert values[0] == values[1]
 
 
+def test_what_is_saved_is_what_was_measured(made, data):
+    model, tokenizer = load_reward_model(str(made))
+    _, held_out = split_groups(list(recorded_pairs(data, tokenizer, most=4)))
+    told = json.loads((made / "reward_model.json").read_text())
+    assert (told["pairs"], told["held_out_pairs"]) == (96, 24)  # 48 and 12 groups, two pairs each
+    assert accuracy(model, held_out).rate == told["accuracy"]
+    assert model.score.weight.abs().max() > 0  # the head starts from 0
+
+
 def test_no_group_is_on_both_sides():
     groups = [[([index], [index])] for index in range(10)]
     train, held_out = split_groups(groups)
@@ -116,6 +136,19 @@ def test_a_reward_model_with_another_tokenizer_is_refused(made, policy, tmp_path
     assert "'new'" in problem
     (problem,) = reward_model_problems(replace(config, reward=f"reward_model:{tmp_path}"), tokenizer)
     assert "has no tokenizer" in problem
+
+
+def test_a_run_with_another_tokenizers_reward_model_is_refused_before_it_starts(made, policy, tmp_path):
+    other = shutil.copytree(made, tmp_path / "other")
+    config = resolve(Config(model=str(policy), reward=f"reward_model:{other}"), Machine.here())
+    preflight(config, Machine.here(), tmp_path / "run")
+    tokenizer = load_tokenizer(str(policy))
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(other)
+    for spec in (config.reward, f"shuffled:{config.reward}"):
+        with pytest.raises(ConfigError, match="the reward model has another tokenizer than model"):
+            preflight(replace(config, reward=spec), Machine.here(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_without_preferences_are_refused(policy, tmp_path, made, data):

@@ -114,6 +114,23 @@ def test_sampler_against_trainer():
     check(metrics_of("dapo", rollout_is="none"), expected)  # measured where nothing is corrected, too
 
 
+def test_in_bypass_mode_too_the_gap_is_between_engine_and_learner_at_one_version():
+    # Updates before this one moved π by the ratios 1.5, 0.5, 1, 0.5, 4 from π_old, which was scored with the
+    # engine's weights. The gap stays π_old / engine = 1, 2, 4, 1/2, 1; with π it would be 1.5, 1, 4, 1/4, 4.
+    metrics = metrics_of("dapo", bypass_mode=True, rollout_is="none")
+    gap = {
+        "gap/mean": log(4) / 5,
+        "gap/abs_mean": 4 * log(2) / 5,
+        "gap/ratio_mean": 8.5 / 5,  # with π: 10.75 / 5
+        "gap/ratio_max": 4.0,
+        "gap/ratio_min": 0.5,  # with π: 1/4
+        "gap/k3": 8.5 / 5 - 1 - log(4) / 5,
+    }
+    check(metrics, gap)
+    # What is trained on is the ratio to the engine, π / engine.
+    check(metrics, {"policy/ratio_mean": 10.75 / 5, "policy/ratio_min": 0.25})
+
+
 @pytest.mark.parametrize(
     ("knobs", "weights", "capped", "masked"),
     [

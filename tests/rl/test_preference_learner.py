@@ -241,10 +241,9 @@ def moved_by_an_update(own: PreferenceLearner) -> list[torch.Tensor]:
 def test_a_minibatch_without_pairs_leaves_the_ratio_check_to_the_next(folder):
     own = learner(folder)
     pairs = pairs_of(own, folder)
-    nothing, everything = pairs.of([]), pairs
-    assert "policy/first_ratio_error" not in own.update(nothing)
-    assert metric_values(own.update(everything))["policy/first_ratio_error"] < 1e-5
-    assert "policy/first_ratio_error" not in own.update(everything)
+    assert "policy/first_ratio_error" not in own.update(pairs.of([]))
+    assert metric_values(own.update(pairs))["policy/first_ratio_error"] < 1e-5
+    assert "policy/first_ratio_error" not in own.update(pairs)
 
 
 def test_labels_of_tool_tokens_are_in_no_gradient(folder):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rl.preference_rows import PREFERENCES, get_preference
+from rl.preferences import PreferenceLoss
 from rl.preferences import bradley_terry_loss as bt_loss
 
 X, MASK = torch.zeros(2, 3), torch.ones(2, 3)
@@ -21,6 +22,7 @@ DPO, KTO, SIMPO = (PREFERENCES[name] for name in ("dpo", "kto", "simpo"))
         ("label_smoothing = 0.5: expected", lambda: get_preference("cdpo", label_smoothing=0.5)),
         ("beta = 0.0: expected more than 0", lambda: get_preference("dpo", beta=0.0)),
         ("exactly one of gamma", lambda: get_preference("simpo", gamma=0.5, gamma_beta_ratio=0.5)),
+        ("exactly one of gamma", lambda: PreferenceLoss(name="neither", loss_type="simpo")),
         ("exactly one of gamma", lambda: get_preference("dpo", loss_type="simpo")),
         ("gamma = 0.0 has no effect in preference loss 'dpo'", lambda: get_preference("dpo", gamma=0.0)),
         ("beta = 0.1 has no effect", lambda: get_preference("orpo", beta=0.1)),
