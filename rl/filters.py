@@ -34,10 +34,11 @@ def resample_on_correct(
     """Which of one group's members are kept: bool (G,).
 
     Members with a reward above 0 and the others keep their proportion, but at least `min_nonzero` and
-    `min_zero` of them where there are as many; of each side those with the lowest penalty are kept, equal
-    ones in the order in which they were sampled. This is the deterministic form of microsoft/rStar's code,
-    where the paper draws positives by inverse penalty: data stay a pure function of (config, seed, step). As
-    in that code a group of fewer than `num_kept` is dropped whole, and one too small for both minima is kept.
+    `min_zero` of them where there are as many. Of the positives those with the lowest penalty are kept, equal
+    ones in the order in which they were sampled; of the others the first in that order. This is the
+    deterministic form of microsoft/rStar's code, where the paper draws positives by inverse penalty: data
+    stay a pure function of (config, seed, step). As in that code a group of fewer than `num_kept` is dropped
+    whole, and one too small for both minima is kept.
     Halves are rounded to even on the side of the others, and the positives get the rest: 7 and 7 of which 7
     are kept give 4 others and 3 positives, where that code rounds both sides up to 4 and stops on its assert.
 
@@ -54,7 +55,7 @@ def resample_on_correct(
     if size <= num_kept:
         return np.full(size, size == num_kept)
     order = np.argsort(penalties, kind="stable")
-    zero, nonzero = order[rewards[order] <= 0], order[rewards[order] > 0]
+    zero, nonzero = np.flatnonzero(rewards <= 0), order[rewards[order] > 0]
     num_zero = round(len(zero) * num_kept / size)
     num_nonzero = num_kept - num_zero  # its own rounding too, except where both sides end in a half
     if num_zero < min_zero and num_nonzero < min_nonzero:

@@ -29,11 +29,12 @@ def kept(rewards, penalties, **knobs):
     return np.flatnonzero(resample_on_correct(rewards, penalties, **knobs)).tolist()
 
 
-def test_the_cleanest_of_each_side_are_kept_in_proportion():
-    # 6 of 8 are positive: 3 of the 4 to keep are; the lowest penalties, equal ones in order.
+def test_the_cleanest_positives_and_the_first_others_are_kept_in_proportion():
+    # 6 of 8 are positive: 3 of the 4 to keep are, those with the lowest penalties, equal ones in order. Of
+    # the others (2 and 5) the first is kept, though its penalty is higher.
     rewards = [1, 1, 0, 1, 1, 0, 1, 1]
     penalties = [0.5, 0.0, 0.3, 0.2, 0.0, 0.1, 0.2, 0.9]
-    assert kept(rewards, penalties, num_kept=4, min_zero=1, min_nonzero=1) == [1, 3, 4, 5]
+    assert kept(rewards, penalties, num_kept=4, min_zero=1, min_nonzero=1) == [1, 2, 3, 4]
 
 
 def test_each_side_keeps_its_minimum_where_there_are_as_many():
@@ -101,13 +102,13 @@ def test_the_row_trains_half_of_each_group_and_counts_the_rest():
     batch = make_batch([make_group(g, members) for g in range(2)])
     penalties = np.tile([0.9, 0.9, 0.0, 0.0, 0.1, 0.1, 0.9, 0.9], 2)
     weighed = row.assign_advantages(type(batch)(**{**vars(batch), "penalties": penalties}))
-    assert weighed.trajectory_ids == tuple(f"{g}-{m}" for g in range(2) for m in (2, 3, 4, 5))
+    assert weighed.trajectory_ids == tuple(f"{g}-{m}" for g in range(2) for m in (0, 2, 3, 5))
     assert weighed.accounting.dropped_trajectories == {"not_resampled": 8}
     assert weighed.rewards.tolist() == [0, 1, 0, 1] * 2  # statistics are of what is kept
-    # Each group keeps 2 of 4 of both kinds; kept 0, 0, 0.1, 0.1, dropped 0.9 four times.
+    # Each group keeps 2 of 4 of both kinds; kept 0.9, 0, 0, 0.1, dropped 0.9, 0.1, 0.9, 0.9.
     measured = batch_metrics(weighed)
     names = ("kept_positive_frac", "kept_other_frac", "penalty_kept", "penalty_dropped")
-    assert [measured[f"roc/{name}"] for name in names] == pytest.approx([0.5, 0.5, 0.05, 0.9])
+    assert [measured[f"roc/{name}"] for name in names] == pytest.approx([0.5, 0.5, 0.25, 0.7])
     check_names(measured)
     assert resample_groups(batch.rewards, penalties, batch.group_ids, oversample=2).sum() == 8
 
