@@ -104,7 +104,7 @@ def test_the_row_trains_half_of_each_group_and_counts_the_rest():
     weighed = row.assign_advantages(type(batch)(**{**vars(batch), "penalties": penalties}))
     assert weighed.trajectory_ids == tuple(f"{g}-{m}" for g in range(2) for m in (0, 2, 3, 5))
     assert weighed.accounting.dropped_trajectories == {"not_resampled": 8}
-    assert weighed.rewards.tolist() == [0, 1, 0, 1] * 2  # statistics are of what is kept
+    assert weighed.rewards.tolist() == [0, 0, 1, 1] * 2  # statistics are of what is kept
     # Each group keeps 2 of 4 of both kinds; kept 0.9, 0, 0, 0.1, dropped 0.9, 0.1, 0.9, 0.9.
     measured = batch_metrics(weighed)
     names = ("kept_positive_frac", "kept_other_frac", "penalty_kept", "penalty_dropped")
