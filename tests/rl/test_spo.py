@@ -55,6 +55,8 @@ def test_what_is_known_of_a_prompt_fades_with_the_way_since_it_was_seen() -> Non
     # task-1 was seen .008 nats ago: ρ = 2^(-.008 / .06) = .9117; task-0 .004 ago: .9548
     rho = 2 ** (-0.008 / 0.06)
     assert running.trackers["task-1"].beta == pytest.approx(rho * (0.96 * 4 + 1) + 1)
+    rho = 2 ** (-0.004 / 0.06)
+    assert running.trackers["task-0"].alpha == pytest.approx(rho * (rho * (0.96 * 4 + 1) + 1) + 1)
 
 
 def test_no_step_is_made_with_a_past_that_is_not_there() -> None:

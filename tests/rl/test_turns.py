@@ -17,7 +17,7 @@ from rollout.trajectory import TrajectoryGroup, Turn
 from tests.rl.making import evaluate
 from tests.tiny import make_group
 
-PROMPT, FIRST, OTHER = [5, 6], [8, 9], [10, 11]
+PROMPT, FIRST, OTHER = [5, 6], [8, 9], [8, 11]
 
 
 def group(turn_rewards: list[list[float]], members: list, index: int = 0) -> TrajectoryGroup:
@@ -32,7 +32,7 @@ def group(turn_rewards: list[list[float]], members: list, index: int = 0) -> Tra
 def two_of_two_turns() -> TrainBatch:
     """Rewards 1 and 0; the first turns earn 0 and 0.5; the second turns followed the same observation."""
     members = [([PROMPT, [7], FIRST, [7, 7]], 1.0), ([PROMPT, [7, 7], FIRST, [7]], 0.0)]
-    return make_batch([group([[0.0, 0.0], [0.5, 0.0]], members)])
+    return make_batch([group([[0.0, 0.0], [0.5, 0.25]], members)])
 
 
 def by_token(batch: TrainBatch) -> list[list[float]]:
@@ -51,17 +51,43 @@ def test_mt_grpo_credits_the_first_turn_with_its_own_reward() -> None:
 
 
 def test_gigpo_compares_turns_that_followed_the_same_observation() -> None:
-    row = get_algorithm("gigpo", kl_loss_coef=0.0)
-    # Episodes: ±.5. Returns of the first turns, which share the prompt: 0 + .95 · 1 = .95, and .5 + .95 · 0:
-    # ±.225 about .725. Of the second turns: 1 and 0, ±.5 about .5.
-    first, last = 0.5 + 0.225, 0.5 + 0.5
+    row = get_algorithm("gigpo", kl_loss_coef=0.0, turn_advantage_coef=2.0)
+    # Episodes: ±.5. Returns of the second turns: 1 and .25, ±.375 about their mean. Of the first turns, which
+    # share the prompt: 0 + .95 · 1 = .95, and .5 + .95 · .25 = .7375: ±.10625. The turns' part counts twice.
+    first, last = 0.5 + 2 * 0.10625, 0.5 + 2 * 0.375
     expected = [[first, last, last], [-first, -first, -last]]
     for ours, theirs in zip(by_token(row.assign_advantages(two_of_two_turns())), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     # The second turns of another pair followed different observations: there is nothing to compare.
     members = [([PROMPT, [7], FIRST, [7]], 1.0), ([PROMPT, [7], OTHER, [7]], 0.0)]
     batch = row.assign_advantages(make_batch([group([[0.0, 0.0], [0.0, 0.0]], members)]))
-    np.testing.assert_allclose(by_token(batch), [[0.5 + 0.475, 0.5], [-0.5 - 0.475, -0.5]], rtol=1e-6)
+    np.testing.assert_allclose(by_token(batch), [[0.5 + 0.95, 0.5], [-0.5 - 0.95, -0.5]], rtol=1e-6)
+
+
+def test_gigpo_std_divides_both_parts_by_their_groups_spread() -> None:
+    row = get_algorithm("gigpo", adv_estimator="gigpo_std", kl_loss_coef=0.0)
+    # of two values ±x the std with divisor n - 1 is √2 x, whatever x
+    expected = 2 * 0.5**0.5
+    np.testing.assert_allclose(
+        by_token(row.assign_advantages(two_of_two_turns()))[0], [expected] * 3, rtol=1e-4
+    )
+
+
+def test_the_kl_in_the_reward_is_the_outcomes() -> None:
+    batch = two_of_two_turns()
+    log_ratios = {
+        "old_logprobs": tuple(np.full(len(s.token_ids), -1.0, np.float32) for s in batch.samples),
+        "ref_logprobs": tuple(
+            np.full(len(s.token_ids), r, np.float32) for s, r in zip(batch.samples, (-1.5, -1), strict=True)
+        ),
+    }
+    row = get_algorithm("mt_grpo", kl_coef=0.6, turn_advantage_coef=0.0)
+    # 1 - .6 · 3 tokens · .5 nats = .1, still above 0; and as much below: the signs stay, and at .7 they turn
+    assert by_token(row.assign_advantages(replace(batch, **log_ratios)))[0][0] > 0
+    row = get_algorithm("gigpo", kl_coef=0.7, kl_loss_coef=0.0)
+    # -.05 and 0: ±.025; in the last turns -.05 and .25: ±.15
+    last = by_token(row.assign_advantages(replace(batch, **log_ratios)))[0][-1]
+    assert last == pytest.approx(-0.025 - 0.15, rel=1e-5)
 
 
 def test_the_same_observation_in_another_group_is_another_state() -> None:
@@ -169,8 +195,27 @@ def test_gdpo_refuses_a_part_that_not_every_score_has() -> None:
     batch = make_batch([make_group(0, [([PROMPT, [7]], 1.0), ([PROMPT, [7]], 0.0)])])
     with pytest.raises(ValueError, match=r"'anser'.*did you mean 'answer'"):
         get_algorithm("gdpo", reward_weights={"anser": 1.0}).assign_advantages(batch)
+    parts = {"answer": batch.rewards, "judge/style": np.array([0.0, 1.0])}  # a part of a part counts in it
+    row = get_algorithm("gdpo")
+    assert by_token(row.assign_advantages(replace(batch, reward_parts=parts)))[0][0] > 0.5
     with pytest.raises(ValueError, match="none in common"):
         get_algorithm("gdpo").assign_advantages(replace(batch, reward_parts={}))
+
+
+def test_vapos_lambda_is_by_length_and_the_critics_is_its_own() -> None:
+    row = get_algorithm("vapo", length_adaptive_alpha=0.4, lam=0.5)
+    members = [([PROMPT, [7] * 5], 1.0), ([PROMPT, [7] * 4], 0.0)]
+    batch = make_batch([make_group(0, members)])
+    values = tuple(np.where(s.loss_mask, 0.2, 0).astype(np.float32) for s in batch.samples)
+    weighed = row.assign_advantages(replace(batch, old_values=values, old_logprobs=values))
+    assert weighed.returns is not None
+    # δ is .8 at the last token and 0 before. Returns: .2 + .8 · .5^k. Advantages: λ = 1 - 1 / (.4 · 5) = .5;
+    # of the other row, with δ = -.2, λ = 1 - 1 / 1.6 = .375. Whitened, differences keep their proportions.
+    np.testing.assert_allclose(weighed.returns[0][2:], 0.2 + 0.8 * 0.5 ** np.arange(4, -1, -1), rtol=1e-5)
+    np.testing.assert_allclose(weighed.returns[1][2:], 0.2 - 0.2 * 0.5 ** np.arange(3, -1, -1), rtol=1e-5)
+    one, other = by_token(weighed)
+    assert (one[4] - one[3]) / (one[3] - one[2]) == pytest.approx(2.0, rel=1e-3)
+    assert (other[3] - other[2]) / (other[2] - other[1]) == pytest.approx(1 / 0.375, rel=1e-3)
 
 
 def test_kl_coef_follows_the_kl_that_the_rewards_pay_for() -> None:
