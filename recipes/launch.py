@@ -175,7 +175,7 @@ def _make_collector(
             temperature=config.temperature,
             filters=config.filters,
             run_seed=config.seed,
-            drop_uniform_groups=algorithm.drop_uniform_groups,
+            dynamic_sampling=algorithm.dynamic_sampling,
             max_draws_per_group=config.max_draws_per_group,
             at_max_draws=config.at_max_draws,
             shuffle_rewards=resolve_reward(config.reward, resolve_env(config.env)).shuffled,

@@ -104,6 +104,7 @@ def describe(algorithm: PolicyGradient) -> str:
         "a sample a turn" if a.step_wise else "",
         f"1 in {a.oversample} of each group kept (RoC)" if a.oversample > 1 else "",
         "uniform groups left out" if a.drop_uniform_groups else "",
+        "others sampled in their place" if a.dynamic_sampling else "",
         f"truncated: {a.truncated}" if a.truncated != "keep" else "",
         f"overlong penalty over the last {a.overlong_buffer_len} of {a.max_response_length} tokens"
         if a.max_response_length

@@ -82,7 +82,7 @@ class Config(Overrides):
     min_p: Decay = 0.0
     """Training draws from the tokens at least this share as likely as the likeliest; 0: from all."""
     max_draws_per_group: Count = 8
-    """Dynamic sampling (rows with drop_uniform_groups): tasks drawn for one group with unequal rewards."""
+    """Dynamic sampling (rows with dynamic_sampling): tasks drawn for one group with unequal rewards."""
     at_max_draws: AtMaxDraws = "stop"
     """When they are used up: stop the run, or fill the step up with groups of equal rewards."""
 

@@ -13,14 +13,14 @@ class Objective:
     `entropy_gradient` says whether the loss differentiates the entropy, `uses_teacher` whether there is a
     teacher, and `compares_distributions` whether the loss compares its whole distribution with the
     policy's, by the generalized JSD of `jsd_beta`; `uses_router_loss`, whether it balances a mixture's
-    experts. `drop_uniform_groups` asks the collector for other groups in place of those whose rewards are
+    experts. `dynamic_sampling` asks the collector for other groups in place of those whose rewards are
     all equal.
     """
 
     __slots__ = ()
 
     critic = "none"
-    drop_uniform_groups = False
+    dynamic_sampling = False
     jsd_beta = 0.5
 
     @property

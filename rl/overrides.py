@@ -54,6 +54,8 @@ class Overrides:
     """Of each group one in so many members is trained on, those with the fewest failed calls (GRPO-RoC)."""
     drop_uniform_groups: bool | None = None
     """Whether groups whose members all have one reward are left out."""
+    dynamic_sampling: bool | None = None
+    """Whether other groups are sampled in place of those whose members all have one reward."""
     truncated: str | None = None
     """What becomes of trajectories that ran out of tokens: keep, mask or zero_reward."""
     max_response_length: Count | None = None

@@ -35,6 +35,7 @@ class PolicyGradient(Objective):
             (GRPO-RoC, rl/filters.py); 1 keeps all.
         drop_uniform_groups: leave out groups whose members all have one reward (or that have one member), so
             that their tokens are in no denominator.
+        dynamic_sampling: sample other groups in their place (DAPO); without it a step has fewer.
         truncated: what becomes of trajectories that ran out of tokens: keep; mask (in the statistics, not
             trained on); zero_reward.
         target_kl, kl_horizon: where target_kl (nats a token) is given, kl_coef follows it: a step multiplies
@@ -84,6 +85,7 @@ class PolicyGradient(Objective):
     reward_weights: Mapping[str, float] = field(default_factory=dict)
     oversample: int = 1
     drop_uniform_groups: bool = False
+    dynamic_sampling: bool = False
     truncated: Literal["keep", "mask", "zero_reward"] = "keep"
     max_response_length: int | None = None
     overlong_buffer_len: int | None = None

@@ -32,12 +32,13 @@ DR_GRPO = replace(
 )
 
 # DAPO (arXiv 2503.14476). Its overlong penalty needs to know the longest response: give max_response_length
-# and overlong_buffer_len. Uniform groups are left out here; replacing them is the collector's part.
+# and overlong_buffer_len.
 DAPO = replace(
     GRPO,
     name="dapo",
     clip_ratio_high=0.28,  # section 3.1, clip-higher
-    drop_uniform_groups=True,  # section 3.2, dynamic sampling
+    drop_uniform_groups=True,  # section 3.2
+    dynamic_sampling=True,  # section 3.2
     loss_agg_mode="token-mean",  # section 3.3
     kl_loss_coef=0.0,  # section 2.3
 )
@@ -87,6 +88,7 @@ DEFAULT = replace(
     GRPO,
     name="default",
     adv_estimator="dr_grpo",
+    drop_uniform_groups=True,  # as in DAPO, tinker, prime-rl and open-instruct; not replaced by others
     clip_ratio_high=0.28,
     clip_ratio_c=3.0,
     loss_agg_mode="token-mean",
@@ -191,7 +193,14 @@ GDPO = replace(GRPO, name="gdpo", adv_estimator="gdpo", loss_agg_mode="token-mea
 
 # SPO (Single-stream Policy Optimization, arXiv 2509.13232): a prompt is compared with its own past, so one
 # trajectory a prompt is enough; for tasks that come again (num_tasks). Clips of the recipe for verl.
-SPO = replace(DEFAULT, name="spo", adv_estimator="spo", clip_ratio_high=0.28, clip_ratio_c=10.0)
+SPO = replace(
+    DEFAULT,
+    name="spo",
+    adv_estimator="spo",
+    drop_uniform_groups=False,
+    clip_ratio_high=0.28,
+    clip_ratio_c=10.0,
+)
 
 # MaxRL: the mean of the group in the place of its std, so that rare successes weigh most.
 MAXRL = replace(DEFAULT, name="maxrl", adv_estimator="maxrl")

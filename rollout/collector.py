@@ -55,7 +55,7 @@ class NoSignalError(RuntimeError):
 class CollectorSpec:
     """How groups are collected.
 
-    `drop_uniform_groups` is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups whose rewards are
+    `dynamic_sampling` is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups whose rewards are
     all equal are replaced by the next tasks of the stream, at most `max_draws_per_group` tasks for one kept
     group. When these are used up, `at_max_draws` says what becomes of the step: stop, or fill it up with the
     latest of the uniform groups, as long as one group has unequal rewards. `max_staleness` 0 is synchronous:
@@ -67,7 +67,7 @@ class CollectorSpec:
     temperature: float = 1.0
     filters: SamplingFilters = NO_FILTERS
     run_seed: int = 0
-    drop_uniform_groups: bool = False
+    dynamic_sampling: bool = False
     max_draws_per_group: int = 8
     at_max_draws: Literal["stop", "fill"] = "stop"
     shuffle_rewards: bool = False
@@ -109,7 +109,7 @@ class Collector(Generic[Runner]):
         kept: list[TrajectoryGroup] = []
         uniform: list[TrajectoryGroup] = []
         index = self.cursor
-        budget = num_groups * (self.spec.max_draws_per_group if self.spec.drop_uniform_groups else 1)
+        budget = num_groups * (self.spec.max_draws_per_group if self.spec.dynamic_sampling else 1)
         while len(kept) < num_groups:
             count = min(num_groups - len(kept), self.cursor + budget - index)
             if count == 0:
@@ -189,7 +189,7 @@ class Collector(Generic[Runner]):
         )
 
     def _has_signal(self, group: TrajectoryGroup) -> bool:
-        if not self.spec.drop_uniform_groups:
+        if not self.spec.dynamic_sampling:
             return True
         rewards = group.rewards
         return len(rewards) > 1 and max(rewards) - min(rewards) > 1e-6

@@ -23,13 +23,19 @@ GARBAGE = (float("nan"), float("inf"), -float("inf"), 1e9)
 GATE = ("default", {"policy_loss", "clip_ratio_high", "clip_ratio_c"})
 PARENTS = {
     "dr_grpo": ("grpo", {"adv_estimator", "loss_agg_mode", "loss_scale_factor", "kl_loss_coef"}),
-    "dapo": ("grpo", {"clip_ratio_high", "drop_uniform_groups", "loss_agg_mode", "kl_loss_coef"}),
+    "dapo": (
+        "grpo",
+        {"clip_ratio_high", "drop_uniform_groups", "dynamic_sampling", "loss_agg_mode", "kl_loss_coef"},
+    ),
     "rloo": ("grpo", {"adv_estimator", "loss_agg_mode", "kl_loss_coef", "kl_coef"}),
     "gspo": ("grpo", {"importance_sampling_level", "clip_ratio_low", "clip_ratio_high", "kl_loss_coef"}),
     "cispo": ("grpo", {"adv_estimator", "policy_loss", "loss_agg_mode", "kl_loss_coef"}),
     "default": (
         "grpo",
-        {"adv_estimator", "clip_ratio_high", "clip_ratio_c", "loss_agg_mode", "kl_loss_coef"},
+        {
+            *("adv_estimator", "drop_uniform_groups", "clip_ratio_high", "clip_ratio_c"),
+            *("loss_agg_mode", "kl_loss_coef"),
+        },
     ),
     "reinforce_pp": ("grpo", {"adv_estimator", "loss_agg_mode", "kl_loss_coef", "kl_coef"}),
     "reinforce_pp_baseline": ("reinforce_pp", {"adv_estimator", "kl_coef"}),
@@ -43,7 +49,7 @@ PARENTS = {
         {"adv_estimator", "clip_ratio_high", "clip_ratio_c", "kl_coef"},
     ),
     "gdpo": ("grpo", {"adv_estimator", "loss_agg_mode", "kl_loss_coef"}),
-    "spo": ("default", {"adv_estimator", "clip_ratio_c"}),
+    "spo": ("default", {"adv_estimator", "drop_uniform_groups", "clip_ratio_c"}),
     "maxrl": ("default", {"adv_estimator"}),
     "mt_grpo": ("grpo", {"adv_estimator"}),
     "gigpo": ("grpo", {"adv_estimator", "gamma", "loss_agg_mode", "kl_loss_coef"}),

@@ -71,14 +71,14 @@ async def test_groups_come_back_in_stream_order_whoever_is_faster() -> None:
 
 async def test_dynamic_sampling_replaces_uniform_groups_by_the_next_tasks() -> None:
     # Every third group (0, 3, 6, ...) is uniform: the first four with a signal are 1, 2, 4, 5.
-    collected = collector([ScriptedRunner(uniform_every=3)], drop_uniform_groups=True)
+    collected = collector([ScriptedRunner(uniform_every=3)], dynamic_sampling=True)
     assert [group.index for group in await collected.next_groups(4)] == [1, 2, 4, 5]
     assert (collected.cursor, collected.num_dropped_groups) == (6, 2)
     assert [group.index for group in await collected.next_groups(2)] == [7, 8]
 
 
 async def test_dynamic_sampling_without_any_signal_stops_and_says_so() -> None:
-    collected = collector([ScriptedRunner(uniform_every=1)], drop_uniform_groups=True, max_draws_per_group=3)
+    collected = collector([ScriptedRunner(uniform_every=1)], dynamic_sampling=True, max_draws_per_group=3)
     with pytest.raises(NoSignalError, match="12 tasks gave 0 of 4 groups"):
         await collected.next_groups(4)
     assert collected.cursor == 0  # nothing was consumed
@@ -86,7 +86,7 @@ async def test_dynamic_sampling_without_any_signal_stops_and_says_so() -> None:
 
 async def test_dynamic_sampling_fills_up_with_the_latest_uniform_groups_when_told_to() -> None:
     # Of the tasks 0 to 5 only 1, 2, 4, 5 have a signal; six draws for six groups, so 0 and 3 fill up.
-    options = {"drop_uniform_groups": True, "max_draws_per_group": 1, "at_max_draws": "fill"}
+    options = {"dynamic_sampling": True, "max_draws_per_group": 1, "at_max_draws": "fill"}
     collected = collector([ScriptedRunner(uniform_every=3)], **options)
     assert [group.index for group in await collected.next_groups(6)] == [0, 1, 2, 3, 4, 5]
     assert (collected.cursor, collected.num_dropped_groups, collected.num_filled_groups) == (6, 0, 2)
