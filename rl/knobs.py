@@ -63,8 +63,8 @@ def problems(row: PolicyGradient) -> Iterator[str]:
         yield f"jsd_beta = {row.jsd_beta}: expected 0 (forward KL) to 1 (reverse KL)"
     if row.dynamic_sampling and not row.drop_uniform_groups:
         yield (
-            "dynamic_sampling without drop_uniform_groups: where its bound is reached, what was sampled in vain "
-            "would be trained on; set both"
+            "dynamic_sampling without drop_uniform_groups: where its bound is reached, what was sampled in "
+            "vain would be trained on; set both"
         )
     if row.clip_ratio_low > 1:
         yield f"clip_ratio_low = {row.clip_ratio_low}: expected at most 1; the band is 1 - low to 1 + high"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from envs.base import WorldError
-from envs.policy import Completion, SamplingParams, VersionSpan
+from envs.policy import NO_FILTERS, Completion, SamplingParams, VersionSpan
 from envs.registry import resolve_env
 from envs.splits import Split, task_seed
 from envs.tool_env import ToolEnv
@@ -93,7 +93,10 @@ def reference_lines(task):
     return f"[calc {a}{x}{b}]", f"[calc {c}{z}{d}]", str(w), y
 
 
-def episode(policy, env=None, *, limits=Limits(), context_length=1024, task=TASK):  # noqa: B008  (frozen)
+LIMITS = Limits()
+
+
+def episode(policy, env=None, *, limits=LIMITS, context_length=1024, task=TASK, filters=NO_FILTERS):
     return run_episode(
         task,
         env or CALC.make_env(),
@@ -103,6 +106,7 @@ def episode(policy, env=None, *, limits=Limits(), context_length=1024, task=TASK
         request_seed=partial(request_seed, 0, 7, 3, 0),
         limits=limits,
         context_length=context_length,
+        filters=filters,
     )
 
 

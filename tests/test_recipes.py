@@ -74,3 +74,29 @@ def test_what_cannot_run_is_refused(tmp_path: Path, recipe: str, options: list[s
     assert finished.code == 2
     assert message in " ".join(finished.screen.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_coefficient_follows_the_kl_and_tasks_come_again(tmp_path: Path) -> None:
+    options = ["--algorithm", "rloo", "--kl-loss-coef", "0", "--target-kl", "0.01", "--kl-horizon", "100"]
+    finished = run_recipe(tmp_path / "run", [*options, "--num-tasks", "5"])
+    sound(finished, "policy/kl_coef")
+    # 0 nats at first, then far more than 0.01: a fifth less and a fifth more, times 16 of 100 trajectories
+    coefficients = [step["policy/kl_coef"] for step in finished.metrics]
+    assert coefficients == pytest.approx([0.05, 0.05 * 0.968, 0.05 * 0.968 * 1.032])
+    assert len({r.trajectory.episode.task.id for r in finished.records if r.split == "train"}) == 5
+
+
+def test_filters_reach_the_engine_and_are_weighed(tmp_path: Path) -> None:
+    finished = run_recipe(tmp_path / "run", ["--top-p", "0.8"])
+    sound(finished, "gap/is_weight_mean")
+    for step in finished.metrics:
+        # what is cut away makes a token up to -log 0.8 = 0.223 nats likelier, and weighs it by at least 0.8
+        assert 1e-3 < step["gap/abs_max"] < 0.2233
+        assert 0.8 < step["gap/is_weight_mean"] < 1
+
+
+def test_dynamic_sampling_stops_at_its_bound(tmp_path: Path) -> None:
+    hard = ["--level", "5", "--max-turns", "12", "--max-total-tokens", "400", "--context-length", "512"]
+    finished = run_recipe(tmp_path / "run", ["--algorithm", "dapo", "--max-draws-per-group", "2", *hard])
+    assert finished.code == 3
+    assert "8 tasks gave 0 of 4 groups with unequal rewards" in " ".join(finished.screen.split())

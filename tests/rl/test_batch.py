@@ -11,6 +11,7 @@ from rl.batch import LossCounts, TrainBatch, make_batch
 from rl.layout import pad
 from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
 from tests.made_trajectories import completion, group, trajectory
+from tests.tiny import make_group
 
 FORK = (  # P0 A0, then two continuations of it
     Turn(parent=None, context_ids=(1, 2), completion=completion([10, 11], [-0.1, -0.2], version=3)),
@@ -148,6 +149,20 @@ def test_a_minibatch_keeps_the_samples_of_a_tree_together_with_their_arrays():
     assert second.advantages is not None
     assert [int(a[0]) for a in first.advantages] == [0]
     assert [int(a[0]) for a in second.advantages] == [1, 2]
+
+
+def test_what_is_known_of_trajectories_stays_with_them():
+    groups = [make_group(i, [([[5], [7]] * (1 + m), float(m)) for m in range(2)]) for i in range(2)]
+    batch = replace(make_batch(groups), trackers=np.arange(8.0).reshape(4, 2))
+    kept = batch.keep(np.array([False, True, True, False]))
+    assert kept.trajectory_ids == ("0-1", "1-0")
+    assert kept.task_ids == ("task-0", "task-1")
+    assert [len(facts.rewards) for facts in kept.turns] == [2, 1]
+    assert {name: values.tolist() for name, values in kept.reward_parts.items()} == {
+        "answer": [1.0, 0.0],
+        "calls": [4.0, 2.0],
+    }
+    assert kept.trackers.tolist() == [[2.0, 3.0], [4.0, 5.0]]
 
 
 def test_micro_batches_are_slices_of_the_samples():

@@ -55,6 +55,7 @@ def test_a_conversation_has_the_ids_and_the_mask_of_the_rollout_that_says_it(ren
     sample = conversation(renderer)
     assert sample.token_ids.tolist() == rollout.token_ids.tolist()
     assert sample.loss_mask.tolist() == rollout.loss_mask.tolist()
+    assert sample.turn_ids.tolist() == rollout.turn_ids.tolist()
     drawn = [int(m) for segment, m in zip(segments, (0, 1, 0, 1), strict=True) for _ in segment]
     assert sample.loss_mask.astype(int).tolist() == drawn
 

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from envs.messages import StopReason, message
+from envs.policy import SamplingFilters
 from rollout import agent
 from rollout.agent import request_seed, run_group, score_trajectory
 from rollout.limits import Limits
@@ -49,9 +50,17 @@ async def test_turns_hold_exactly_the_ids_that_the_policy_saw_and_said():
     assert (await score_trajectory(trajectory, REWARD, wall_s=5)).score.value == 1.0
 
 
+async def test_a_turn_has_the_reward_that_the_environment_gave_it():
+    first, second, answer, _ = reference_lines(TASK)
+    trajectory = await episode(Script(first, "[calc 1+1]", second, answer))
+    assert [turn.reward for turn in trajectory.turns] == [0.5, 0.0, 0.5, 0.0]
+
+
 async def test_requests_carry_their_own_seed_temperature_stops_and_room():
     policy = Script(*reference_lines(TASK)[:3])
-    await episode(policy, limits=Limits(max_turn_tokens=40, max_total_tokens=100))
+    filters = SamplingFilters(top_p=0.9, top_k=7)
+    await episode(policy, limits=Limits(max_turn_tokens=40, max_total_tokens=100), filters=filters)
+    assert {s.filters for s in policy.samplings} == {filters}
     assert [s.seed for s in policy.samplings] == [request_seed(0, 7, 3, 0, turn) for turn in range(3)]
     assert {s.stop_token_ids for s in policy.samplings} == {(END, PAD)}
     rooms = [min(40, 100 - len(prompt)) for prompt in policy.prompts]

@@ -33,13 +33,16 @@ class ScriptedRunner:
     most_running: int = 0
     seen: list[int] = field(default_factory=list)
 
+    def is_uniform(self, index: int) -> bool:
+        return bool(self.uniform_every) and index % self.uniform_every == 0
+
     async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         self.seen.append(request.index)
         await asyncio.sleep(self.jitter.random() / 100)
         self.running -= 1
-        uniform = bool(self.uniform_every) and request.index % self.uniform_every == 0
+        uniform = self.is_uniform(request.index)
         return TrajectoryGroup(
             task=request.task,
             index=request.index,
@@ -53,6 +56,13 @@ class ScriptedRunner:
                 for member in range(request.group_size)
             ),
         )
+
+
+class OneInFour(ScriptedRunner):
+    """Only the tasks 1, 5, 9, ... have a signal."""
+
+    def is_uniform(self, index: int) -> bool:
+        return index % 4 != 1
 
 
 def collector(runners: list[ScriptedRunner], **fields: object) -> Collector:
@@ -94,9 +104,9 @@ async def test_dynamic_sampling_fills_up_with_the_latest_uniform_groups_when_tol
     collected = collector([ScriptedRunner(uniform_every=3)], **{**options, "max_draws_per_group": 2})
     assert [group.index for group in await collected.next_groups(4)] == [1, 2, 4, 5]
     assert (collected.num_dropped_groups, collected.num_filled_groups) == (2, 0)
-    # The latest ones: of 0, 3 and 6 the last two.
-    collected = collector([ScriptedRunner(uniform_every=3)], **options)
-    assert [group.index for group in await collected.next_groups(7)] == [0, 1, 2, 3, 4, 5, 6]
+    # The latest ones: three in four tasks are uniform, and of 0, 2, 3, 4, 6 and 7 the last two fill up.
+    collected = collector([OneInFour()], **{**options, "max_draws_per_group": 2})
+    assert [group.index for group in await collected.next_groups(4)] == [1, 5, 6, 7]
     with pytest.raises(NoSignalError, match="2 tasks gave 0 of 2 groups"):
         await collector([ScriptedRunner(uniform_every=1)], **options).next_groups(2)
     with pytest.raises(NoSignalError, match=r"4 of 6 groups.*--at-max-draws fill"):
