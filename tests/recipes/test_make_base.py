@@ -174,6 +174,15 @@ def test_weights_are_those_of_the_measurement_that_counts(measurements, steps, s
     assert torch.equal(warm_start.model.lm_head.weight, warm_start.weights_at_measurement[steps - 1])
 
 
+@pytest.mark.parametrize("role", ["base policy", "teacher"])
+def test_progress_says_what_is_made(tmp_path, capsys, role):
+    spec = BaseSpec(batch_size=2, max_steps=20, hidden_size=64, measure_every=100)
+    with pytest.raises(BaseError):  # 20 steps are not enough
+        make_base_from(spec, tmp_path, role=role)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{role}: step 20, ")
+
+
 @pytest.mark.parametrize("measurements", [(0.0, 0.1), (0.1, 0.7)])
 def test_base_outside_the_window_is_refused(measurements):
     with pytest.raises(BaseError, match=r"no success from 0.2 to 0.6 in 2 measurements"):

@@ -17,6 +17,7 @@ from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
 from rl.numerics import metric_values
 from rl.optimizer import learning_rate_factor
+from rl.policy_gradient import PolicyGradient
 from tests.tiny import load, make_group, make_tiny_model, reference_logprobs
 
 ON_POLICY = frozenset({"old_logprobs"})
@@ -27,8 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"), tied=True)
 
 
-def learner(folder: Path, algorithm: str = "dr_grpo", **fields: Any) -> Learner:
-    row = get_algorithm(algorithm)
+def learner(folder: Path, algorithm: str | PolicyGradient = "dr_grpo", **fields: Any) -> Learner:
+    row = get_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
     return Learner(
         LearnerSpec(
             **({"model": str(folder), "algorithm": row, "learning_rate": 1e-3, "num_updates": 10} | fields)
@@ -83,6 +84,17 @@ def test_the_first_update_starts_at_ratio_one_and_clips_nothing(folder: Path) ->
     assert first["policy/kl_ref_k3"] == pytest.approx(0.0, abs=1e-9)
     assert "policy/first_ratio_error" not in second
     assert abs(second["policy/ratio_mean"] - 1.0) > 1e-4  # the update moved the policy
+
+
+def test_in_bypass_mode_the_gap_of_a_later_update_is_that_of_the_first(folder: Path) -> None:
+    own = learner(folder, algorithm=get_algorithm("dapo", bypass_mode=True, rollout_is="none"))
+    own.perturb(0.05, seed=1)  # a gap to measure: the engine's log-probs are those of the weights before
+    batch = ready(own, folder)
+    first, second = (metric_values(own.update(batch)) for _ in range(2))
+    gaps = [{name: x for name, x in values.items() if name.startswith("gap/")} for values in (first, second)]
+    assert gaps[0]["gap/abs_mean"] > 1e-3
+    assert gaps[0] == gaps[1]  # scored once, before both updates
+    assert abs(second["policy/ratio_mean"] - first["policy/ratio_mean"]) > 1e-4  # the policy moved
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "dapo", "rloo", "reinforce"])
