@@ -38,7 +38,7 @@ def resample_on_correct(
     ones in the order in which they were sampled; of the others the first in that order. This is the
     deterministic form of microsoft/rStar's code, where the paper draws positives by inverse penalty: data
     stay a pure function of (config, seed, step). As in that code a group of fewer than `num_kept` is dropped
-    whole, and one too small for both minima is kept.
+    whole.
     Halves are rounded to even on the side of the others, and the positives get the rest: 7 and 7 of which 7
     are kept give 4 others and 3 positives, where that code rounds both sides up to 4 and stops on its assert.
 
@@ -58,8 +58,6 @@ def resample_on_correct(
     zero, nonzero = np.flatnonzero(rewards <= 0), order[rewards[order] > 0]
     num_zero = round(len(zero) * num_kept / size)
     num_nonzero = num_kept - num_zero  # its own rounding too, except where both sides end in a half
-    if num_zero < min_zero and num_nonzero < min_nonzero:
-        return np.ones(size, np.bool_)
     if num_zero <= (least := min(min_zero, len(zero))):
         num_zero, num_nonzero = least, num_kept - least
     if num_nonzero <= (least := min(min_nonzero, len(nonzero))):

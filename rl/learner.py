@@ -136,7 +136,7 @@ class Learner:
             if self.is_first_update:
                 sums |= first_ratio_error(outputs.logprobs, layout)
             parts.append(sums)
-        self.is_first_update = False
+        self.is_first_update &= not parts
         return self.apply(parts, minibatch)
 
     def apply(self, parts: Sequence[MetricSums], minibatch: Any) -> MetricSums:

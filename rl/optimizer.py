@@ -74,9 +74,14 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
 
     def apply(self) -> MetricSums:
-        """Clip, step and advance the schedule; with a gradient that is not finite only a loss scale moves."""
+        """Clip, step and advance the schedule; with a gradient that is not finite only a loss scale moves.
+
+        Without any gradient, when nothing was trained, only the schedule moves.
+        """
         self.num_updates += 1
         rate = float(self.schedule.get_last_lr()[0])
+        if all(p.grad is None for group in self.adamw.param_groups for p in group["params"]):
+            return self._advance(rate)
         scale = self.scaler.get_scale()
         self.scaler.unscale_(self.adamw)
         norms = [
@@ -96,6 +101,14 @@ class Optimizer:
             **({"optim/loss_scale": scalar_share(scale)} if self.scaler.is_enabled() else {}),
             **{name: scalar_share(norm) for name, norm in zip(names, norms, strict=False)},
         }
+
+    def _advance(self, rate: float) -> MetricSums:
+        """An update that trains nothing. torch's GradScaler refuses to step without a gradient."""
+        self.was_skipped = False
+        self.adamw.step()  # moves nothing; the schedule warns when it steps first
+        self.schedule.step()
+        numbers = {"optim/lr": rate, "optim/skipped_updates": 0.0, "optim/grad_norm": 0.0}
+        return {name: scalar_share(value) for name, value in numbers.items()}
 
 
 def scalar_share(value: float) -> Share:

@@ -14,7 +14,6 @@ from rl.learner import Learner, first_ratio_error
 from rl.metrics import Metrics, batch_metrics, mean_metrics, rollout_metrics
 from rl.numerics import MetricSums
 from rl.objective import Objective
-from rl.optimizer import scalar_share
 from rl.pairs import PairBatch, make_pairs
 from rl.preferences import PreferenceLoss, reference_point
 from rl.train import LearnerHandle, Observer, Rollouts
@@ -73,8 +72,6 @@ class PreferenceLearner(Learner):
         micro_batch_size counts trajectories: half as many pairs. A minibatch without pairs moves the schedule
         and nothing else: neither weights nor Adam's moments nor a loss scale.
         """
-        if not minibatch.pairs:
-            return self._without_gradient()
         objective: Preference = self.spec.algorithm
         self.optimizer.zero_grad()
         parts: list[MetricSums] = []
@@ -89,19 +86,8 @@ class PreferenceLearner(Learner):
             if self.is_first_update:
                 sums |= first_ratio_error(logprobs, layout)
             parts.append(sums)
-        self.is_first_update = False
+        self.is_first_update &= not minibatch.pairs
         return self.apply(parts, minibatch)
-
-    def _without_gradient(self) -> MetricSums:
-        """What an update without pairs does; torch's GradScaler refuses to step without a gradient."""
-        self.optimizer.zero_grad()
-        self.optimizer.num_updates += 1
-        self.optimizer.was_skipped = False
-        rate = float(self.optimizer.schedule.get_last_lr()[0])
-        self.optimizer.adamw.step()  # moves nothing; the schedule warns when it steps first
-        self.optimizer.schedule.step()
-        numbers = {"optim/lr": rate, "optim/skipped_updates": 0.0, "optim/grad_norm": 0.0}
-        return {name: scalar_share(value) for name, value in numbers.items()}
 
     def _reference_point(self, minibatch: PairBatch) -> float:
         """KTO's z0 of the whole update: the samples are the policy's own, so their mean h is its KL."""

@@ -18,6 +18,7 @@ from rl.learner_spec import LearnerSpec
 from rl.numerics import metric_values
 from rl.optimizer import learning_rate_factor
 from rl.policy_gradient import PolicyGradient
+from rl.precision import Precision
 from tests.tiny import load, make_group, make_tiny_model, reference_logprobs
 
 ON_POLICY = frozenset({"old_logprobs"})
@@ -136,6 +137,20 @@ def test_garbage_at_masked_positions_does_not_change_the_update(folder: Path) ->
         own.update(spoiled)
         updated.append(weights(own))
     assert all(torch.equal(updated[0], other) for other in updated[1:])
+
+
+@pytest.mark.parametrize("model", ["float32", "float16"])
+def test_an_update_with_nothing_to_train_moves_the_schedule_alone(folder: Path, model: Any) -> None:
+    own = learner(folder, precision=Precision(model=model))
+    batch = ready(own, folder)
+    before = weights(own)
+    metrics = metric_values(own.update(batch.keep(np.zeros(len(batch.trajectory_ids), np.bool_))))
+    assert torch.equal(before, weights(own))
+    assert (metrics["optim/grad_norm"], metrics["optim/skipped_updates"]) == (0, 0)
+    assert own.optimizer.schedule.last_epoch == own.optimizer.num_updates == 1
+    assert own.is_first_update  # the ratio is still to be checked
+    own.update(batch)
+    assert not torch.equal(before, weights(own))
 
 
 def test_learning_rate_zero_leaves_every_weight_bit_identical(folder: Path) -> None:
