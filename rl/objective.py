@@ -14,8 +14,7 @@ class Objective:
     teacher, `loads_teacher` whether that is a model of its own and not the policy itself, told `hint`, and
     `compares_distributions` whether the loss compares its whole distribution with the policy's, by the
     generalized JSD of `jsd_beta`; `uses_router_loss`, whether it balances a mixture's experts.
-    `dynamic_sampling` asks the collector for other groups in place of those whose rewards are
-    all equal.
+    `dynamic_sampling` asks the collector for other groups in place of those whose rewards are all equal.
     """
 
     __slots__ = ()
