@@ -2,6 +2,7 @@
 
     python -m recipes.calc_distill                     # on-policy distillation: an advantage a token
     python -m recipes.calc_distill --algorithm jsd     # the divergence of whole distributions
+    python -m recipes.calc_distill --algorithm opsd    # no larger policy: the student itself, told the answer
 
 The student is the starting policy of recipes/calc_grpo.py. The teacher, a wider and deeper one over the same
 characters, is warm-started on the same reference episodes, without label smoothing and until it solves nearly

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from envs.messages import message
 from rl.algorithms import describe, get_algorithm
 from rl.batch import TrainBatch, make_batch
 from rl.config import Config, resolve
@@ -21,6 +22,7 @@ from rl.rows import JSD, OPSD
 from rl.validation import ConfigError, validate
 from rollout.renderer import ChatMLRenderer
 from rollout.tokenizer import load_tokenizer
+from tests.rollout.test_renderer import make_bpe_tokenizer
 from tests.tiny import load, make_group, make_tiny_model, reference_logprobs
 
 MACHINE = Machine(host="here", cores=2, memory_bytes=2**34, gpus=())
@@ -111,11 +113,9 @@ def test_a_hint_stands_behind_bos_and_before_the_prompt_under_no_loss(student):
     assert said == "<|im_start|>system\nanswer: 7<|im_end|>\n"
     assert told.token_ids[num_before:].tolist() == [5, 6, 7, 8, 9, 10]
     assert told.loss_mask.tolist() == [False] * num_before + [False, False, True, True, False, True]
-    renderer._bos_ids = [5]  # a tokenizer that opens with one; the character tokenizer has none
-    assert hinted(sample, [hint_message("x", None)], renderer).token_ids[:2].tolist() == [
-        5,
-        tokenizer.get_vocab()["<|im_start|>"],
-    ]
+    with_bos = ChatMLRenderer(make_bpe_tokenizer(num_bos=1))
+    prompt, hint = with_bos.render([message("user", "a")]), hint_message("b", None)
+    assert with_bos.render_before([hint], prompt) == with_bos.render([hint, message("user", "a")])
 
 
 def test_a_task_without_an_answer_is_an_error_only_where_the_hint_names_one(student):
