@@ -99,7 +99,7 @@ def _prepare(
     os.environ.setdefault("DS_ACCELERATOR", config.device)
     run_path = Path(config.run_dir) if config.run_dir else default_run_dir(recipe)
     require_usable(run_path)
-    if config.make_algorithm().uses_teacher and not config.teacher:
+    if config.make_algorithm().loads_teacher and not config.teacher:
         if make_teacher is None:
             raise ConfigError(
                 f"algorithm {config.algorithm!r} learns from a teacher: name one with --teacher, or run "

@@ -85,6 +85,7 @@ def describe(algorithm: PolicyGradient) -> str:
         f"{a.name}: advantage {a.adv_estimator}",
         f"{a.policy_loss} ({rule}; {a.importance_sampling_level} level, to the "
         f"{'engine' if a.bypass_mode else 'learner before the update'})",
+        f"the teacher is the policy itself, told {a.hint!r}" if a.uses_teacher and a.hint else "",
         a.loss_agg_mode + (f" / {a.loss_scale_factor:g}" if a.loss_agg_mode.endswith("-norm") else ""),
         f"KL {a.kl_loss_coef:g} {a.kl_loss_type} ({a.kl_gradient} gradient)"
         if a.kl_loss_coef

@@ -59,6 +59,11 @@ def problems(row: PolicyGradient) -> Iterator[str]:
             yield f"{name} = {value}: expected more than {low}"
     yield from _rule_problems(row)
     yield from _credit_problems(row)
+    if row.hint and row.policy_loss == "jsd":
+        yield (
+            f"hint = {row.hint!r} with policy_loss 'jsd': whole distributions are compared with those of "
+            "another model; leave it out, or use row opsd"
+        )
     if not 0 <= row.jsd_beta <= 1:
         yield f"jsd_beta = {row.jsd_beta}: expected 0 (forward KL) to 1 (reverse KL)"
     if row.dynamic_sampling and not row.drop_uniform_groups:
@@ -168,6 +173,7 @@ def without_effect(row: PolicyGradient) -> Iterator[tuple[str, str]]:
         yield "cispo_ratio_high", f"policy_loss {row.policy_loss!r} is not cispo"
     if row.adv_estimator != "opd":
         yield "opd_kl_coef", f"adv_estimator {row.adv_estimator!r} has no teacher"
+        yield "hint", f"adv_estimator {row.adv_estimator!r} has no teacher"
     if row.policy_loss != "jsd":
         yield "jsd_beta", f"policy_loss {row.policy_loss!r} is not jsd"
     else:

@@ -17,6 +17,7 @@ from torch import nn
 from envs.names import load_object
 from rl.batch import TrainBatch
 from rl.checkpoint import save_policy
+from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
 from rl.learner_spec import LearnerSpec
@@ -26,6 +27,7 @@ from rl.optimizer import Optimizer
 from rl.samples import TrainSample
 from rl.weights import SharedWeights, perturb, sketch_weights, wire_tensors
 from rollout.manifest import Manifest
+from rollout.renderer import ChatMLRenderer
 from rollout.tokenizer import load_tokenizer
 from rollout.weight_sketch import Sketch
 
@@ -54,7 +56,7 @@ class Learner:
         self.tokenizer = load_tokenizer(spec.model)
         self.policy = self._load_policy()
         self.reference = self._load_policy() if "ref_logprobs" in spec.algorithm.needs else None
-        self.teacher = self._load_policy(spec.teacher) if spec.algorithm.uses_teacher else None
+        self.teacher = self._load_policy(spec.teacher) if spec.algorithm.loads_teacher else None
         has_own_body = spec.algorithm.critic == "separate"
         self.critic = ValueModel(load_causal_lm(spec.model)).to(self.device) if has_own_body else None
         self.optimizer = Optimizer(
@@ -113,7 +115,9 @@ class Learner:
             arrays |= self._per_sample(
                 ("ref_logprobs",), partial(self._scores_of, self.reference), batch.samples
             )
-        if "teacher_logprobs" in needs and self.teacher is not None:
+        if "teacher_logprobs" in needs and self.spec.algorithm.hint:
+            arrays |= {"teacher_logprobs": self._hinted_logprobs(batch.samples)}
+        elif "teacher_logprobs" in needs and self.teacher is not None:
             scores = partial(self._scores_of, self.teacher)
             arrays |= self._per_sample(("teacher_logprobs",), scores, batch.samples)
         return replace(batch, **arrays)
@@ -243,6 +247,14 @@ class Learner:
     def _scores_of(self, model: PolicyModel, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
         with self._autocast():
             return (model(layout).logprobs,)
+
+    def _hinted_logprobs(self, samples: Sequence[TrainSample]) -> TokenArrays:
+        """The policy's own log-probs of each sample's tokens behind the row's hint: float32 (T,) each."""
+        renderer, hint = ChatMLRenderer(self.tokenizer), self.spec.algorithm.hint
+        told = [hinted(sample, [hint_message(hint, sample.answer)], renderer) for sample in samples]
+        arrays = self._per_sample(("hinted",), partial(self._scores_of, self.policy), told)["hinted"]
+        pairs = zip(arrays, samples, strict=True)
+        return tuple(array[len(array) - len(sample.token_ids) :] for array, sample in pairs)
 
     def _per_sample(
         self,

@@ -11,16 +11,17 @@ class Objective:
 
     `needs` names what Learner.score adds to a batch beyond old_logprobs. `critic` is none, head or separate.
     `entropy_gradient` says whether the loss differentiates the entropy, `uses_teacher` whether there is a
-    teacher, and `compares_distributions` whether the loss compares its whole distribution with the
-    policy's, by the generalized JSD of `jsd_beta`; `uses_router_loss`, whether it balances a mixture's
-    experts. `dynamic_sampling` asks the collector for other groups in place of those whose rewards are
-    all equal.
+    teacher, `loads_teacher` whether that is a model of its own and not the policy itself, told `hint`, and
+    `compares_distributions` whether the loss compares its whole distribution with the policy's, by the
+    generalized JSD of `jsd_beta`; `uses_router_loss`, whether it balances a mixture's experts.
+    `dynamic_sampling` asks the collector for other groups in place of those whose rewards are all equal.
     """
 
     __slots__ = ()
 
     critic = "none"
     dynamic_sampling = False
+    hint = ""
     jsd_beta = 0.5
 
     @property
@@ -34,6 +35,10 @@ class Objective:
     @property
     def uses_teacher(self) -> bool:
         return False
+
+    @property
+    def loads_teacher(self) -> bool:
+        return self.uses_teacher and not self.hint
 
     @property
     def uses_router_loss(self) -> bool:

@@ -36,6 +36,9 @@ class Overrides:
     """Lambda of generalized advantage estimation (GAE)."""
     opd_kl_coef: NonNegative | None = None
     """On-policy distillation: what a nat of log-prob above the teacher's costs a token."""
+    hint: str | None = None
+    """Self-distillation: what the policy as its own teacher is told before the task; {answer} stands for the
+    task's reference answer."""
     kl_coef: NonNegative | None = None
     """Weight of the KL to the starting policy in the reward."""
     target_kl: Positive | None = None

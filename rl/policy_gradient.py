@@ -47,6 +47,8 @@ class PolicyGradient(Objective):
         reward_weights: of the estimator gdpo, the parts of the reward and their weights; empty is every part
             that is not a part of a part, each 1.
         opd_kl_coef: of the estimator opd, what a nat of log π - log π_teacher costs a token.
+        hint: the teacher of the estimator opd is the policy itself before the update, told this in a system
+            message before the task's own ({answer}: the task's reference answer); "" is a model of its own.
         max_response_length, overlong_buffer_len, overlong_penalty_factor: DAPO's penalty on the last
             overlong_buffer_len of max_response_length sampled tokens; None is off.
     Loss
@@ -91,6 +93,7 @@ class PolicyGradient(Objective):
     overlong_buffer_len: int | None = None
     overlong_penalty_factor: float = 1.0
     opd_kl_coef: float = 1.0
+    hint: str = ""
     policy_loss: str = "ppo"
     jsd_beta: float = 0.5
     rule_knobs: Mapping[str, float] = field(default_factory=dict)

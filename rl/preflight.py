@@ -15,6 +15,7 @@ from envs.splits import Split
 from rewards.base import LEARNED
 from rl.config import Config
 from rl.durable import require_free_bytes
+from rl.hints import hint_message
 from rl.machine import Machine
 from rl.model import ModelFacts, model_facts
 from rl.validation import ConfigError
@@ -52,6 +53,7 @@ def preflight(config: Config, machine: Machine, run_path: Path) -> None:
         *memory_problems(config, machine, facts),
         *disk_problems(config, facts, run_path),
         *prompt_problems(config, renderer, tokenizer),
+        *hint_problems(config, facts, renderer, tokenizer),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -171,6 +173,34 @@ def prompt_problems(config: Config, renderer: ChatMLRenderer, tokenizer: Any) ->
                 f"the tokenizer of {config.model} has no tokens for {', '.join(map(repr, words[:5]))}, which "
                 f"{split.value} tasks of {config.env} contain; use another model or other tasks"
             )
+
+
+def hint_problems(
+    config: Config, facts: ModelFacts, renderer: ChatMLRenderer, tokenizer: Any
+) -> Iterator[str]:
+    """A hint that names an answer which is not there, or has unknown characters, or for which is no room."""
+    row = config.make_algorithm()
+    if not (row.hint and row.uses_teacher):
+        return
+    tasks = TaskStream(env=config.env, level=config.level, run_seed=config.seed).slice(0, NUM_PROBED)
+    try:
+        hints = [hint_message(row.hint, task.answer) for task in tasks]
+    except ValueError as error:
+        yield f"environment {config.env}: {error}"
+        return
+    if words := sorted({word for hint in hints for word in _unknown([hint], tokenizer)}):
+        yield (
+            f"the tokenizer of {config.model} has no tokens for {', '.join(map(repr, words[:5]))}, which the "
+            f"hint {row.hint!r} contains; use another hint or another model"
+        )
+    num_before = max(len(renderer.render_before([hint], [])) for hint in hints)
+    longest = min(config.max_total_tokens, config.context_length)
+    if facts.context_length is not None and num_before + longest > facts.context_length:
+        yield (
+            f"max_total_tokens = {config.max_total_tokens}: with a hint of {num_before} tokens, {longest} "
+            f"are more than the {facts.context_length} that model {config.model} takes; lower it to "
+            f"{facts.context_length - num_before}, or shorten the hint"
+        )
 
 
 async def _openings(definition: EnvDefinition, tasks: Sequence[Task]) -> list[Sequence[Message]]:

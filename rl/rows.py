@@ -165,6 +165,10 @@ OPD = PolicyGradient(
     loss_agg_mode="token-mean",
 )
 
+# On-policy self-distillation (arXiv 2601.18734; prime-rl's opsd): the teacher is the policy itself before
+# the update, told the answer. The paper compares whole distributions, this the sampled tokens, as opd does.
+OPSD = replace(OPD, name="opsd", hint="answer: {answer}")
+
 # Generalized knowledge distillation (arXiv 2306.13649): whole distributions compared on the same samples.
 JSD = PolicyGradient(
     name="jsd",
@@ -233,6 +237,6 @@ ALGORITHMS: dict[str, PolicyGradient] = {
     for row in (
         *(DEFAULT, GRPO, DR_GRPO, DAPO, RLOO, REINFORCE, REINFORCE_PP, REINFORCE_PP_BASELINE),
         *(GSPO, CISPO, SAPO, GMPO, DPPO, KIMI, TOPR, OPMD, PPO, VAPO, ROC, GDPO, MAXRL, SPO),
-        *(MT_GRPO, GIGPO, STEP_GSPO, OPD, JSD),
+        *(MT_GRPO, GIGPO, STEP_GSPO, OPD, OPSD, JSD),
     )
 }

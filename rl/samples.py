@@ -36,6 +36,7 @@ class TrainSample:
     group_id: int
     env: str
     weight: float
+    answer: str | None = None  # of the task, for a teacher that is told it
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
@@ -70,6 +71,7 @@ def trajectory_samples(trajectory: Trajectory, group_id: int) -> Iterator[TrainS
                 group_id=group_id,
                 env=trajectory.episode.task.env,
                 weight=num_fresh / trajectory.num_sampled_tokens,
+                answer=trajectory.episode.task.answer,
             )
 
 

@@ -192,8 +192,9 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    if config.teacher and not algorithm.uses_teacher:
-        yield f"teacher has no effect: algorithm {config.algorithm!r} has no teacher; leave it out"
+    if config.teacher and not algorithm.loads_teacher:
+        others = "the policy itself, told more, is its" if algorithm.uses_teacher else "there is no"
+        yield f"teacher has no effect: in algorithm {config.algorithm!r} {others} teacher; leave it out"
     if config.critic_lr is not None and algorithm.critic == "none":
         yield f"critic_lr has no effect: algorithm {config.algorithm!r} has no critic; leave it out"
     yield from _sampling_problems(config, algorithm)

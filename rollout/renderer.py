@@ -78,6 +78,11 @@ class ChatMLRenderer:
         """The opening prompt, the header of the policy's turn last."""
         return (*self._bos_ids, *self._render_turns(messages), *self._header)
 
+    def render_before(self, messages: Sequence[Message], token_ids: Sequence[int]) -> tuple[int, ...]:
+        """`token_ids`, an opening prompt and what followed, with more messages before it, behind its BOS."""
+        num_bos = len(self._bos_ids)
+        return (*token_ids[:num_bos], *self._render_turns(messages), *token_ids[num_bos:])
+
     def render_continuation(self, messages: Sequence[Message], *, closed: bool) -> tuple[int, ...]:
         """What follows a completion's sampled ids: context, never trained.
 

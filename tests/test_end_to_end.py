@@ -183,7 +183,7 @@ def test_the_algorithm_of_contributing_trains_from_a_users_own_file(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
-    sorted(name for name, row in ALGORITHMS.items() if name != "grpo" and not row.uses_teacher),
+    sorted(name for name, row in ALGORITHMS.items() if name != "grpo" and not row.loads_teacher),
 )
 def test_every_algorithm_runs(tmp_path: Path, algorithm: str) -> None:
     own = {"spo": ["--num-tasks", "8"]}.get(algorithm, [])  # its tasks must come again

@@ -37,7 +37,7 @@ def test_preferences(tmp_path: Path, options: list[str]) -> None:
     sound(run_recipe(tmp_path / "run", options, recipe="calc_dpo"), "preference/loss")
 
 
-@pytest.mark.parametrize("algorithm", ["opd", "jsd"])
+@pytest.mark.parametrize("algorithm", ["opd", "opsd", "jsd"])
 def test_distillation(tmp_path: Path, algorithm: str) -> None:
     finished = run_recipe(tmp_path / "run", ["--algorithm", algorithm], recipe="calc_distill", timeout_s=500)
     sound(finished, "distill/teacher_kl_k1")

@@ -54,13 +54,14 @@ def make_group(
     *,
     model: Qwen3ForCausalLM | None = None,
     version: int = 0,
+    answer: str | None = None,
 ) -> TrajectoryGroup:
     """A group of hand-made trajectories.
 
     Each member is (segments, reward): segments alternate context and sampled ids, [P0, A0, E0, A1, ...]. The
     log-probs are the model's own, or 0 without one.
     """
-    task = Task(id=f"task-{index}", env="calc", messages=())
+    task = Task(id=f"task-{index}", env="calc", messages=(), answer=answer)
     return TrajectoryGroup(
         task=task,
         index=index,

@@ -54,6 +54,7 @@ PARENTS = {
     "mt_grpo": ("grpo", {"adv_estimator"}),
     "gigpo": ("grpo", {"adv_estimator", "gamma", "loss_agg_mode", "kl_loss_coef"}),
     "step_gspo": ("gspo", {"step_wise"}),
+    "opsd": ("opd", {"hint"}),
     "roc": ("grpo", {"oversample", "clip_ratio_high", "loss_agg_mode", "kl_loss_coef"}),
     **dict.fromkeys(("sapo", "dppo", "kimi", "topr", "opmd"), GATE),
 }
