@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 FinishReason = Literal["stop", "length", "abort"]
 
 MAX_KEPT = 20
-"""The largest top_k whose ids are returned: the alternatives that vLLM gives by default (its max_logprobs)."""
+"""The largest top_k whose ids are returned: as many alternatives as vLLM gives by default (max_logprobs)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +17,9 @@ class SamplingFilters:
     """Which tokens may be drawn at all; the defaults allow every one.
 
     `top_p` in (0, 1]: the likeliest that together have this probability. `top_k`: so many of the likeliest, 0
-    all. `min_p` in [0, 1): those at least this share as likely as the likeliest. Without `return_kept` a
-    learner does not reproduce them: its log-probs are those of the whole distribution. With it every completion
-    says which ids could be drawn (Keep Sampling Mask, DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
+    all. `min_p` in [0, 1): those at least this share as likely as the likeliest. A learner does not reproduce
+    them, its log-probs are those of the whole distribution, unless `return_kept` asks every completion for
+    the ids that could be drawn (Keep Sampling Mask, DeepSeek-V3.2, arXiv 2512.02556, section 3.1).
 
     Raises:
         ValueError: return_kept with a top_k outside 1 to MAX_KEPT.
@@ -33,8 +33,8 @@ class SamplingFilters:
     def __post_init__(self) -> None:
         if self.return_kept and not 1 <= self.top_k <= MAX_KEPT:
             raise ValueError(
-                f"return_kept with top_k = {self.top_k}: expected 1 to {MAX_KEPT}, so that the ids that could be "
-                "drawn are few enough to be returned; set top_k"
+                f"return_kept with top_k = {self.top_k}: expected 1 to {MAX_KEPT}, so that the ids that "
+                "could be drawn are few enough to be returned; set top_k"
             )
 
 
@@ -77,8 +77,8 @@ class Completion:
 
     `logprobs` has length L: log-probability (nats, fp32) of each sampled id under the distribution it was
     sampled from. `version_spans` cover [0, L) without gap or overlap. `kept_ids`, where they were asked for
-    (SamplingFilters.return_kept): L tuples, the distinct ids that could be drawn at each place, the sampled one
-    among them.
+    (SamplingFilters.return_kept): L tuples, the distinct ids that could be drawn at each place, the sampled
+    one among them.
     """
 
     token_ids: tuple[int, ...]
@@ -106,14 +106,14 @@ class Completion:
     def _check_kept(self, kept_ids: tuple[tuple[int, ...], ...]) -> None:
         if len(kept_ids) != len(self.token_ids):
             raise ValueError(
-                f"Completion.kept_ids has {len(kept_ids)} entries for {len(self.token_ids)} token_ids; expected "
-                "the ids that could be drawn for every sampled token"
+                f"Completion.kept_ids has {len(kept_ids)} entries for {len(self.token_ids)} token_ids; "
+                "expected the ids that could be drawn for every sampled token"
             )
         for place, (token, kept) in enumerate(zip(self.token_ids, kept_ids, strict=True)):
             if token not in kept or len(set(kept)) != len(kept):
                 raise ValueError(
-                    f"Completion.kept_ids at {place} is {kept} for the sampled token {token}; expected distinct "
-                    "ids, the sampled one among them: the engine drew it, so it could be drawn"
+                    f"Completion.kept_ids at {place} is {kept} for the sampled token {token}; expected "
+                    "distinct ids, the sampled one among them: the engine drew it, so it could be drawn"
                 )
 
 

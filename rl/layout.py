@@ -98,7 +98,8 @@ def _padded_kept(rows: Sequence[np.ndarray | None], real: Tensor) -> Tensor | No
         return None
     if len(given) != len(rows):
         raise ValueError(
-            f"{len(given)} of {len(rows)} samples have kept_ids; expected all or none, sampled with the same filters"
+            f"{len(given)} of {len(rows)} samples have kept_ids; expected all or none, sampled with the "
+            "same filters"
         )
     width = max(row.shape[1] for row in given)
     wide = [np.pad(row, ((0, 0), (0, width - row.shape[1])), constant_values=-1) for row in given]

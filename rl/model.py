@@ -54,8 +54,8 @@ class PolicyModel(nn.Module):
 
         Returns:
             Nats; position t describes token t given tokens < t. Entropy carries a gradient only with
-            `entropy_gradient`. With layout.kept_ids, log-probs, entropy and log Z are of the distribution over
-            these ids.
+            `entropy_gradient`. With layout.kept_ids, log-probs, entropy and log Z are of the distribution
+            over these ids.
         """
         states, targets, head, router_loss = self._heads(layout, router_loss=self.router_loss)
         logprobs, entropy, log_z = token_logprobs(

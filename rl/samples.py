@@ -60,8 +60,9 @@ class TrainSample:
         if strange.any():
             place = int(np.flatnonzero(strange)[0])
             raise ValueError(
-                f"{self.trajectory_id}: token {place} is {self.token_ids[place]}, which is not among its kept_ids "
-                f"{kept_ids[place].tolist()}; expected the ids that could be drawn, the sampled one among them"
+                f"{self.trajectory_id}: token {place} is {self.token_ids[place]}, which is not among its "
+                f"kept_ids {kept_ids[place].tolist()}; expected the ids that could be drawn, the sampled one "
+                "among them"
             )
 
 
@@ -147,8 +148,8 @@ def _kept_ids(trajectory: Trajectory, path: Sequence[int], fresh: set[int]) -> n
         return None
     if len(given) != len(trained):
         raise ValueError(
-            f"{trajectory.id}: {len(given)} of {len(trained)} turns have kept_ids; expected all or none, sampled "
-            "with the same filters"
+            f"{trajectory.id}: {len(given)} of {len(trained)} turns have kept_ids; expected all or none, "
+            "sampled with the same filters"
         )
     width = max(len(ids) for kept_ids in given for ids in kept_ids)
     rows: list[list[int]] = []

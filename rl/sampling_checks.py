@@ -40,8 +40,8 @@ def _mismatch_problems(config: Config, algorithm: Objective, used: str) -> Itera
     if config.max_gap is None and (config.top_k or config.min_p):
         yield (
             f"{used}: the engine's log-probs rise by what is cut away, which has no bound "
-            "that is known beforehand; give max_gap (nats), the largest difference of a token that is allowed, "
-            "or set replay_sampling_mask"
+            "that is known beforehand; give max_gap (nats), the largest difference of a token that is "
+            "allowed, or set replay_sampling_mask"
         )
 
 
@@ -53,27 +53,27 @@ def _replay_problems(config: Config, algorithm: Objective, used: list[str]) -> I
     """
     if not used:
         yield (
-            "replay_sampling_mask has no effect: every token can be drawn; set top_k (and top_p or min_p beside), "
-            "or leave it out"
+            "replay_sampling_mask has no effect: every token can be drawn; set top_k (top_p and min_p may "
+            "stand beside it), or leave it out"
         )
     elif not 1 <= config.top_k <= MAX_KEPT:
         yield (
-            f"replay_sampling_mask with top_k = {config.top_k}: the engine returns the ids of at most {MAX_KEPT} "
-            f"tokens; set top_k to 1 to {MAX_KEPT}"
+            f"replay_sampling_mask with top_k = {config.top_k}: the engine returns at most {MAX_KEPT} "
+            f"ids a token; set top_k to 1 to {MAX_KEPT}"
         )
     if not isinstance(algorithm, PolicyGradient):
         yield (
-            f"replay_sampling_mask with algorithm {config.algorithm!r}: only a policy gradient asks how likely a "
-            "token was when it was drawn, this one learns the whole distribution; leave it out"
+            f"replay_sampling_mask with algorithm {config.algorithm!r}: only a policy gradient asks how "
+            "likely a token was when it was drawn, this one learns the whole distribution; leave it out"
         )
         return
     if algorithm.uses_teacher:
         yield (
-            f"replay_sampling_mask with algorithm {config.algorithm!r}: what the teacher says of tokens that the "
-            "policy could not draw would be lost; leave it out"
+            f"replay_sampling_mask with algorithm {config.algorithm!r}: what the teacher says of tokens that "
+            "the policy could not draw would be lost; leave it out"
         )
     if algorithm.z_loss_coef:
         yield (
-            f"replay_sampling_mask with z_loss_coef = {algorithm.z_loss_coef}: log Z would be of the tokens that "
-            "could be drawn alone, and the other logits stay free; leave one of them out"
+            f"replay_sampling_mask with z_loss_coef = {algorithm.z_loss_coef}: log Z would be of the tokens "
+            "that could be drawn alone, and the other logits stay free; leave one of them out"
         )

@@ -9,8 +9,8 @@ from typing import Any
 from envs.policy import Completion, SamplingFilters, VersionSpan
 
 ROOM_FOR_TIES = 8
-"""Alternatives asked for beyond top_k: vLLM may keep every token that ties with the last of the top k, which in
-bfloat16 happens."""
+"""Alternatives asked for beyond top_k: vLLM may keep every token that ties with the last of the top k, as
+happens in bfloat16."""
 
 MISSING = 1e-4
 """Probability that kept ids may lack before they count as incomplete: a gap of as many nats, the limit of
@@ -49,7 +49,7 @@ def _kept(entry: Mapping[int, Any]) -> tuple[int, ...]:
     total = sum(map(exp, kept.values()))
     if abs(total - 1) > MISSING:
         raise ValueError(
-            f"the {len(kept)} ids that vLLM returned have probability {total:.6f} together, expected 1: more than "
-            f"{ROOM_FOR_TIES} tokens tie with the last of the top k; lower top_k, or use float32 engines"
+            f"the {len(kept)} ids that vLLM returned have probability {total:.6f} together, expected 1: more "
+            f"than {ROOM_FOR_TIES} tokens tie with the last of the top k; lower top_k, or use float32 engines"
         )
     return tuple(sorted(kept))

@@ -134,7 +134,7 @@ class VllmEngine:
         """Sample one continuation.
 
         Raises:
-            EngineError: the engine is dead or gave back something that is not a finished completion, or not all
+            EngineError: the engine is dead or gave back something that is not a finished completion, or lacks
                 ids that could be drawn where they are asked for.
         """
         from vllm import SamplingParams as VllmSamplingParams
