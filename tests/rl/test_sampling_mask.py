@@ -1,4 +1,4 @@
-"""Sampling-mask replay: the learner's log-probs are of what could be drawn, from the completion to the update."""
+"""Sampling-mask replay: the learner's log-probs are of what could be drawn, from completion to update."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from envs.policy import Completion, SamplingFilters, SamplingParams
+from recipes.preference_config import PreferenceConfig
 from rl.algorithms import get_algorithm
 from rl.batch import TrainBatch, make_batch
 from rl.config import Config, resolve
@@ -176,9 +177,7 @@ def drawn_from(folder: Path, top_k: int, *, replayed: bool) -> TrainBatch:
             logprobs.append(float(best.values.log_softmax(-1)[choice]))
             ids.append(int(best.indices[choice]))
             kept.append(tuple(best.indices.tolist()))
-        said = replace(
-            completion(ids[len(prompt) :], logprobs), kept_ids=tuple(kept) if replayed else None
-        )
+        said = replace(completion(ids[len(prompt) :], logprobs), kept_ids=tuple(kept) if replayed else None)
         turn = Turn(parent=None, context_ids=tuple(prompt), completion=said)
         members.append(trajectory(f"t{member}", reward=float(member % 2), turns=(turn,)))
     return make_batch([group(*members)])
@@ -218,7 +217,9 @@ def test_replay_is_refused_where_it_cannot_be_or_means_nothing() -> None:
     assert "top_k = 21: the engine returns at most 20" in problem(top_k=21)
     for algorithm in ("jsd", "opd"):
         assert "what the teacher says" in problem(top_k=5, algorithm=algorithm)
-    assert "only a policy gradient" in problem(top_k=5, algorithm="dpo")
+    preferences = PreferenceConfig(algorithm="dpo", top_k=5, replay_sampling_mask=True)
+    with pytest.raises(ConfigError, match="only a policy gradient"):
+        validate(preferences, LAPTOP)
     assert "z_loss_coef = 0.1: log Z" in problem(top_k=5, z_loss_coef=0.1)
 
 

@@ -12,9 +12,9 @@ import pytest
 from envs.episode import Episode, Score
 from envs.messages import ParseStatus, StopReason, Task, ToolCall, message
 from rollout.jsonl import JsonlWriter, read_jsonl
-from rollout.record import Record, TrajectoryRecorder, read_records
+from rollout.record import Record, TrajectoryRecorder, decode_record, encode_record, read_records
 from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
-from tests.made_trajectories import trajectory
+from tests.made_trajectories import completion, trajectory
 
 NO_LIMIT = 10**9
 
