@@ -13,10 +13,10 @@ from rl.policy_gradient import PolicyGradient
 def sampling_problems(config: Config, algorithm: Objective) -> Iterator[str]:
     """What the engine draws must be what the learner weighs, or be corrected for."""
     for name in ("max_draws_per_group", "at_max_draws"):
-        if getattr(config, name) != getattr(Config, name) and not algorithm.drop_uniform_groups:
+        if getattr(config, name) != getattr(Config, name) and not algorithm.dynamic_sampling:
             yield (
-                f"{name} has no effect: algorithm {config.algorithm!r} keeps groups of equal rewards; leave "
-                "it out, or set drop_uniform_groups"
+                f"{name} has no effect: algorithm {config.algorithm!r} takes groups as they come; leave it "
+                "out, or set dynamic_sampling"
             )
     used = [
         f"{name} = {getattr(config, name)}"
