@@ -76,11 +76,14 @@ class Config(Overrides):
     """Sampling temperature of training; the learner applies the same one, so log-probs agree."""
     top_p: Annotated[float, Range(0, 1, above_zero=True)] = 1.0
     """Training draws from the likeliest tokens that have this probability together; 1: from all. Log-probs of
-    the learner are of all tokens, so a row that corrects for the difference is needed."""
+    the learner are of all tokens: a row must correct for the difference, or replay_sampling_mask be set."""
     top_k: Size = 0
     """Training draws from so many of the likeliest tokens; 0: from all."""
     min_p: Decay = 0.0
     """Training draws from the tokens at least this share as likely as the likeliest; 0: from all."""
+    replay_sampling_mask: bool = False
+    """The learner normalises over exactly the tokens that could be drawn, which the engine returns (Keep
+    Sampling Mask, DeepSeek-V3.2): both agree again, nothing has to be corrected. Needs top_k, 1 to 20."""
     max_draws_per_group: Count = 8
     """Dynamic sampling (rows with dynamic_sampling): tasks drawn for one group with unequal rewards."""
     at_max_draws: AtMaxDraws = "stop"
@@ -231,16 +234,20 @@ class Config(Overrides):
     def gap_limit(self) -> float:
         """The largest log-prob gap allowed (nats); of a resolved configuration.
 
-        Under top-p the engine's log-probs are larger by what it cuts away, at most -log(top_p).
+        Under top-p the engine's log-probs are larger by what it cuts away, at most -log(top_p), unless the
+        learner replays the mask.
         """
         if self.max_gap is not None:
             return self.max_gap
-        return max(GAP_LIMITS[self.engine_dtype], GAP_LIMITS[self.learner_dtype]) - log(self.top_p)
+        cut = 0.0 if self.replay_sampling_mask else -log(self.top_p)
+        return max(GAP_LIMITS[self.engine_dtype], GAP_LIMITS[self.learner_dtype]) + cut
 
     @property
     def filters(self) -> SamplingFilters:
         """Which tokens training may draw."""
-        return SamplingFilters(top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
+        return SamplingFilters(
+            top_p=self.top_p, top_k=self.top_k, min_p=self.min_p, return_kept=self.replay_sampling_mask
+        )
 
 
 C = TypeVar("C", bound=Config)

@@ -38,6 +38,8 @@ def batch_arrays(batch: TrainBatch) -> dict[str, np.ndarray]:
         own = {
             name: getattr(sample, name) for name in ("token_ids", "loss_mask", "rollout_logprobs", "versions")
         }
+        if sample.kept_ids is not None:
+            own["kept_ids"] = sample.kept_ids
         own |= {name: values[row] for name, values in batch.token_arrays.items()}
         own["trajectory_id"] = np.array(sample.trajectory_id)
         arrays |= {f"{row}/{name}": array for name, array in own.items()}

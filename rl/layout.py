@@ -44,6 +44,7 @@ class PaddedLayout:
     old_values: Tensor | None = None  # (B, T) float32
     advantages: Tensor | None = None  # (B, T) float32
     returns: Tensor | None = None  # (B, T) float32
+    kept_ids: Tensor | None = None  # (B, T, K) int32, TrainSample.kept_ids, -1 where there is none
 
     def to(self, device: torch.device | str) -> PaddedLayout:
         """The same layout on `device`."""
@@ -60,6 +61,9 @@ def pad(samples: Sequence[TrainSample], *, pad_id: int = 0, **token_arrays: Toke
     """The samples as a PaddedLayout, with those of TOKEN_ARRAYS that are given.
 
     Any `pad_id` in the vocabulary will do: a causal model's real tokens never see what stands to their right.
+
+    Raises:
+        ValueError: only some samples have kept_ids.
     """
     lengths = np.array([len(sample.token_ids) for sample in samples], np.int64)
     positions = np.tile(np.arange(lengths.max(initial=0)), (len(samples), 1))
@@ -76,6 +80,7 @@ def pad(samples: Sequence[TrainSample], *, pad_id: int = 0, **token_arrays: Toke
             name: _padded(rows, real, 0.0, torch.float32).masked_fill(~loss_mask, 0.0)
             for name, rows in floats.items()
         },
+        kept_ids=_padded_kept([sample.kept_ids for sample in samples], real),
     )
 
 
@@ -83,4 +88,21 @@ def _padded(rows: Sequence[np.ndarray], real: Tensor, fill: float, dtype: torch.
     """Rows of different length as one tensor (B, T)."""
     out = torch.full(real.shape, fill, dtype=dtype)
     out[real] = torch.from_numpy(np.concatenate([np.zeros(0, bool), *rows])).to(dtype)
+    return out
+
+
+def _padded_kept(rows: Sequence[np.ndarray | None], real: Tensor) -> Tensor | None:
+    """kept_ids (T, K) of different length and width as one tensor (B, T, K); None where no row has any."""
+    given = [row for row in rows if row is not None]
+    if not given:
+        return None
+    if len(given) != len(rows):
+        raise ValueError(
+            f"{len(given)} of {len(rows)} samples have kept_ids; expected all or none, sampled with the "
+            "same filters"
+        )
+    width = max(row.shape[1] for row in given)
+    wide = [np.pad(row, ((0, 0), (0, width - row.shape[1])), constant_values=-1) for row in given]
+    out = torch.full((*real.shape, width), -1, dtype=torch.int32)
+    out[real] = torch.from_numpy(np.concatenate(wide)).to(torch.int32)
     return out

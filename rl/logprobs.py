@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 
@@ -52,12 +53,14 @@ def token_logprobs(
     chunk_size: int = 4096,
     entropy_gradient: bool = False,
     head_dtype: torch.dtype = torch.float32,
+    kept_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log softmax(hidden weightᵀ / temperature) at the targets, its entropy, and log Σ exp of its logits.
 
     The matrix product runs in `head_dtype`, also under autocast; everything after it in float32 (float64
     stays, everywhere). At most `chunk_size` rows of logits exist at a time, in the backward pass too,
-    which computes them again.
+    which computes them again. With `kept_ids` all three are of the distribution over these ids alone, and at
+    most `chunk_size` rows of the head are gathered at a time.
 
     Args:
         hidden: (N, H).
@@ -66,13 +69,18 @@ def token_logprobs(
         temperature: divides the logits, above 0.
         chunk_size: rows of logits at a time.
         entropy_gradient: whether gradients flow through the entropy.
+        kept_ids: (N, K) int, the ids that each token could be drawn from, -1 for none; None: all V. A target
+            that is not among them has log-prob -inf.
 
     Returns:
         logprobs (N,), entropy (N,) and log Z (N,), nats.
     """
+    num_rows = chunk_size if kept_ids is None else max(1, chunk_size // kept_ids.shape[1])
+    states, tokens = hidden.split(num_rows), targets.split(num_rows)
+    kept = [None] * len(states) if kept_ids is None else kept_ids.split(num_rows)
     chunks = [
         checkpoint(_chunk, *rows, weight, temperature, entropy_gradient, head_dtype, use_reentrant=False)
-        for rows in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
+        for rows in zip(states, tokens, kept, strict=True)
     ]
     logprobs, entropies, log_z = zip(*chunks, strict=True)
     return torch.cat(logprobs), torch.cat(entropies), torch.cat(log_z)
@@ -81,6 +89,7 @@ def token_logprobs(
 def _chunk(
     hidden: Tensor,
     targets: Tensor,
+    kept_ids: Tensor | None,
     weight: Tensor,
     temperature: float,
     entropy_gradient: bool,
@@ -88,10 +97,19 @@ def _chunk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if weight.dtype is torch.float64 else head_dtype
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = hidden.to(dtype) @ weight.to(dtype).T
+        if kept_ids is None:
+            logits = hidden.to(dtype) @ weight.to(dtype).T
+        else:
+            head_rows = functional.embedding(kept_ids.clamp(min=0), weight).to(dtype)  # (n, K, H)
+            logits = (head_rows @ hidden.to(dtype)[:, :, None])[:, :, 0]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    if kept_ids is None:
+        chosen = logits.gather(1, targets[:, None])[:, 0]
+    else:
+        logits = logits.masked_fill(kept_ids < 0, -torch.inf)
+        chosen = logits.masked_fill(kept_ids != targets[:, None], -torch.inf).amax(1)
     log_z = logits.logsumexp(1)
-    logprobs = logits.gather(1, targets[:, None])[:, 0] - log_z
+    logprobs = chosen - log_z
     with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
         entropy = entropy_of_logits(logits)
     return logprobs, entropy, log_z

@@ -54,7 +54,8 @@ class PolicyModel(nn.Module):
 
         Returns:
             Nats; position t describes token t given tokens < t. Entropy carries a gradient only with
-            `entropy_gradient`.
+            `entropy_gradient`. With layout.kept_ids, log-probs, entropy and log Z are of the distribution
+            over these ids.
         """
         states, targets, head, router_loss = self._heads(layout, router_loss=self.router_loss)
         logprobs, entropy, log_z = token_logprobs(
@@ -65,6 +66,7 @@ class PolicyModel(nn.Module):
             chunk_size=self.chunk_size,
             entropy_gradient=self.entropy_gradient,
             head_dtype=self.head_dtype,
+            kept_ids=None if layout.kept_ids is None else layout.kept_ids[layout.loss_mask],
         )
         values = None
         if self.value_head is not None:

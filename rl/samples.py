@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,8 @@ class TrainSample:
 
     Position t of each array describes token t itself. Where the mask is 0, `rollout_logprobs` is NaN, and
     `versions` and `turn_ids` are -1. `weight` is the sample's part of its trajectory's sampled tokens: they
-    sum to 1 over it.
+    sum to 1 over it. `kept_ids` has as many columns as the longest list of ids that could be drawn, -1 after
+    shorter ones and where the mask is 0; the policy's log-probs are normalised over these ids.
 
     Example, a plain episode (P0 prompt, A0 answer, E0 tool reply, A1 answer):
         token_ids = P0           + A0           + E0           + A1
@@ -37,6 +38,7 @@ class TrainSample:
     env: str
     weight: float
     answer: str | None = None  # of the task, for a teacher that is told it
+    kept_ids: np.ndarray | None = None  # (T, K) int32, the ids that could be drawn; None: every one
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
@@ -45,6 +47,23 @@ class TrainSample:
         if length and self.loss_mask[0]:
             raise ValueError(
                 f"{self.trajectory_id}: token 0 is sampled, but nothing stands before it; give a prompt"
+            )
+        if self.kept_ids is not None:
+            self._check_kept(self.kept_ids)
+
+    def _check_kept(self, kept_ids: np.ndarray) -> None:
+        if kept_ids.ndim != 2 or len(kept_ids) != len(self.token_ids):
+            raise ValueError(
+                f"TrainSample.kept_ids of {self.trajectory_id} has shape {kept_ids.shape}; expected "
+                f"({len(self.token_ids)}, K), the ids that could be drawn at each place"
+            )
+        strange = self.loss_mask & ~(kept_ids == self.token_ids[:, None]).any(1)
+        if strange.any():
+            place = int(np.flatnonzero(strange)[0])
+            raise ValueError(
+                f"{self.trajectory_id}: token {place} is {self.token_ids[place]}, which is not among its "
+                f"kept_ids {kept_ids[place].tolist()}; expected the ids that could be drawn, the sampled one "
+                "among them"
             )
 
 
@@ -72,6 +91,7 @@ def trajectory_samples(trajectory: Trajectory, group_id: int) -> Iterator[TrainS
                 env=trajectory.episode.task.env,
                 weight=num_fresh / trajectory.num_sampled_tokens,
                 answer=trajectory.episode.task.answer,
+                kept_ids=_kept_ids(trajectory, path, fresh),
             )
 
 
@@ -101,6 +121,9 @@ def by_turn(sample: TrainSample) -> Iterator[TrainSample]:
             versions=np.where(mask, sample.versions, -1)[:end],
             turn_ids=np.where(mask, sample.turn_ids, -1)[:end],
             weight=sample.weight * int(mask.sum()) / num_trained,
+            kept_ids=None
+            if sample.kept_ids is None
+            else np.where(mask[:, None], sample.kept_ids, np.int32(-1))[:end],
         )
 
 
@@ -116,6 +139,27 @@ def _columns(turn: Turn, index: int, is_trained: bool) -> tuple[np.ndarray, ...]
     ids = np.array(turn.context_ids + completion.token_ids, np.int64)
     logprobs = np.where(mask, logprobs, np.float32(np.nan))
     return ids, mask, logprobs, np.where(mask, versions, -1), np.where(mask, index, -1)
+
+
+def _kept_ids(trajectory: Trajectory, path: Sequence[int], fresh: set[int]) -> np.ndarray | None:
+    """TrainSample.kept_ids of the turns of `path`, those of `fresh` under the loss."""
+    turns = [(trajectory.turns[index], index in fresh) for index in path]
+    trained = [turn.completion.kept_ids for turn, is_trained in turns if is_trained]
+    given = [kept_ids for kept_ids in trained if kept_ids is not None]
+    if not given:
+        return None
+    if len(given) != len(trained):
+        raise ValueError(
+            f"{trajectory.id}: {len(given)} of {len(trained)} turns have kept_ids; expected all or none, "
+            "sampled with the same filters"
+        )
+    width = max(len(ids) for kept_ids in given for ids in kept_ids)
+    rows: list[list[int]] = []
+    for turn, is_trained in turns:
+        sampled = turn.completion.kept_ids if is_trained else None
+        lists = sampled if sampled is not None else [()] * len(turn.completion.token_ids)
+        rows += [[*ids, *[-1] * (width - len(ids))] for ids in [*[()] * len(turn.context_ids), *lists]]
+    return np.array(rows, np.int32)
 
 
 def check_shape(name: str, array: np.ndarray, length: int) -> None:

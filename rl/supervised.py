@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
@@ -163,4 +163,6 @@ def conversation_sample(messages: Sequence[Message], renderer: ChatMLRenderer, *
 def recorded_samples(trajectories: Iterable[Trajectory], *, min_score: float) -> list[TrainSample]:
     """The sampled ids of recorded trajectories whose score is at least `min_score`, exactly as they were."""
     chosen = (t for t in trajectories if t.error is None and (t.score.value or 0.0) >= min_score)
-    return [sample for trajectory in chosen for sample in trajectory_samples(trajectory, 0)]
+    samples = (sample for trajectory in chosen for sample in trajectory_samples(trajectory, 0))
+    # Likelihood of the whole distribution, whatever the run that recorded them could draw.
+    return [replace(sample, kept_ids=None) for sample in samples]

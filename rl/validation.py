@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from math import isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
@@ -11,7 +10,6 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 import numpy as np
 
 from envs.names import unknown_name
-from envs.policy import SamplingFilters
 from envs.registry import resolve_env
 from rewards.base import resolve_reward
 from rl.advantages import ADV_ESTIMATORS
@@ -19,9 +17,9 @@ from rl.config import Config, resolve
 from rl.credit import TURN_ESTIMATORS
 from rl.machine import Machine
 from rl.model_folder import model_problems
-from rl.objective import Objective
 from rl.overrides import Range
 from rl.policy_gradient import PolicyGradient
+from rl.sampling_checks import sampling_problems
 from rollout.sabotage import DRILLS
 
 
@@ -197,37 +195,9 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
         yield f"teacher has no effect: in algorithm {config.algorithm!r} {others} teacher; leave it out"
     if config.critic_lr is not None and algorithm.critic == "none":
         yield f"critic_lr has no effect: algorithm {config.algorithm!r} has no critic; leave it out"
-    yield from _sampling_problems(config, algorithm)
+    yield from sampling_problems(config, algorithm)
     if isinstance(algorithm, PolicyGradient):
         yield from _row_problems(config, algorithm)
-
-
-def _sampling_problems(config: Config, algorithm: Objective) -> Iterator[str]:
-    """What the engine draws must be what the learner weighs, or be corrected for."""
-    for name in ("max_draws_per_group", "at_max_draws"):
-        if getattr(config, name) != getattr(Config, name) and not algorithm.dynamic_sampling:
-            yield (
-                f"{name} has no effect: algorithm {config.algorithm!r} takes groups as they come; leave it "
-                "out, or set dynamic_sampling"
-            )
-    used = [
-        f"{filter.name} = {getattr(config, filter.name)}"
-        for filter in fields(SamplingFilters)
-        if getattr(config, filter.name) != filter.default
-    ]
-    if not used:
-        return
-    if isinstance(algorithm, PolicyGradient) and algorithm.rollout_is == "none" and not algorithm.bypass_mode:
-        yield (
-            f"{' and '.join(used)}: the engine draws from fewer tokens than the learner's log-probs are of, "
-            f"and algorithm {config.algorithm!r} corrects for nothing; set rollout_is (token_tis) or "
-            "bypass_mode, or leave it out"
-        )
-    if config.max_gap is None and (config.top_k or config.min_p):
-        yield (
-            f"{' and '.join(used)}: the engine's log-probs rise by what is cut away, which has no bound "
-            "that is known beforehand; give max_gap (nats), the largest difference of a token that is allowed"
-        )
 
 
 def _row_problems(config: Config, algorithm: PolicyGradient) -> Iterator[str]:

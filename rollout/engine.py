@@ -7,12 +7,13 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from envs.policy import Completion, SamplingParams, VersionSpan
+from envs.policy import MAX_KEPT, Completion, SamplingParams
+from rollout.completions import ROOM_FOR_TIES, completion_of, num_alternatives
 from rollout.manifest import Manifest
 from rollout.weight_sketch import Sketch
 
@@ -117,6 +118,7 @@ class VllmEngine:
             enable_prefix_caching=True,
             skip_tokenizer_init=True,
             logprobs_mode="processed_logprobs",
+            max_logprobs=MAX_KEPT + ROOM_FOR_TIES,
             weight_transfer_config=WeightTransferConfig(backend=self.spec.weight_transfer_backend),
             worker_extension_cls="rollout.weight_transfer.WorkerExtension",
             disable_log_stats=True,
@@ -132,36 +134,30 @@ class VllmEngine:
         """Sample one continuation.
 
         Raises:
-            EngineError: the engine is dead or gave back something that is not a finished completion.
+            EngineError: the engine is dead or gave back something that is not a finished completion, or lacks
+                ids that could be drawn where they are asked for.
         """
         from vllm import SamplingParams as VllmSamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        filters = sampling.filters
         params = VllmSamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
-            **asdict(sampling.filters),
+            top_p=filters.top_p,
+            top_k=filters.top_k,
+            min_p=filters.min_p,
             seed=sampling.seed,
             stop_token_ids=list(sampling.stop_token_ids),
             ignore_eos=True,  # only stop_token_ids stop: the same set for every engine and learner
-            logprobs=0,  # the sampled token's only
+            logprobs=num_alternatives(filters),  # 0: the sampled token's only
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         result = await self._finish(prompt_ids, params)
         output = result.outputs[0]
-        token_ids = tuple(output.token_ids)
-        return Completion(
-            token_ids=token_ids,
-            logprobs=tuple(
-                float(entry[token].logprob) for token, entry in zip(token_ids, output.logprobs, strict=True)
-            ),
-            version_spans=tuple(
-                VersionSpan(version=int(span.version), start=span.start, end=span.end)
-                for span in output.weight_versions
-            ),
-            finish_reason="stop" if output.finish_reason == "stop" else "length",
-        )
+        with self._attempt("reading a completion"):
+            return completion_of(output, return_kept=filters.return_kept)
 
     async def score(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log-probability of each id after the first, given those before it: float32 (len - 1,).

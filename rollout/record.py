@@ -224,11 +224,13 @@ def _encode_turn(turn: Turn) -> Json:
         "rollout_logprobs": _floats(completion.logprobs),
         "version_spans": [[span.version, span.start, span.end] for span in completion.version_spans],
         "finish_reason": completion.finish_reason,
+        "kept_ids": completion.kept_ids and [_integers(kept) for kept in completion.kept_ids],
         "reward": float(turn.reward),
     }
 
 
 def _decode_turn(row: Json) -> Turn:
+    kept_ids = row.get("kept_ids")  # an older record has none
     completion = Completion(
         token_ids=tuple(row["token_ids"]),
         logprobs=tuple(row["rollout_logprobs"]),
@@ -236,6 +238,7 @@ def _decode_turn(row: Json) -> Turn:
             VersionSpan(version=v, start=start, end=end) for v, start, end in row["version_spans"]
         ),
         finish_reason=row["finish_reason"],
+        kept_ids=None if kept_ids is None else tuple(tuple(kept) for kept in kept_ids),
     )
     return Turn(
         parent=row["parent"],

@@ -18,6 +18,7 @@ from transformers import Qwen3ForCausalLM
 
 from envs.policy import Completion, SamplingFilters, SamplingParams
 from rl.distributions import top_tokens
+from rl.logprobs import token_logprobs
 from rl.weights import SharedWeights, perturb, sketch_weights
 from rollout.engine import EngineError, EngineSpec, VllmEngine
 from rollout.manifest import Manifest, WeightSyncError
@@ -115,6 +116,32 @@ async def test_filters_are_sampled_from_and_are_in_the_log_probs(pair: Pair) -> 
         expected = torch.where(kept, logits, -torch.inf).log_softmax(-1)
         chosen = expected.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
         np.testing.assert_allclose(completion.logprobs, chosen, atol=MAX_GAP)
+
+
+async def test_kept_ids_are_those_that_could_be_drawn_and_reproduce_the_engines_log_probs(pair: Pair) -> None:
+    prompt = [3 + index % 7 for index in range(50)]
+    for filters in (
+        SamplingFilters(top_k=1, return_kept=True),
+        SamplingFilters(top_k=20, return_kept=True),
+        SamplingFilters(top_k=6, top_p=0.8, min_p=0.05, return_kept=True),
+    ):
+        sampling = SamplingParams(max_tokens=30, seed=1, temperature=0.7, filters=filters)
+        completion = await pair.engine.complete(prompt, sampling)
+        assert completion.kept_ids is not None
+        sizes = {len(kept) for kept in completion.kept_ids}
+        assert max(sizes) <= filters.top_k
+        if filters.top_p == 1:
+            assert sizes == {filters.top_k}
+        ids = torch.tensor([*prompt, *completion.token_ids])
+        kept = torch.tensor([[*row, *[-1] * (filters.top_k - len(row))] for row in completion.kept_ids])
+        with torch.no_grad():
+            states = pair.model.model(ids[None]).last_hidden_state[0, len(prompt) - 1 : -1]
+            ours, _, _ = token_logprobs(
+                states, pair.model.lm_head.weight, ids[len(prompt) :], temperature=0.7, kept_ids=kept
+            )
+        np.testing.assert_allclose(completion.logprobs, ours.numpy(), atol=MAX_GAP)
+    whole = await pair.engine.complete(prompt, SamplingParams(max_tokens=3, seed=1))
+    assert whole.kept_ids is None
 
 
 async def test_an_update_driven_by_the_learner_is_served_its_head_included(pair: Pair) -> None:

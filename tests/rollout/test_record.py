@@ -12,9 +12,9 @@ import pytest
 from envs.episode import Episode, Score
 from envs.messages import ParseStatus, StopReason, Task, ToolCall, message
 from rollout.jsonl import JsonlWriter, read_jsonl
-from rollout.record import Record, TrajectoryRecorder, read_records
+from rollout.record import Record, TrajectoryRecorder, decode_record, encode_record, read_records
 from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
-from tests.made_trajectories import trajectory
+from tests.made_trajectories import completion, trajectory
 
 NO_LIMIT = 10**9
 
@@ -105,6 +105,17 @@ def test_every_float32_logprob_comes_back_bit_equal(tmp_path: Path):
     (back,) = read_records(tmp_path / "t.jsonl")
     read = back.trajectory.turns[0].completion.logprobs
     assert struct.pack(f"{len(read)}f", *read) == floats.tobytes()
+
+
+def test_kept_ids_come_back_equal_and_an_older_record_has_none(tmp_path: Path):
+    spoken = replace(completion([10, 11]), kept_ids=((7, 10), (11,)))
+    turns = (Turn(parent=None, context_ids=(1,), completion=spoken),)
+    kept = replace(record(), trajectory=trajectory(turns=turns))
+    write(tmp_path / "t.jsonl", kept)
+    assert list(read_records(tmp_path / "t.jsonl")) == [kept]
+    row = encode_record(kept)
+    del row["turns"][0]["kept_ids"]
+    assert decode_record(row).trajectory.turns[0].completion.kept_ids is None
 
 
 def test_old_logprobs_of_the_wrong_length_are_refused():
