@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -30,7 +33,8 @@ NO_FILTERS = SamplingFilters()
 class SamplingParams:
     """How one completion is sampled.
 
-    `temperature` 0 is greedy (evaluation only). `seed` identifies the request's random stream.
+    `temperature` 0 is greedy (evaluation only). `seed` identifies the request's random stream. Of the first
+    `num_routed` tokens of the prompt the experts are known already: they are not returned again.
     """
 
     max_tokens: int
@@ -38,6 +42,7 @@ class SamplingParams:
     filters: SamplingFilters = NO_FILTERS
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+    num_routed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +60,17 @@ class Completion:
 
     `logprobs` has length L: log-probability (nats, fp32) of each sampled id under the distribution it was
     sampled from. `version_spans` cover [0, L) without gap or overlap.
+
+    `routed_experts` (R, layers, top_k) int16, from an engine that tells a mixture's routing: the experts of
+    R consecutive tokens of prompt and completion. The last row is of the last token but one, since the last
+    that was sampled has not gone through the model; a row is -1 where nothing is known.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     version_spans: tuple[VersionSpan, ...]
     finish_reason: FinishReason
+    routed_experts: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
