@@ -98,8 +98,8 @@ def router_problems(config: Config, facts: ModelFacts) -> Iterator[str]:
         return
     if not facts.has_router:
         yield (
-            f"replay_routing has no effect: model {config.model} is dense, it has no experts to choose; leave "
-            "it out"
+            f"replay_routing has no effect: model {config.model} is dense, it has no experts to choose; "
+            "leave it out"
         )
     elif not facts.num_routers:
         yield (
@@ -108,8 +108,8 @@ def router_problems(config: Config, facts: ModelFacts) -> Iterator[str]:
         )
     if config.device == "cpu":
         yield (
-            "replay_routing with device = 'cpu': vLLM 0.32 tells its routing from model runner V2 only, which "
-            "needs Triton and so a GPU; leave it out or run on one"
+            "replay_routing with device = 'cpu': vLLM 0.32 tells its routing from model runner V2 only, "
+            "which needs Triton and so a GPU; leave it out or run on one"
         )
 
 

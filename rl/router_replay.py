@@ -53,16 +53,14 @@ def replayed(model: Any, routed_experts: Tensor | None) -> Iterator[None]:
             "with returns_experts"
         )
     num_layers = model.config.get_text_config().num_hidden_layers
+    highest = routed_experts.amax((0, 1, 3)).tolist() if routed_experts.ndim == 4 else []
     for layer, router in routers.items():
-        num_experts = int(router.num_experts)
-        expected = (num_layers, int(router.top_k))
-        if tuple(routed_experts.shape[2:]) != expected or bool(
-            (routed_experts[:, :, layer] >= num_experts).any()
-        ):
+        expected = (num_layers, router.top_k)
+        if tuple(routed_experts.shape[2:]) != expected or highest[layer] >= router.num_experts:
             raise ValueError(
-                f"routed_experts has shape {tuple(routed_experts.shape)} and experts up to "
-                f"{int(routed_experts.max())}; layer {layer} expects (B, T, {expected[0]}, {expected[1]}) and "
-                f"experts below {num_experts}: engine and learner must hold the same model"
+                f"routed_experts has shape {tuple(routed_experts.shape)} and, by layer, experts up to "
+                f"{highest}; layer {layer} expects (B, T, {expected[0]}, {expected[1]}) and experts below "
+                f"{router.num_experts}: engine and learner must hold the same model"
             )
     with ExitStack() as hooks:
         for layer, router in routers.items():

@@ -128,7 +128,7 @@ def _columns(turn: Turn, index: int, is_trained: bool) -> tuple[np.ndarray, ...]
 def _routed_experts(name: str, path: Sequence[Turn]) -> np.ndarray | None:
     """The experts of a path's T tokens, (T, layers, top_k) int16; None where no turn tells any.
 
-    -1 where no turn tells: of the last token always. Where two tell, the earlier counts, which sampled with it.
+    -1 where no turn tells, as of the last token always. Where two tell, the earlier counts.
 
     Example, P0 A0 E0 A1 with one token of each, and what the two turns tell:
         turn 0: P0                turn 1: A0 E0                -> P0 A0 E0 -1
