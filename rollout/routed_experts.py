@@ -16,7 +16,7 @@ def experts_of(output: Any, num_rows: int) -> np.ndarray:
     rows = output.routed_experts
     if rows is None or len(rows) != num_rows:
         raise ValueError(
-            f"vLLM returned the experts of {0 if rows is None else len(rows)} tokens; expected {num_rows}; it "
-            "needs enable_return_routed_experts and a mixture of experts"
+            f"vLLM returned the experts of {0 if rows is None else len(rows)} tokens; expected {num_rows}: "
+            "it needs enable_return_routed_experts and a mixture of experts"
         )
     return np.asarray(rows, np.int16)

@@ -116,20 +116,39 @@ def test_nothing_known_is_nothing_replayed(mixture):
     assert torch.equal(policy(mixture, replay_routing=True)(given).logprobs, free)
 
 
-def test_an_engine_that_rounds_coarsely_agrees_better_with_a_learner_that_replays(mixture):
-    """The engine is the same model in bfloat16, whose router chooses otherwise at some tokens."""
+def test_an_engine_that_rounds_coarsely_agrees_with_a_learner_that_replays(mixture):
+    """The engine is the same model in bfloat16, whose router chooses otherwise at about 1 token in 100.
+
+    Seen: the log-probs after these tokens are 0.08 apart on average without replay and 0.003 with it.
+    """
+
+    def model() -> Any:
+        made = load(mixture)
+        for (
+            layer
+        ) in made.model.layers:  # untrained experts hardly add to the residual stream: 5 x 5 times more
+            layer.mlp.experts.gate_up_proj.data *= 5
+            layer.mlp.experts.down_proj.data *= 5
+        return made
+
     rng = np.random.default_rng(0)
     members = [([[3, *rng.integers(3, 100, 20)], rng.integers(3, 100, 40)], float(i)) for i in range(16)]
     layout = make_batch([make_group(0, members)]).padded()
-    engine = PolicyModel(load(mixture).bfloat16(), temperature=1.0)
+    engine = PolicyModel(model().bfloat16(), temperature=1.0)
     given = replace(layout, routed_experts=own_choice(engine.model, layout))
-    assert (given.routed_experts.sort(-1)[0] != own_choice(load(mixture), layout).sort(-1)[0]).any()
+    own = own_choice(model(), layout)
+    differs = (given.routed_experts.sort(-1).values != own.sort(-1).values).flatten(2).any(-1)
+    follows = differs.roll(1, 1) & layout.loss_mask
+    assert follows.any()
     with torch.no_grad():
         rollout = engine(layout).logprobs
-        gaps = [
-            (policy(mixture, replay_routing=on)(given).logprobs - rollout).abs().sum() for on in (False, True)
-        ]
-    assert gaps[1] < gaps[0]
+        free, replayed = (
+            (PolicyModel(model(), temperature=1.0, replay_routing=on)(given).logprobs - rollout).abs()
+            for on in (False, True)
+        )
+    assert replayed[follows].mean() < free[follows].mean() / 5
+    assert replayed.max() < free.max() / 5
+    assert replayed.sum() < free.sum()
 
 
 def routed(trajectory: Trajectory, *rows: tuple[int, int] | None) -> Trajectory:
@@ -173,34 +192,30 @@ def test_padding_is_not_known_and_no_routing_at_all_is_none():
     assert make_batch([group]).padded().routed_experts is None
 
 
-def scored(mixture: Path, *rows: tuple[int, int] | None, **fields: Any) -> tuple[Learner, TrainBatch]:
+def scored(mixture: Path, **fields: Any) -> tuple[Learner, TrainBatch]:
     row = get_algorithm("grpo")
     own = Learner(LearnerSpec(model=str(mixture), algorithm=row, learning_rate=1e-3, num_updates=2, **fields))
     group = make_group(0, MEMBERS)
-    rows = rows or ((0, 5), (5, 9))
-    members = [routed(t, *rows[: len(t.turns)]) for t in group.trajectories]
+    long, short = group.trajectories
+    members = [routed(long, (0, 5), (5, 9)), routed(short, (0, 4))]
     batch = make_batch([replace(group, trajectories=tuple(members))])
-    samples = [  # experts (n, n + 1) modulo 4, different at each token
-        sample
-        if sample.routed_experts is None
-        else replace(sample, routed_experts=((sample.routed_experts + np.arange(2)) % 4).astype(np.int16))
+    samples = [  # experts n and n + 1 modulo 4: other ones at each token
+        replace(sample, routed_experts=(experts + np.arange(2, dtype=np.int16)) % 4)
         for sample in batch.samples
+        if (experts := sample.routed_experts) is not None
     ]
     return own, own.score(replace(batch, samples=tuple(samples)), row.needs)
 
 
 def test_a_learner_scores_and_updates_with_the_same_experts_and_so_does_its_reference(mixture):
-    members = [((0, 2 + 3), (5, 9))]
-    free, unreplayed = scored(mixture, *members[0][:2])
-    own, batch = scored(mixture, *members[0][:2], replay_routing=True)
+    _, unreplayed = scored(mixture)
+    own, batch = scored(mixture, replay_routing=True)
     difference = np.abs(np.concatenate(batch.old_logprobs) - np.concatenate(unreplayed.old_logprobs))
     assert difference.max() > 1e-3
     for old, ref in zip(batch.old_logprobs, batch.ref_logprobs, strict=True):
         np.testing.assert_array_equal(old, ref)
-    own.is_first_update = False
     layout = batch.padded()
     torch.testing.assert_close(own.evaluate(layout).logprobs, layout.old_logprobs, atol=1e-6, rtol=0)
-    assert free.policy.replay_routing is False
 
 
 def test_experts_that_are_not_the_models_are_refused(mixture, tmp_path):
