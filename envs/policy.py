@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -45,7 +48,8 @@ NO_FILTERS = SamplingFilters()
 class SamplingParams:
     """How one completion is sampled.
 
-    `temperature` 0 is greedy (evaluation only). `seed` identifies the request's random stream.
+    `temperature` 0 is greedy (evaluation only). `seed` identifies the request's random stream. Of the first
+    `num_routed` tokens of the prompt the experts are known already: they are not returned again.
 
     Raises:
         ValueError: filters.return_kept with temperature 0: nothing is drawn.
@@ -56,6 +60,7 @@ class SamplingParams:
     filters: SamplingFilters = NO_FILTERS
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+    num_routed: int = 0
 
     def __post_init__(self) -> None:
         if self.filters.return_kept and self.temperature == 0:
@@ -79,6 +84,10 @@ class Completion:
     sampled from. `version_spans` cover [0, L) without gap or overlap. `kept_ids`, where they were asked for
     (SamplingFilters.return_kept): L tuples, the distinct ids that could be drawn at each place, the sampled
     one among them.
+
+    `routed_experts` (R, layers, top_k) int16, from an engine that tells a mixture's routing: the experts of
+    R consecutive tokens of prompt and completion. The last row is of the last token but one, since the last
+    that was sampled has not gone through the model; a row is -1 where nothing is known.
     """
 
     token_ids: tuple[int, ...]
@@ -86,6 +95,7 @@ class Completion:
     version_spans: tuple[VersionSpan, ...]
     finish_reason: FinishReason
     kept_ids: tuple[tuple[int, ...], ...] | None = None
+    routed_experts: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)

@@ -66,6 +66,7 @@ def make_engine_specs(config: Config) -> list[EngineSpec]:
             num_threads=config.engine_threads,
             num_gpus=gpu_shares(config)[1],
             seed=config.seed,
+            returns_experts=config.replay_routing,
         )
         for number in range(config.engines)
     ]
@@ -118,6 +119,7 @@ def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str, in
         seed=config.seed,
         run_name=run_name,
         teacher=config.teacher,
+        replay_routing=config.replay_routing,
         incidents=incidents,
         plugin=config.algorithm if ":" in config.algorithm else "",
     )

@@ -134,6 +134,8 @@ class Config(Overrides):
     """Precision in which the learner computes; weights and optimizer are float32. float16 scales the loss."""
     head_dtype: HeadDtype = "float32"
     """Precision of the head's matrix product in the learner; log-softmax and loss are always float32."""
+    replay_routing: bool = False
+    """Mixtures of experts: the learner sends each token to the experts that the engine chose (R3)."""
     context_length: Count = 512
     """Longest prompt plus answer that the engines accept, in tokens."""
     num_concurrent: Size = 0

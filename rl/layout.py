@@ -45,6 +45,7 @@ class PaddedLayout:
     advantages: Tensor | None = None  # (B, T) float32
     returns: Tensor | None = None  # (B, T) float32
     kept_ids: Tensor | None = None  # (B, T, K) int32, TrainSample.kept_ids, -1 where there is none
+    routed_experts: Tensor | None = None  # (B, T, layers, top_k) int16, -1 where not known
 
     def to(self, device: torch.device | str) -> PaddedLayout:
         """The same layout on `device`."""
@@ -76,12 +77,27 @@ def pad(samples: Sequence[TrainSample], *, pad_id: int = 0, **token_arrays: Toke
         position_ids=torch.from_numpy(positions),
         loss_mask=loss_mask,
         weight=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+        routed_experts=_padded_experts(samples, real),
         **{
             name: _padded(rows, real, 0.0, torch.float32).masked_fill(~loss_mask, 0.0)
             for name, rows in floats.items()
         },
         kept_ids=_padded_kept([sample.kept_ids for sample in samples], real),
     )
+
+
+def _padded_experts(samples: Sequence[TrainSample], real: Tensor) -> Tensor | None:
+    """What the samples know of their routing, -1 elsewhere; None where none knows any."""
+    known = [(row, sample.routed_experts) for row, sample in enumerate(samples)]
+    shapes = {experts.shape[1:] for _, experts in known if experts is not None}
+    if not shapes:
+        return None
+    (shape,) = shapes  # of one model
+    out = torch.full((*real.shape, *shape), -1, dtype=torch.int16)
+    for row, experts in known:
+        if experts is not None:
+            out[row, : len(experts)] = torch.from_numpy(experts)
+    return out
 
 
 def _padded(rows: Sequence[np.ndarray], real: Tensor, fill: float, dtype: torch.dtype) -> Tensor:

@@ -227,6 +227,8 @@ class Learner:
             value_head=self.spec.algorithm.critic == "head",
             jsd_beta=self.spec.algorithm.jsd_beta,
             router_loss=self.spec.algorithm.uses_router_loss,
+            # A reference replays too: at the start it is the policy, and its KL 0. A teacher may be anything.
+            replay_routing=self.spec.replay_routing and not path,
             head_dtype=self.spec.precision.head_dtype,
         ).to(self.device)
 

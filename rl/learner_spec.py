@@ -14,9 +14,10 @@ class LearnerSpec:
 
     `precision` says which number has which dtype (rl/precision.py). `num_updates` is the length of the
     learning-rate schedule in optimizer updates. `teacher` is a folder or hub id, for rows that learn from
-    one. `plugin` names a user's own algorithm, `file.py:ROW`: its file registers, in the learner's process
-    too, what the row is made of. In the folder `incidents` the batches of updates that were not applied are
-    kept; "" keeps none.
+    one. `replay_routing` sends every token to the experts of the batch (rl/router_replay.py). `plugin`
+    names a user's own algorithm, `file.py:ROW`: its file registers, in the learner's process too, what
+    the row is made of. In the folder `incidents` the batches of updates that were not applied are kept;
+    "" keeps none.
     """
 
     model: str
@@ -38,5 +39,6 @@ class LearnerSpec:
     seed: int = 0
     run_name: str = "run"
     teacher: str = ""
+    replay_routing: bool = False
     plugin: str = ""
     incidents: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from rl.distributions import generalized_jsd_of_states
 from rl.layout import PaddedLayout
 from rl.logprobs import next_token_targets, scatter_tokens, token_logprobs
 from rl.outputs import TokenOutputs
+from rl.router_replay import replayed, routers_of
 
 
 class PolicyModel(nn.Module):
@@ -32,6 +34,7 @@ class PolicyModel(nn.Module):
         value_head: bool = False,
         jsd_beta: float = 0.5,
         router_loss: bool = False,
+        replay_routing: bool = False,
         head_dtype: torch.dtype = torch.float32,
         chunk_size: int = 4096,
     ) -> None:
@@ -42,6 +45,7 @@ class PolicyModel(nn.Module):
         self.value_head = ValueHead(model) if value_head else None
         self.jsd_beta = jsd_beta
         self.router_loss = router_loss
+        self.replay_routing = replay_routing
         self.head_dtype = head_dtype
         self.chunk_size = chunk_size
 
@@ -87,7 +91,9 @@ class PolicyModel(nn.Module):
         self, layout: PaddedLayout, *, router_loss: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """States (N, H) that predict the sampled tokens, those tokens (N,), the head (V, H), router loss."""
-        hidden, balance = (routed_states if router_loss else plain_states)(self.model, layout)
+        replay = replayed(self.model, layout.routed_experts) if self.replay_routing else nullcontext()
+        with replay:
+            hidden, balance = (routed_states if router_loss else plain_states)(self.model, layout)
         states, targets = next_token_targets(hidden, layout.token_ids, layout.loss_mask)
         return states, targets, self.model.get_output_embeddings().weight, balance
 
@@ -168,11 +174,15 @@ def _body(model: Any, layout: PaddedLayout, **options: bool) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What a model's config.json tells. `context_length` (tokens) is None where the architecture has none."""
+    """What a model's config.json tells. `context_length` (tokens) is None where the architecture has none.
+
+    `num_routers` counts those whose choice can be replayed (rl/router_replay.py).
+    """
 
     num_parameters: int
     context_length: int | None
     has_router: bool = False
+    num_routers: int = 0
 
 
 def model_facts(path: str) -> ModelFacts:
@@ -187,6 +197,7 @@ def model_facts(path: str) -> ModelFacts:
         num_parameters=sum(p.numel() for p in model.parameters()),
         context_length=getattr(config.get_text_config(), "max_position_embeddings", None),
         has_router=has_router(model),
+        num_routers=len(routers_of(model)),
     )
 
 

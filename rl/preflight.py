@@ -18,6 +18,7 @@ from rl.durable import require_free_bytes
 from rl.hints import hint_message
 from rl.machine import Machine
 from rl.model import ModelFacts, model_facts
+from rl.router_replay import ROUTERS
 from rl.validation import ConfigError
 from rollout.manifest import ITEM_BYTES
 from rollout.renderer import ChatMLRenderer
@@ -89,11 +90,28 @@ def reward_model_problems(config: Config, tokenizer: Any) -> Iterator[str]:
 
 
 def router_problems(config: Config, facts: ModelFacts) -> Iterator[str]:
-    """A load to balance, and no router."""
+    """A load to balance, and no router; choices to replay, and nobody to choose or to tell."""
     if config.router_aux_loss_coef and not facts.has_router:
         yield (
             f"router_aux_loss_coef = {config.router_aux_loss_coef:g} has no effect: model {config.model} is "
             "dense, it has no experts; leave it out"
+        )
+    if not config.replay_routing:
+        return
+    if not facts.has_router:
+        yield (
+            f"replay_routing has no effect: model {config.model} is dense, it has no experts to choose; "
+            "leave it out"
+        )
+    elif not facts.num_routers:
+        yield (
+            f"replay_routing: the routers of model {config.model} are none of those that can be replayed "
+            f"({', '.join(sorted(ROUTERS))}); leave it out or use such a model"
+        )
+    if config.device == "cpu":
+        yield (
+            "replay_routing with device = 'cpu': vLLM 0.32 tells its routing from model runner V2 only, "
+            "which needs Triton and so a GPU; leave it out or run on one"
         )
 
 

@@ -39,11 +39,18 @@ class TrainSample:
     weight: float
     answer: str | None = None  # of the task, for a teacher that is told it
     kept_ids: np.ndarray | None = None  # (T, K) int32, the ids that could be drawn; None: every one
+    routed_experts: np.ndarray | None = None  # int16 (T, layers, top_k), of the engine; -1: not known
 
     def __post_init__(self) -> None:
         length = len(self.token_ids)
         for name in ("loss_mask", "rollout_logprobs", "versions", "turn_ids"):
             check_shape(f"TrainSample.{name} of {self.trajectory_id}", getattr(self, name), length)
+        routed = self.routed_experts
+        if routed is not None and (routed.ndim != 3 or len(routed) != length):
+            raise ValueError(
+                f"TrainSample.routed_experts of {self.trajectory_id} has shape {routed.shape}; expected "
+                f"({length}, layers, top_k)"
+            )
         if length and self.loss_mask[0]:
             raise ValueError(
                 f"{self.trajectory_id}: token 0 is sampled, but nothing stands before it; give a prompt"
@@ -92,6 +99,7 @@ def trajectory_samples(trajectory: Trajectory, group_id: int) -> Iterator[TrainS
                 weight=num_fresh / trajectory.num_sampled_tokens,
                 answer=trajectory.episode.task.answer,
                 kept_ids=_kept_ids(trajectory, path, fresh),
+                routed_experts=_routed_experts(trajectory.id, [trajectory.turns[index] for index in path]),
             )
 
 
@@ -124,6 +132,7 @@ def by_turn(sample: TrainSample) -> Iterator[TrainSample]:
             kept_ids=None
             if sample.kept_ids is None
             else np.where(mask[:, None], sample.kept_ids, np.int32(-1))[:end],
+            routed_experts=None if sample.routed_experts is None else sample.routed_experts[:end],
         )
 
 
@@ -160,6 +169,35 @@ def _kept_ids(trajectory: Trajectory, path: Sequence[int], fresh: set[int]) -> n
         lists = sampled if sampled is not None else [()] * len(turn.completion.token_ids)
         rows += [[*ids, *[-1] * (width - len(ids))] for ids in [*[()] * len(turn.context_ids), *lists]]
     return np.array(rows, np.int32)
+
+
+def _routed_experts(name: str, path: Sequence[Turn]) -> np.ndarray | None:
+    """The experts of a path's T tokens, (T, layers, top_k) int16; None where no turn tells any.
+
+    -1 where no turn tells, as of the last token always. Where two tell, the earlier counts.
+
+    Example, P0 A0 E0 A1 with one token of each, and what the two turns tell:
+        turn 0: P0                turn 1: A0 E0                -> P0 A0 E0 -1
+    """
+    told = [turn.completion.routed_experts for turn in path]
+    shapes = {rows.shape[1:] for rows in told if rows is not None}
+    if not shapes:
+        return None
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{name}: turns tell experts of shapes {sorted(shapes)}; expected one (layers, top_k)"
+        )
+    ends = np.cumsum([len(turn.context_ids) + len(turn.completion.token_ids) for turn in path])
+    experts = np.full((ends[-1], *shapes.pop()), -1, np.int16)
+    for rows, end in reversed(list(zip(told, ends, strict=True))):
+        if rows is None:
+            continue
+        if len(rows) > end - 1:
+            raise ValueError(
+                f"{name}: {len(rows)} rows of routed_experts for {end} tokens; expected {end - 1} at most"
+            )
+        experts[end - 1 - len(rows) : end - 1] = rows
+    return experts
 
 
 def check_shape(name: str, array: np.ndarray, length: int) -> None:

@@ -130,6 +130,7 @@ async def run_episode(
                 filters=filters,
                 seed=request_seed(len(log.turns)),
                 stop_token_ids=renderer.stop_token_ids,
+                num_routed=max(len(log.token_ids) - 1, 0),  # the last one sampled never ran
             )
             completion = await log.timed("generate", policy.complete(log.token_ids + context_ids, sampling))
             action = renderer.parse(completion.token_ids, env.tools, first_call=budget.num_tool_calls)

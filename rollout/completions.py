@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from math import exp, isfinite
 from typing import Any
 
+import numpy as np
+
 from envs.policy import Completion, SamplingFilters, VersionSpan
 
 ROOM_FOR_TIES = 8
@@ -22,7 +24,7 @@ def num_alternatives(filters: SamplingFilters) -> int:
     return filters.top_k + ROOM_FOR_TIES if filters.return_kept else 0
 
 
-def completion_of(output: Any, *, return_kept: bool) -> Completion:
+def completion_of(output: Any, *, return_kept: bool, routed_experts: np.ndarray | None = None) -> Completion:
     """A finished vLLM CompletionOutput, its log-probs those of `logprobs_mode="processed_logprobs"`.
 
     Raises:
@@ -40,6 +42,7 @@ def completion_of(output: Any, *, return_kept: bool) -> Completion:
         ),
         finish_reason="stop" if output.finish_reason == "stop" else "length",
         kept_ids=tuple(_kept(entry) for entry in output.logprobs) if return_kept else None,
+        routed_experts=routed_experts,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from envs.policy import MAX_KEPT, Completion, SamplingParams
 from rollout.completions import ROOM_FOR_TIES, completion_of, num_alternatives
 from rollout.manifest import Manifest
+from rollout.routed_experts import experts_of
 from rollout.weight_sketch import Sketch
 
 # What vLLM reads from the environment, set before it is imported: always, by device, by weight channel.
@@ -45,7 +46,8 @@ class EngineSpec:
 
     `num_threads` is the engine's OpenMP threads on the CPU: with one, its results do not depend on what else
     is in the batch. `kv_cache_gib` is per engine on the CPU; on a GPU `num_gpus` rules instead, the engine's
-    share of one (at most 1). `weight_transfer_backend` is a name in vLLM's weight-transfer registry.
+    share of one (at most 1). `weight_transfer_backend` is a name in vLLM's weight-transfer registry. With
+    `returns_experts` completions tell a mixture's routing.
     """
 
     name: str
@@ -59,6 +61,7 @@ class EngineSpec:
     kv_cache_gib: int = 1
     num_gpus: float = 0.0
     seed: int = 0
+    returns_experts: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -122,6 +125,7 @@ class VllmEngine:
             weight_transfer_config=WeightTransferConfig(backend=self.spec.weight_transfer_backend),
             worker_extension_cls="rollout.weight_transfer.WorkerExtension",
             disable_log_stats=True,
+            enable_return_routed_experts=self.spec.returns_experts,
             **device_arguments(self.spec),
         )
         try:
@@ -148,6 +152,7 @@ class VllmEngine:
             top_k=filters.top_k,
             min_p=filters.min_p,
             seed=sampling.seed,
+            routed_experts_prompt_start=sampling.num_routed,
             stop_token_ids=list(sampling.stop_token_ids),
             ignore_eos=True,  # only stop_token_ids stop: the same set for every engine and learner
             logprobs=num_alternatives(filters),  # 0: the sampled token's only
@@ -156,8 +161,10 @@ class VllmEngine:
         )
         result = await self._finish(prompt_ids, params)
         output = result.outputs[0]
+        num_rows = len(prompt_ids) + len(output.token_ids) - 1 - sampling.num_routed
+        experts = experts_of(output, num_rows) if self.spec.returns_experts else None
         with self._attempt("reading a completion"):
-            return completion_of(output, return_kept=filters.return_kept)
+            return completion_of(output, return_kept=filters.return_kept, routed_experts=experts)
 
     async def score(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log-probability of each id after the first, given those before it: float32 (len - 1,).
@@ -273,21 +280,13 @@ class VllmEngine:
         """Sketches of what every layer serves, by Hugging Face name."""
         with self._attempt("sketching its weights"):
             (plain,) = await self._llm.collective_rpc("sketch_served_weights", args=(seed,))
-        return {name: _sketch(entry) for name, entry in plain.items()}
+        return {name: Sketch.from_bytes(entry) for name, entry in plain.items()}
 
     async def stop(self) -> None:
         """Shut the engine's processes down."""
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
-
-
-def _sketch(entry: Mapping[str, Any]) -> Sketch:
-    rows = entry["rows"]
-    return Sketch(
-        columns=np.frombuffer(entry["columns"], np.float32).reshape(rows, -1),
-        product=np.frombuffer(entry["product"], np.float32),
-    )
 
 
 def _update(info: dict[str, Any]) -> Any:

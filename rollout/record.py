@@ -25,7 +25,8 @@ class Record:
     `group` is the task's index in the task stream, `member` the place in the group. `old_logprobs` holds the
     learner's log-probabilities before the update (nats), one tuple a turn and one number a sampled id; None
     where the learner has not scored the trajectory. The loss mask is not stored: it is 0 on every id of
-    `context_ids` and 1 on every sampled id of a scored trajectory.
+    `context_ids` and 1 on every sampled id of a scored trajectory. A mixture's routed experts are not stored
+    either: they are layers x top_k numbers a token, hundreds of times the rest.
     """
 
     step: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,6 +30,14 @@ class Sketch:
     columns: np.ndarray
     product: np.ndarray
     row_l1: np.ndarray | None = None
+
+    @classmethod
+    def from_bytes(cls, entry: Mapping[str, Any]) -> Self:
+        """What an engine's worker sends (rollout/weight_transfer.py): arrays as bytes, `rows` is R."""
+        return cls(
+            columns=np.frombuffer(entry["columns"], np.float32).reshape(entry["rows"], -1),
+            product=np.frombuffer(entry["product"], np.float32),
+        )
 
 
 def probe(width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from envs.episode import Episode, Score
 from envs.messages import StopReason, Task
@@ -32,6 +38,27 @@ def make_tiny_model(folder: Path, *, tied: bool, seed: int = 0, num_layers: int 
         tie_word_embeddings=tied,
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
+    make_char_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_tiny_mixture(folder: Path) -> Path:
+    """A tiny mixture of four experts, two a token, saved like make_tiny_model's."""
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=128,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
     make_char_tokenizer().save_pretrained(folder)
     return folder
 

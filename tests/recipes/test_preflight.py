@@ -17,7 +17,7 @@ from rl.machine import Machine
 from rl.model import model_facts
 from rl.preflight import LEARNER_BYTES, preflight
 from rl.validation import ConfigError
-from tests.tiny import load, make_tiny_model
+from tests.tiny import load, make_tiny_mixture, make_tiny_model
 
 MACHINE = Machine(host="here", cores=2, memory_bytes=2**34, gpus=())
 ENV_FILE = Path(__file__)  # the environments below are named as file.py:attribute
@@ -182,3 +182,15 @@ def test_a_used_run_directory_is_refused_before_a_base_is_made(tmp_path, capsys)
     assert launch(Config(run_dir=str(tmp_path)), recipe="test", make_base=must_not_be_made) == 2
     assert "is not empty (it holds notes.txt)" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_replay_is_refused_where_nobody_routes_and_where_the_engine_does_not_tell(
+    model: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    path = tmp_path_factory.mktemp("runs")
+    assert "is dense, it has no experts to choose" in complaint(config_of(model, replay_routing=True), path)
+    mixture = make_tiny_mixture(tmp_path_factory.mktemp("mixture"))
+    short = {"context_length": 128, "max_total_tokens": 128, "canary_tokens": 32}
+    told = complaint(config_of(mixture, replay_routing=True, **short), path)
+    assert "replay_routing with device = 'cpu'" in told
+    assert "no experts" not in told

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from recipes.char_tokenizer import make_char_tokenizer
 from rl.algorithms import get_algorithm
 from rl.batch import TrainBatch, make_batch
 from rl.gates import GateError, StepGates
@@ -19,7 +17,7 @@ from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
 from rl.numerics import metric_values
 from rl.precision import Precision
-from tests.tiny import VOCAB_SIZE, load, make_group, make_tiny_model
+from tests.tiny import load, make_group, make_tiny_mixture, make_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny mixture of four experts, two a token."""
-    path = tmp_path_factory.mktemp("mixture")
-    torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=64,
-        moe_intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        num_experts=4,
-        num_experts_per_tok=2,
-        max_position_embeddings=128,
-    )
-    Qwen3MoeForCausalLM(config).save_pretrained(path)
-    make_char_tokenizer().save_pretrained(path)
-    return path
+    return make_tiny_mixture(tmp_path_factory.mktemp("mixture"))
 
 
 def learner(
