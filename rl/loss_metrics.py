@@ -142,7 +142,8 @@ LOSS_METRICS = {
     "policy/loss": "the loss that was minimised",
     "policy/pg_loss": "its policy-gradient term",
     "policy/kl_loss": "its KL term before kl_loss_coef; only where the row has one",
-    "policy/entropy": "mean entropy of the policy over trained tokens, nats",
+    "policy/entropy": "mean entropy of the policy over trained tokens, nats; with replay_sampling_mask, of "
+    "the distribution over what could be drawn",
     "policy/advantage_mean": "mean advantage over trained tokens",
     "policy/advantage_std": "population standard deviation of the advantage over trained tokens",
     "policy/advantage_abs_max": "largest |advantage| of a trained token",
