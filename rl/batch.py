@@ -30,8 +30,9 @@ class Accounting:
     """Where every sampled token went: num_sampled = num_trained + num_masked + sum(dropped.values()).
 
     `dropped` counts sampled tokens, and `dropped_trajectories` trajectories, by reason: error (the world
-    failed), unscored (no reward), nonfinite_score, uniform_group (all rewards equal). Masked tokens belong to
-    trajectories that count in the statistics and are not trained on.
+    failed), unscored (no reward), nonfinite_score, uninformative_group (all rewards equal, or one member),
+    not_resampled (GRPO-RoC). Masked tokens belong to trajectories that count in the statistics and are not
+    trained on.
     """
 
     num_trajectories: int

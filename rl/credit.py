@@ -113,7 +113,7 @@ class TokenRewards:
 
 def padded(arrays: TokenArrays | list[np.ndarray]) -> np.ndarray:
     """Arrays of different length as rows (S, T) of float64, 0 beyond their ends."""
-    rows = np.zeros((len(arrays), max(map(len, arrays), default=0)))
+    rows = np.zeros((len(arrays), max(map(len, arrays), default=1)))
     for row, array in zip(rows, arrays, strict=True):
         row[: len(array)] = array
     return rows
@@ -188,6 +188,8 @@ def parts_credit(row: PolicyGradient, batch: TrainBatch, rewards: np.ndarray) ->
     """GDPO: every part of the reward compared for itself; the reward that they make has no part in it."""
     del rewards
     parts = required(batch.reward_parts, "reward_parts", row)
+    if not len(batch.rewards):
+        return TokenCredit(advantages=())
     weights = row.reward_weights or dict.fromkeys((name for name in parts if "/" not in name), 1.0)
     if missing := [name for name in weights if name not in parts]:
         raise ValueError(unknown_name("part of every score, in reward_weights,", missing[0], parts))

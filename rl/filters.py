@@ -38,7 +38,7 @@ def resample_on_correct(
     ones in the order in which they were sampled; of the others the first in that order. This is the
     deterministic form of microsoft/rStar's code, where the paper draws positives by inverse penalty: data
     stay a pure function of (config, seed, step). As in that code a group of fewer than `num_kept` is dropped
-    whole.
+    whole; `resample_groups` takes the kept share of the members that are there.
     Halves are rounded to even on the side of the others, and the positives get the rest: 7 and 7 of which 7
     are kept give 4 others and 3 positives, where that code rounds both sides up to 4 and stops on its assert.
 

@@ -47,6 +47,10 @@ def hinted(sample: TrainSample, messages: Sequence[Message], renderer: ChatMLRen
     def behind(fill: float, values: np.ndarray) -> np.ndarray:
         return np.concatenate([np.full(num_before, fill, values.dtype), values])
 
+    experts = sample.routed_experts
+    if experts is not None:  # of the hint nothing is known
+        free = np.full((num_before, *experts.shape[1:]), -1, experts.dtype)
+        experts = np.concatenate([free, experts])
     return replace(
         sample,
         token_ids=token_ids,
@@ -54,4 +58,5 @@ def hinted(sample: TrainSample, messages: Sequence[Message], renderer: ChatMLRen
         rollout_logprobs=behind(np.nan, sample.rollout_logprobs),
         versions=behind(-1, sample.versions),
         turn_ids=behind(-1, sample.turn_ids),
+        routed_experts=experts,
     )

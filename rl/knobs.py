@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rl.policy_gradient import PolicyGradient
 
 PPO_CLIPS = {"clip_ratio_low", "clip_ratio_high", "clip_ratio_c"}
+TOKEN_RULES = {"sapo", "dppo_tv", "dppo_kl", "kimi", "opmd"}
+"""Rules that see a token and nothing of its row."""
 SHAPING = ("max_response_length", "overlong_buffer_len", "overlong_penalty_factor")
 
 
@@ -64,6 +66,9 @@ def problems(row: PolicyGradient) -> Iterator[str]:
             f"hint = {row.hint!r} with policy_loss 'jsd': whole distributions are compared with those of "
             "another model; leave it out, or use row opsd"
         )
+    weights = row.reward_weights.values()
+    if weights and not (all(isfinite(weight) for weight in weights) and any(weights)):
+        yield f"reward_weights = {dict(row.reward_weights)}: expected finite numbers, not all of them 0"
     if not 0 <= row.jsd_beta <= 1:
         yield f"jsd_beta = {row.jsd_beta}: expected 0 (forward KL) to 1 (reverse KL)"
     if row.dynamic_sampling and not row.drop_uniform_groups:
@@ -139,8 +144,8 @@ def _compares_sequences(row: PolicyGradient) -> bool:
         row.importance_sampling_level == "sequence"
         or (correction is not None and {correction.gate, correction.weight} != {"token"})
         or row.off_policy_mask_threshold is not None
-        or row.adv_estimator in TOKEN_ESTIMATORS
-        or row.policy_loss in RULES
+        or row.adv_estimator in {"gae", "vapo", "reinforce_plus_plus"}
+        or row.policy_loss in {*RULES} - TOKEN_RULES
     )
 
 
@@ -149,7 +154,7 @@ def without_effect(row: PolicyGradient) -> Iterator[tuple[str, str]]:
     clips = {"ppo": PPO_CLIPS}.get(row.policy_loss, set(RULE_KNOBS.get(row.policy_loss, ())))
     for knob in sorted(PPO_CLIPS - clips):
         yield knob, f"policy_loss {row.policy_loss!r} has no such clip"
-    if row.adv_estimator not in {*TOKEN_ESTIMATORS, "gigpo", "gigpo_std"}:
+    if row.adv_estimator not in {*TOKEN_ESTIMATORS, "gigpo", "gigpo_std"} - {"reinforce_plus_plus_baseline"}:
         yield "gamma", f"adv_estimator {row.adv_estimator!r} discounts nothing"
     if row.adv_estimator != "vapo":
         yield "length_adaptive_alpha", f"adv_estimator {row.adv_estimator!r} has one λ for all lengths"
@@ -177,8 +182,10 @@ def without_effect(row: PolicyGradient) -> Iterator[tuple[str, str]]:
     if row.policy_loss != "jsd":
         yield "jsd_beta", f"policy_loss {row.policy_loss!r} is not jsd"
     else:
-        for knob in ("adv_estimator", "gamma", "importance_sampling_level"):
+        for knob in ("adv_estimator", "gamma", "importance_sampling_level", "off_policy_mask_threshold"):
             yield knob, "policy_loss 'jsd' uses no advantage and no ratio"
+    if row.truncated == "zero_reward" and (row.uses_teacher or row.adv_estimator == "gdpo"):
+        yield "truncated", f"adv_estimator {row.adv_estimator!r} does not use the reward as a whole"
     if row.uses_teacher:
         for knob in ("kl_coef", *SHAPING):
             yield knob, "a teacher takes the reward's place"

@@ -65,7 +65,7 @@ def ratio_metrics(log_ratio: Tensor, clipped: Clipped, kept: Tensor, level: Rati
     }
 
 
-def gap_metrics(x: LossTokens, loss_mask: Tensor) -> MetricSums:
+def gap_metrics(x: LossTokens) -> MetricSums:
     """How far the learner is from the sampler on the tokens where both log-probs are known."""
     difference, known = x.log_weight, x.known
     ratio = bounded_exp(difference)
@@ -86,7 +86,6 @@ def gap_metrics(x: LossTokens, loss_mask: Tensor) -> MetricSums:
         "gap/chi2": mean_share(ratio.double().square() - 1.0, known),
         "gap/ppl_ratio": mean_share(ppl_ratio, known.any(1)),
         "gap/correlation": correlation_share(learner, engine, known),
-        "gap/missing_logprob_frac": mean_share(loss_mask & ~known, loss_mask),
     }
 
 

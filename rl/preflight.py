@@ -18,6 +18,7 @@ from rl.durable import require_free_bytes
 from rl.hints import hint_message
 from rl.machine import Machine
 from rl.model import ModelFacts, model_facts
+from rl.policy_gradient import PolicyGradient
 from rl.router_replay import ROUTERS
 from rl.validation import ConfigError
 from rollout.manifest import ITEM_BYTES
@@ -98,6 +99,11 @@ def router_problems(config: Config, facts: ModelFacts) -> Iterator[str]:
         )
     if not config.replay_routing:
         return
+    if not isinstance(config.make_algorithm(), PolicyGradient):
+        yield (
+            f"replay_routing with algorithm {config.algorithm!r}: it may learn from what no engine of this "
+            "run has sampled, and then nobody knows the experts; leave it out"
+        )
     if not facts.has_router:
         yield (
             f"replay_routing has no effect: model {config.model} is dense, it has no experts to choose; "

@@ -56,10 +56,10 @@ def _replay_problems(config: Config, algorithm: Objective, used: list[str]) -> I
             "replay_sampling_mask has no effect: every token can be drawn; set top_k (top_p and min_p may "
             "stand beside it), or leave it out"
         )
-    elif not 1 <= config.top_k <= MAX_KEPT:
+    elif not 2 <= config.top_k <= MAX_KEPT:
         yield (
             f"replay_sampling_mask with top_k = {config.top_k}: the engine returns at most {MAX_KEPT} "
-            f"ids a token; set top_k to 1 to {MAX_KEPT}"
+            f"ids a token, and of one there is nothing to learn; set top_k to 2 to {MAX_KEPT}"
         )
     if not isinstance(algorithm, PolicyGradient):
         yield (

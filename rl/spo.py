@@ -20,7 +20,8 @@ class PromptBaselines:
     """A row whose baselines are the success rates of prompts; only what a run does with the row.
 
     A prompt seen before is compared with what was known of it before this step. What is known fades with the
-    policy's way since then, the sum of the steps' policy/approx_kl_k3 (nats a token). Rewards must be in
+    policy's way since then, the sum of the steps' policy/approx_kl_k3 (nats a token), a mean over a step's
+    updates that each sees what was before it: the last one is not counted. Rewards must be in
     [0, 1]. The recipe's sampling of prompts by their uncertainty is not here: the task stream decides.
     """
 

@@ -209,14 +209,18 @@ def _row_problems(config: Config, algorithm: PolicyGradient) -> Iterator[str]:
             f"{algorithm.oversample} is kept, and a group needs two to be compared; use a multiple of "
             f"{algorithm.oversample}, at least {2 * algorithm.oversample}"
         )
-    if algorithm.adv_estimator == "gdpo" and config.reward.startswith("shuffled:"):
+    if algorithm.adv_estimator in {"gdpo", *TURN_ESTIMATORS} and config.reward.startswith("shuffled:"):
         yield (
-            f"reward = {config.reward!r}: {config.algorithm} learns from the parts of the reward, which "
-            "stay with the trajectory that earned them, so the control would learn; use another row"
+            f"reward = {config.reward!r}: {config.algorithm} learns from the parts of the reward or from "
+            "turns' rewards, which stay with the trajectory that earned them, so the control would learn; "
+            "use another row"
         )
     estimator = ADV_ESTIMATORS.get(algorithm.adv_estimator)
-    compares = algorithm.adv_estimator in {"gdpo", "opo", *TURN_ESTIMATORS} or (
-        estimator and not estimator(np.ones(1), np.zeros(1, np.int64)).any()
+    comparing = {"gdpo", "opo", "reinforce_plus_plus_baseline", *TURN_ESTIMATORS}
+    compares = (
+        algorithm.drop_uniform_groups  # a group of one is one
+        or algorithm.adv_estimator in comparing
+        or (estimator and not estimator(np.ones(1), np.zeros(1, np.int64)).any())
     )
     if config.group_size == 1 and compares:
         yield (
@@ -228,6 +232,16 @@ def _row_problems(config: Config, algorithm: PolicyGradient) -> Iterator[str]:
             f"num_tasks = {config.num_tasks}: {config.algorithm} compares a task with its own past, and none "
             f"would come twice in {config.num_steps} steps of {config.num_groups}; set num_tasks below "
             f"{config.num_groups * config.num_steps}"
+        )
+    if algorithm.adv_estimator == "spo" and config.num_minibatches == 1:
+        yield (
+            f"num_minibatches = 1: {config.algorithm} forgets by how far the policy moves in a step, which "
+            "is measured before each update, so that one update moves it by nothing; use more"
+        )
+    if algorithm.target_kl is not None and algorithm.kl_horizon <= 0.2 * config.num_trajectories:
+        yield (
+            f"kl_horizon = {algorithm.kl_horizon:g} for {config.num_trajectories} trajectories a step: one "
+            f"step could take kl_coef to 0, where it stays; use more than {0.2 * config.num_trajectories:g}"
         )
     if algorithm.kl_loss_coef and (algorithm.kl_loss_type, algorithm.kl_gradient) == ("k1", "naive"):
         yield (

@@ -62,6 +62,8 @@ def read_config(run: Path) -> Config:
         raise ReplayError(
             f"the settings in {path} are not those of a recipe that learns from trajectories in this version"
         )
+    if config.replay_routing:
+        raise ReplayError("the run replayed its engines' choice of experts, which records do not hold")
     if config.sabotage == "perturb_learner":
         raise ReplayError(
             "the run's learner was perturbed before its start (--sabotage); there is nothing to repeat"

@@ -186,7 +186,9 @@ def test_the_algorithm_of_contributing_trains_from_a_users_own_file(tmp_path: Pa
     sorted(name for name, row in ALGORITHMS.items() if name != "grpo" and not row.loads_teacher),
 )
 def test_every_algorithm_runs(tmp_path: Path, algorithm: str) -> None:
-    own = {"spo": ["--num-tasks", "8"]}.get(algorithm, [])  # its tasks must come again
+    own = {"spo": ["--num-tasks", "8", "--num-minibatches", "2", "--micro-batch-size", "8"]}.get(
+        algorithm, []
+    )  # its tasks must come again
     finished = run_recipe(tmp_path / "run", ["--algorithm", algorithm, *own])
     assert finished.code == 0, finished.screen
     assert len(finished.metrics) == NUM_STEPS

@@ -64,6 +64,32 @@ def test_batch_arithmetic():
             "group_size = 1: gigpo compares the members",
         ),
         ({"algorithm": "gdpo", "reward": "shuffled:calc"}, "which stay with the trajectory that earned them"),
+        (
+            {"algorithm": "gigpo", "reward": "shuffled:calc"},
+            "which stay with the trajectory that earned them",
+        ),
+        ({"algorithm": "gdpo", "truncated": "zero_reward"}, "does not use the reward as a whole"),
+        ({"algorithm": "gdpo", "reward_weights": {"answer": float("nan")}}, "expected finite numbers"),
+        ({"algorithm": "gdpo", "reward_weights": {"answer": 0.0}}, "not all of them 0"),
+        (
+            {"group_size": 1, "num_groups": 32, "algorithm": "reinforce_pp_baseline"},
+            "group_size = 1: reinforce_pp_baseline compares the members",
+        ),
+        (
+            {"group_size": 1, "num_groups": 32, "algorithm": "reinforce", "drop_uniform_groups": True},
+            "group_size = 1: reinforce compares the members",
+        ),
+        (
+            {"algorithm": "spo", "num_tasks": 8},
+            "num_minibatches = 1: spo forgets by how far the policy moves",
+        ),
+        (
+            {"algorithm": "rloo", "target_kl": 0.1, "kl_horizon": 20.0},
+            "kl_horizon = 20 for 128 trajectories a step",
+        ),
+        ({"algorithm": "sapo", "step_wise": True}, "step_wise = True has no effect"),
+        ({"algorithm": "reinforce_pp_baseline", "gamma": 0.9}, "discounts nothing"),
+        ({"top_k": 1, "replay_sampling_mask": True}, "set top_k to 2 to 20"),
         ({"algorithm": "gdpo", "kl_coef": 0.1}, "compares the parts of the reward, not the whole"),
         ({"turn_advantage_coef": 0.5}, "gives turns nothing of their own"),
         ({"target_kl": 0.1}, "kl_coef is 0"),

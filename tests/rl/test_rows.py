@@ -121,6 +121,14 @@ def test_garbage_at_masked_positions_changes_no_bit_of_an_advantage_or_return(na
     assert any(array.any() for array in clean.advantages)
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_a_step_in_which_nothing_was_scored_is_an_empty_batch(name):
+    scored = replace(make_batch([]), **dict.fromkeys(TOKEN_ARRAYS[:4], ()))
+    batch = ALGORITHMS[name].start().assign_advantages(scored)
+    assert batch.advantages == ()
+    assert [part.samples for part in replace(batch, facts={}).minibatches(1)] == [()]
+
+
 @pytest.fixture
 def registers():
     """Registrations that are undone when the test is over."""
