@@ -117,6 +117,6 @@ def recommend(summary: GapSummary) -> str:
             "above the 1e-3 of a healthy run, so tokens outside the band are left out (IcePop's bounds)"
         )
     return (
-        "--rollout-is token_tis --rollout-is-threshold 2: k3 is what rounding gives (1e-4 to 1e-3), so a "
-        "truncated importance weight is enough (verl's preset)"
+        f"--rollout-is token_tis --rollout-is-threshold 2: k3 is {summary.k3:.1e}, below the 1e-3 of a "
+        "healthy run, so a truncated importance weight is enough (verl's preset)"
     )
