@@ -1,4 +1,4 @@
-"""Credit by turn: what a batch knows of its trajectories' turns, and the estimators that use it."""
+"""Credit by turn: what a batch knows of its trajectories' turns, and from turns to their tokens."""
 
 from __future__ import annotations
 

@@ -73,6 +73,22 @@ def test_gigpo_std_divides_both_parts_by_their_groups_spread() -> None:
     )
 
 
+def test_the_kl_in_the_reward_is_summed_over_a_trajectory() -> None:
+    batch = split_batch()
+    nats = (0.1, 0.2, 0.3, 0.4)
+    log_ratios = {
+        "old_logprobs": tuple(np.full(len(s.token_ids), -1.0, np.float32) for s in batch.samples),
+        "ref_logprobs": tuple(
+            np.full(len(s.token_ids), -1.0 - n, np.float32) for s, n in zip(batch.samples, nats, strict=True)
+        ),
+    }
+    row = get_algorithm("dr_grpo", kl_coef=0.5)
+    # Each has 6 sampled tokens: rewards 0, 1, 0, 1 less .3, .6, .9, 1.2; their mean is -.25
+    expected = [-0.3 + 0.25, 0.4 + 0.25, -0.9 + 0.25, -0.2 + 0.25]
+    advantages = [tokens[0] for tokens in by_token(row.assign_advantages(replace(batch, **log_ratios)))]
+    np.testing.assert_allclose(advantages, expected, rtol=1e-5)
+
+
 def test_the_kl_in_the_reward_is_the_outcomes() -> None:
     batch = two_of_two_turns()
     log_ratios = {
@@ -203,16 +219,16 @@ def test_gdpo_refuses_a_part_that_not_every_score_has() -> None:
 
 
 def test_vapos_lambda_is_by_length_and_the_critics_is_its_own() -> None:
-    row = get_algorithm("vapo", length_adaptive_alpha=0.4, lam=0.5)
+    row = get_algorithm("vapo", length_adaptive_alpha=0.4, lam=0.25)
     members = [([PROMPT, [7] * 5], 1.0), ([PROMPT, [7] * 4], 0.0)]
     batch = make_batch([make_group(0, members)])
     values = tuple(np.where(s.loss_mask, 0.2, 0).astype(np.float32) for s in batch.samples)
     weighed = row.assign_advantages(replace(batch, old_values=values, old_logprobs=values))
     assert weighed.returns is not None
-    # δ is .8 at the last token and 0 before. Returns: .2 + .8 · .5^k. Advantages: λ = 1 - 1 / (.4 · 5) = .5;
+    # δ is .8 at the last token and 0 before. Returns: .2 + .8 · .25^k. Advantages: λ = 1 - 1 / (.4 · 5) = .5;
     # of the other row, with δ = -.2, λ = 1 - 1 / 1.6 = .375. Whitened, differences keep their proportions.
-    np.testing.assert_allclose(weighed.returns[0][2:], 0.2 + 0.8 * 0.5 ** np.arange(4, -1, -1), rtol=1e-5)
-    np.testing.assert_allclose(weighed.returns[1][2:], 0.2 - 0.2 * 0.5 ** np.arange(3, -1, -1), rtol=1e-5)
+    np.testing.assert_allclose(weighed.returns[0][2:], 0.2 + 0.8 * 0.25 ** np.arange(4, -1, -1), rtol=1e-5)
+    np.testing.assert_allclose(weighed.returns[1][2:], 0.2 - 0.2 * 0.25 ** np.arange(3, -1, -1), rtol=1e-5)
     one, other = by_token(weighed)
     assert (one[4] - one[3]) / (one[3] - one[2]) == pytest.approx(2.0, rel=1e-3)
     assert (other[3] - other[2]) / (other[2] - other[1]) == pytest.approx(1 / 0.375, rel=1e-3)
