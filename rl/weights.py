@@ -13,18 +13,22 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from rollout.manifest import Manifest, TensorSpec
 from rollout.weight_sketch import Sketch, sketch_tensor
 
 
 def wire_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter by its Hugging Face name, in the engine's dtype.
+    """Every parameter by its name in a Hugging Face checkpoint, in the engine's dtype.
 
-    A tied head is one tensor, sent once.
+    A tied head is one tensor, sent once. A mixture's experts, one parameter in transformers, are a tensor
+    each, as a checkpoint has them and as vLLM loads them.
     """
     for name, parameter in model.named_parameters():
-        yield name, parameter.detach().to(dtype).contiguous()
+        cast = {name: parameter.detach().to(dtype)}
+        for saved_name, tensor in revert_weight_conversion(model, cast).items():  # pyright: ignore[reportArgumentType]
+            yield saved_name, tensor.contiguous()
 
 
 class SharedWeights:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rollout.manifest import WeightSyncError
+from rollout.served_experts import ServedExpert, is_mixture, served_experts
 from rollout.weight_sketch import Sketch, probe, sketch_tensor
 
 
@@ -33,8 +34,20 @@ class ServedTensor:
     shape: tuple[int, ...]
     packed: bool
 
+    def sketch(self, seed: int) -> Sketch:
+        """Of what the layer computes with (seed: rollout.weight_sketch.probe)."""
+        weight = getattr(self.module, self.attribute)
+        if not self.packed:
+            return sketch_tensor(weight[self.start : self.end], seed)
+        width = self.shape[1]
+        columns, signs = probe(width, seed)
+        dtype = weight.dtype
+        probes = torch.cat([torch.eye(width, dtype=dtype)[columns], signs[None].to(dtype)])
+        out = self.module.cpu_linear(probes, weight, None)[:, self.start : self.end].float()
+        return Sketch(columns=out[:-1].T.contiguous().numpy(), product=out[-1].numpy())
 
-def served_tensors(model: nn.Module) -> Iterator[ServedTensor]:
+
+def served_tensors(model: nn.Module) -> Iterator[ServedTensor | ServedExpert]:
     """Every tensor that a text model on one rank is made of; a tied head is listed as `lm_head.weight`.
 
     Raises:
@@ -42,6 +55,9 @@ def served_tensors(model: nn.Module) -> Iterator[ServedTensor]:
     """
     fused = getattr(model, "packed_modules_mapping", {})
     for path, module in model.named_modules():
+        if is_mixture(module):
+            yield from served_experts(path, module)
+            continue
         for attribute, parameter in module._parameters.items():
             if parameter is None:
                 continue
@@ -85,6 +101,8 @@ def _full_shape(module: Any, attribute: str, parameter: torch.Tensor) -> tuple[i
         return (module.org_vocab_size, module.embedding_dim)
     if attribute == "weight" and hasattr(module, "output_size_per_partition"):
         return (module.output_size_per_partition, module.input_size_per_partition)
+    if attribute == "weight" and hasattr(module, "output_size"):  # a layer that is whole on every rank
+        return (module.output_size, module.input_size)
     return tuple(parameter.shape)
 
 
@@ -120,16 +138,4 @@ def retie_head(model: nn.Module) -> None:
 @torch.no_grad()
 def served_sketches(model: nn.Module, seed: int) -> dict[str, Sketch]:
     """Sketch every served tensor through the layer that serves it (seed: rollout.weight_sketch.probe)."""
-    return {tensor.name: _sketch_served(tensor, seed) for tensor in served_tensors(model)}
-
-
-def _sketch_served(tensor: ServedTensor, seed: int) -> Sketch:
-    weight = getattr(tensor.module, tensor.attribute)
-    if not tensor.packed:
-        return sketch_tensor(weight[tensor.start : tensor.end], seed)
-    width = tensor.shape[1]
-    columns, signs = probe(width, seed)
-    dtype = weight.dtype
-    probes = torch.cat([torch.eye(width, dtype=dtype)[columns], signs[None].to(dtype)])
-    out = tensor.module.cpu_linear(probes, weight, None)[:, tensor.start : tensor.end].float()
-    return Sketch(columns=out[:-1].T.contiguous().numpy(), product=out[-1].numpy())
+    return {tensor.name: tensor.sketch(seed) for tensor in served_tensors(model)}

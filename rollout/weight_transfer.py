@@ -31,6 +31,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from rollout import sabotage
 from rollout.manifest import Manifest, TensorSpec, WeightSyncError, check_manifest
 from rollout.served import expected_shapes, retie_head, served_sketches
+from rollout.served_experts import repack_experts
 
 BACKEND = "whetstone_shm"
 
@@ -105,6 +106,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        repack_experts(self.model)
         if self._drill != "no_retie":
             retie_head(self.model)
 

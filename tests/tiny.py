@@ -56,7 +56,7 @@ def make_tiny_mixture(folder: Path) -> Path:
         head_dim=32,
         num_experts=4,
         num_experts_per_tok=2,
-        max_position_embeddings=128,
+        max_position_embeddings=512,
     )
     Qwen3MoeForCausalLM(config).save_pretrained(folder)
     make_char_tokenizer().save_pretrained(folder)

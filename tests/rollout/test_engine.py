@@ -24,7 +24,7 @@ from rollout.engine import EngineError, EngineSpec, VllmEngine
 from rollout.manifest import Manifest, WeightSyncError
 from rollout.sabotage import DRILLS
 from rollout.weight_sketch import compare_sketches
-from tests.tiny import load, make_tiny_model, reference_logprobs
+from tests.tiny import load, make_tiny_mixture, make_tiny_model, reference_logprobs
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 MAX_GAP = 1e-4
@@ -58,11 +58,15 @@ class Pair:
         return float(np.abs(reference - completion.logprobs).max())
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["tied", "untied"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["tied", "untied", "mixture"])
 async def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Pair]:
-    folder = make_tiny_model(tmp_path_factory.mktemp("model"), tied=request.param == "tied")
+    folder = tmp_path_factory.mktemp("model")
+    if request.param == "mixture":
+        make_tiny_mixture(folder)
+    else:
+        make_tiny_model(folder, tied=request.param == "tied")
     engine = VllmEngine(engine_spec(folder))
     await engine.start()
     model = load(folder)
@@ -188,10 +192,12 @@ async def test_tokens_sampled_across_an_update_carry_both_versions(pair: Pair) -
 
 
 async def test_every_sabotage_is_caught_and_names_its_tensor(pair: Pair, drills: list[str]) -> None:
+    mixture = hasattr(pair.model.config, "num_experts")
+    down_proj = "layers.0.mlp.experts.0.down_proj.weight" if mixture else "layers.0.mlp.down_proj.weight"
     culprits = {
-        "skip_tensor": "layers.0.mlp.down_proj.weight differs",
+        "skip_tensor": f"{down_proj} differs",
         "skip_fused_half": "layers.0.self_attn.k_proj.weight differs",
-        "swap_rows": "layers.0.self_attn.o_proj.weight differs in 2 of 128 rows, the first is row 0",
+        "swap_rows": f"layers.0.self_attn.o_proj.weight differs in 2 of {pair.model.config.hidden_size} rows, the first is row 0",
         "no_retie": "lm_head.weight differs",
         "dead_copy": "model.norm.weight differs",
     }
