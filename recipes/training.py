@@ -11,7 +11,7 @@ from envs.splits import Split
 from recipes.stopping import FAIL, PASS
 from rl.config import Config
 from rl.console import RunConsole
-from rl.gates import StepGates, prove_engines
+from rl.gates import RATIO_LIMITS, StepGates, prove_engines
 from rl.intervals import SuccessRate, verdict
 from rl.journal import Journal
 from rl.metrics import Metrics
@@ -81,6 +81,7 @@ async def train_and_judge(run: Run, started: float) -> int:
         num_minibatches=config.num_minibatches,
         gates=StepGates(
             gap_limit=config.gap_limit,
+            ratio_limit=RATIO_LIMITS[config.learner_dtype],
             max_skipped_steps=1 if config.nonfinite_policy == "stop" else config.max_skipped_steps,
             incidents=str(run.directory.incidents),
         ),

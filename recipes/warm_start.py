@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from envs.messages import Message, Task, message
 from envs.play import play
@@ -52,6 +52,8 @@ class BaseSpec:
     """Transformer layers."""
     hidden_size: int = 128
     """Width of the model; its feed-forward layers are three times as wide."""
+    num_experts: int = 0
+    """Experts of each feed-forward layer, each half as wide as a dense one, two a token; 0: a dense model."""
     tie_embeddings: bool = True
     """Whether the output head is the embedding."""
     context_length: int = 1024
@@ -86,6 +88,8 @@ class BaseSpec:
             raise ValueError(f"target_success is {self.target_success}; expected {low} to {high}")
         if self.hidden_size % (2 * HEAD_SIZE):
             raise ValueError(f"hidden_size is {self.hidden_size}; expected a multiple of {2 * HEAD_SIZE}")
+        if self.num_experts < 0 or self.num_experts == 1:
+            raise ValueError(f"num_experts is {self.num_experts}; expected 0 (a dense model) or at least 2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +250,16 @@ class WarmStart:
         return self.definition.make_task(self.spec.level, task_seed(split, self.spec.seed, index))
 
 
-def make_model(spec: BaseSpec, vocab: dict[str, int]) -> Qwen3ForCausalLM:
+def make_model(spec: BaseSpec, vocab: dict[str, int]) -> Qwen3ForCausalLM | Qwen3MoeForCausalLM:
     """The model of `spec` with its initial weights; torch's global random state is left as it was."""
-    config = Qwen3Config(
+    experts = {
+        "num_experts": spec.num_experts,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 3 * spec.hidden_size // 2,
+        "norm_topk_prob": True,
+    }
+    make_config: Any = partial(Qwen3MoeConfig, **experts) if spec.num_experts else Qwen3Config
+    config = make_config(
         vocab_size=len(vocab),
         hidden_size=spec.hidden_size,
         intermediate_size=3 * spec.hidden_size,
@@ -266,7 +277,7 @@ def make_model(spec: BaseSpec, vocab: dict[str, int]) -> Qwen3ForCausalLM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        return Qwen3ForCausalLM(config)
+        return (Qwen3ForCausalLM if isinstance(config, Qwen3Config) else Qwen3MoeForCausalLM)(config)
 
 
 def _padded(values: Sequence[int], width: int) -> list[int]:

@@ -59,7 +59,7 @@ RESAMPLING_METRICS = {
 
 SHAPE_METRICS = {
     "policy/z_loss": "mean of (log Z)² over trained tokens, Z the softmax's denominator; before z_loss_coef",
-    "policy/router_loss": "load-balancing loss of the experts, 1 where evenly used; before its coefficient",
+    "policy/router_loss": "load-balancing loss, the experts a token uses where evenly used; before its coefficient",
 }
 
 REWARD_KL_METRICS = {

@@ -151,7 +151,8 @@ def plain_states(model: Any, layout: PaddedLayout) -> tuple[torch.Tensor, None]:
 def routed_states(model: Any, layout: PaddedLayout) -> tuple[torch.Tensor, torch.Tensor]:
     """`hidden_states` of a mixture of experts, and its load-balancing loss (arXiv 2101.03961, eq. 4 to 6).
 
-    Over real tokens, padding left out: 1 where every expert gets an equal share.
+    Over real tokens, padding left out. Where every expert gets an equal share it is num_experts_per_tok:
+    transformers sums over the experts of a token, the paper has one.
     """
     config = model.config.get_text_config()
     outputs = _body(model, layout, output_router_logits=True)

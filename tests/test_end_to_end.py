@@ -18,7 +18,7 @@ from rl.metrics import check_names
 from rollout.task_stream import TaskStream
 from tests.finished_run import ROOT, FinishedRun, run_recipe
 from tests.outside import solves
-from tests.tiny import load, reference_logprobs
+from tests.tiny import load, make_tiny_mixture, reference_logprobs
 
 NUM_STEPS = 3
 
@@ -178,6 +178,17 @@ def test_the_algorithm_of_contributing_trains_from_a_users_own_file(tmp_path: Pa
     assert finished.code == 0, finished.screen
     assert "mine: advantage from_half, pulled (pull 0.1" in finished.screen
     assert len(finished.metrics) == NUM_STEPS
+
+
+@pytest.mark.slow
+def test_a_mixture_of_experts_is_trained_and_served_its_router_balanced(tmp_path: Path) -> None:
+    model = make_tiny_mixture(tmp_path / "mixture")
+    finished = run_recipe(tmp_path / "run", ["--model", str(model), "--router-aux-loss-coef", "0.01"])
+    assert finished.code == 0, finished.screen
+    losses = [step["policy/router_loss"] for step in finished.metrics]
+    assert len(set(losses)) == NUM_STEPS
+    assert 1.5 < min(losses) < max(losses) < 4  # 2: each of four experts gets an equal share, two a token
+    assert max(step["sync/canary_gap_max"] for step in finished.metrics) < 1e-3
 
 
 @pytest.mark.slow

@@ -211,6 +211,9 @@ def test_model_is_drawn_from_its_seed_and_leaves_the_global_state_alone():
     assert torch.equal(torch.get_rng_state(), state)
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+    mixture = make_model(BaseSpec(num_experts=4), vocab)
+    assert mixture.config.num_experts_per_tok * mixture.config.moe_intermediate_size == 3 * 128
+    assert mixture.model.layers[2].mlp.experts.down_proj.shape == (4, 128, 192)
     other = make_model(BaseSpec(seed=1), vocab)
     assert not torch.equal(other.model.embed_tokens.weight, tied.model.embed_tokens.weight)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rl.batch import make_batch
-from rl.gates import GateError, StepGates, _require, gap_of
+from rl.config import GAP_LIMITS
+from rl.gates import RATIO_LIMITS, GateError, StepGates, _require, gap_of
 from tests.made_trajectories import completion, group, trajectory
 
 
@@ -25,6 +26,16 @@ def test_the_probe_refuses_log_probs_that_are_not_numbers():
     missing = replace(batch.samples[0], rollout_logprobs=np.full(4, np.nan, np.float32))
     with pytest.raises(GateError, match="before any sync is nan"):
         _require(gap_of(replace(scored, samples=(missing, *batch.samples[1:]))), 1e-4, "before any sync", "c")
+
+
+def test_the_first_ratio_may_be_off_by_the_rounding_of_the_learners_dtype():
+    for dtype, limit in RATIO_LIMITS.items():
+        gates = StepGates(gap_limit=1.0, ratio_limit=limit)
+        gates.check(1, {"policy/first_ratio_error": limit})
+        gates.check(2, {"policy/first_ratio_error": 1.0})  # from then on an update has come before it
+        with pytest.raises(GateError, match=r"step 1: .* the ratio of the policy to itself is off 1 by 1.01"):
+            gates.check(1, {"policy/first_ratio_error": 1.01 * 10 ** np.ceil(np.log10(limit) + 1e-9)})
+        assert dtype in GAP_LIMITS
 
 
 def test_a_step_stops_when_more_than_a_few_log_probs_are_missing():

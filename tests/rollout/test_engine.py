@@ -192,12 +192,12 @@ async def test_tokens_sampled_across_an_update_carry_both_versions(pair: Pair) -
 
 
 async def test_every_sabotage_is_caught_and_names_its_tensor(pair: Pair, drills: list[str]) -> None:
-    mixture = hasattr(pair.model.config, "num_experts")
-    down_proj = "layers.0.mlp.experts.0.down_proj.weight" if mixture else "layers.0.mlp.down_proj.weight"
+    config = pair.model.config
+    first_expert = "experts.0." if hasattr(config, "num_experts") else ""
     culprits = {
-        "skip_tensor": f"{down_proj} differs",
+        "skip_tensor": f"layers.0.mlp.{first_expert}down_proj.weight differs",
         "skip_fused_half": "layers.0.self_attn.k_proj.weight differs",
-        "swap_rows": f"layers.0.self_attn.o_proj.weight differs in 2 of {pair.model.config.hidden_size} rows, the first is row 0",
+        "swap_rows": f"o_proj.weight differs in 2 of {config.hidden_size} rows, the first is row 0",
         "no_retie": "lm_head.weight differs",
         "dead_copy": "model.norm.weight differs",
     }
@@ -229,6 +229,31 @@ async def test_a_wrong_manifest_is_refused_before_anything_is_loaded(pair: Pair)
             await pair.engine.receive_weights(replace(good, tensors=tensors))
         await pair.proven()
         assert await pair.gap() < MAX_GAP
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+async def test_a_mixture_in_a_narrow_dtype_is_proven_through_its_kernels_packing(
+    tmp_path: Path, dtype: str
+) -> None:
+    """On a CPU with AMX bfloat16 has a packing of its own."""
+    folder = make_tiny_mixture(tmp_path)
+    engine, model = VllmEngine(replace(engine_spec(folder), dtype=dtype)), load(folder)
+    shared = SharedWeights(f"test-{dtype}", model, getattr(torch, dtype))
+    await engine.start()
+    try:
+        for version in (1, 2):
+            perturb(model, 0.3, seed=version)
+            await engine.receive_weights(shared.write(version))
+            expected = sketch_weights(model, getattr(torch, dtype), version)
+            served = await engine.sketch_served_weights(version)
+            compare_sketches(served, expected, dtype=dtype, who="engine")
+        perturb(model, 1e-2, seed=3)
+        stale = sketch_weights(model, getattr(torch, dtype), version)
+        with pytest.raises(WeightSyncError, match=r"experts\.3\.up_proj\.weight differs in 32 of 32"):
+            compare_sketches(served, stale, dtype=dtype, who="engine")
+    finally:
+        await engine.stop()
+        shared.close()
 
 
 async def test_scored_canaries_equal_transformers(pair: Pair) -> None:
