@@ -59,7 +59,7 @@ RESAMPLING_METRICS = {
 
 SHAPE_METRICS = {
     "policy/z_loss": "mean of (log Z)² over trained tokens, Z the softmax's denominator; before z_loss_coef",
-    "policy/router_loss": "load-balancing loss, the experts a token uses where evenly used; before its coefficient",
+    "policy/router_loss": "load-balancing loss, num_experts_per_tok at an even load; before its coefficient",
 }
 
 REWARD_KL_METRICS = {
