@@ -15,12 +15,12 @@ MAX_LINES = 300
 WEIGHT_TRANSFER = (
     "rollout/weight_transfer*.py",
     "rollout/weight_sketch.py",
-    "rollout/served.py",
+    "rollout/served*.py",
     "rollout/sabotage.py",
 )
 # Seconds to import, hardware to match, or a server behind it: each has its place. "*" stays within a folder.
 HEAVY = {
-    "vllm": ("rollout/engine.py", "rollout/weight_transfer*.py"),
+    "vllm": ("rollout/engine.py", "rollout/weight_transfer*.py", "rollout/served_experts.py"),
     "ray": ("rollout/workers.py", "rl/workers.py", "recipes/*.py"),
     "torch": (
         "rollout/engine.py",
@@ -35,6 +35,7 @@ HEAVY = {
         "rollout/tokenizer.py",
         "rewards/reward_model.py",
         "rl/model*.py",
+        "rl/weights.py",  # a checkpoint's names for what a model holds under others
         "recipes/*.py",
     ),
     "peft": ("rl/model*.py",),
