@@ -1,4 +1,4 @@
-"""What an evaluation found, task by task, and what follows from it: pass@k, avg@n and paired differences.
+"""What an evaluation found, task by task, and what follows from it: pass@k and avg@n.
 
 Every episode that was asked for is in the denominator. One that could not be scored (the world failed, or the
 reward did) counts as not solved, and how many there were is told beside every number.
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from rl.pass_at_k import MIN_TASKS, difference_interval, mean_interval, pass_at_k
+from rl.pass_at_k import MIN_TASKS, mean_interval, pass_at_k
 from rollout.trajectory import Trajectory, TrajectoryGroup
 
 FORMAT = 1
@@ -64,12 +64,12 @@ class Estimate:
     low: float | None
     high: float | None
 
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.interval})"
-
-    @property
-    def interval(self) -> str:
-        return "too few tasks" if self.low is None else f"{self.low:.3f} to {self.high:.3f}"
+    def text(self, *, signed: bool = False) -> str:
+        """For a reader: 0.797 (0.743 to 0.842); `signed` for a difference."""
+        form = "+.3f" if signed else ".3f"
+        if self.low is None or self.high is None:
+            return f"{self.value:{form}} (too few tasks for an interval)"
+        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,17 +81,6 @@ class LevelResult:
     num_tasks: int
     num_samples: int  # of each task
     num_unscored: int  # episodes
-    average: Estimate
-    pass_at: Mapping[int, Estimate]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LevelDifference:
-    """One environment and level: what is added to the other's avg@n and pass@k, task by task."""
-
-    env: str
-    level: int
-    num_tasks: int
     average: Estimate
     pass_at: Mapping[int, Estimate]
 
@@ -111,7 +100,7 @@ class Evaluation:
     errors: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ids = Counter((*_cell(outcome), outcome.task) for outcome in self.outcomes)
+        ids = Counter((*cell_of(outcome), outcome.task) for outcome in self.outcomes)
         if repeated := [task for (*_, task), count in ids.items() if count > 1]:
             raise EvaluationError(f"task {repeated[0]} is there more than once; expected distinct tasks")
 
@@ -185,11 +174,11 @@ def count_errors(trajectories: Iterable[Trajectory]) -> dict[str, int]:
 
 def by_level(outcomes: Iterable[TaskOutcome]) -> dict[tuple[str, int], list[TaskOutcome]]:
     """(env, level) -> its tasks, in order."""
-    ordered = sorted(outcomes, key=_cell)
-    return {cell: list(members) for cell, members in groupby(ordered, key=_cell)}
+    ordered = sorted(outcomes, key=cell_of)
+    return {cell: list(members) for cell, members in groupby(ordered, key=cell_of)}
 
 
-def _cell(outcome: TaskOutcome) -> tuple[str, int]:
+def cell_of(outcome: TaskOutcome) -> tuple[str, int]:
     return outcome.env, outcome.level
 
 
@@ -199,70 +188,19 @@ def level_result(outcomes: Sequence[TaskOutcome], ks: Iterable[int]) -> LevelRes
     Raises:
         EvaluationError: a k is larger than the number of samples, or tasks differ in that number.
     """
-    num_samples = _num_samples(outcomes)
+    num_samples = num_samples_of(outcomes)
     return LevelResult(
         env=outcomes[0].env,
         level=outcomes[0].level,
         num_tasks=len(outcomes),
         num_samples=num_samples,
         num_unscored=sum(outcome.num_unscored for outcome in outcomes),
-        average=_mean_estimate(_values(outcomes, 1), 1 / num_samples),
-        pass_at={k: _mean_estimate(_values(outcomes, k), k / num_samples) for k in ks},
+        average=_mean_estimate(task_values(outcomes, 1), 1 / num_samples),
+        pass_at={k: _mean_estimate(task_values(outcomes, k), k / num_samples) for k in ks},
     )
 
 
-def differences(ours: Evaluation, other: Evaluation, ks: Iterable[int]) -> list[LevelDifference]:
-    """What `ours` adds to `other`'s results on the same tasks, paired by task id.
-
-    Raises:
-        EvaluationError: they are not of the same tasks (the first that differ are named), or one of them has
-            too few samples for a k.
-    """
-    ks = list(ks)
-    _require_same_tasks(ours, other)
-    theirs = by_level(other.outcomes)
-    return [
-        _level_difference(outcomes, theirs[cell], ks) for cell, outcomes in by_level(ours.outcomes).items()
-    ]
-
-
-def _level_difference(
-    ours: Sequence[TaskOutcome], theirs: Sequence[TaskOutcome], ks: Sequence[int]
-) -> LevelDifference:
-    by_task = {outcome.task: outcome for outcome in theirs}
-    paired = [by_task[outcome.task] for outcome in ours]
-    num_samples = min(_num_samples(ours), _num_samples(paired))
-
-    def estimate(k: int) -> Estimate:
-        difference = _values(ours, k) - _values(paired, k)
-        interval = difference_interval(difference, k / num_samples)
-        return _estimate(difference, interval)
-
-    return LevelDifference(
-        env=ours[0].env,
-        level=ours[0].level,
-        num_tasks=len(ours),
-        average=estimate(1),
-        pass_at={k: estimate(k) for k in ks},
-    )
-
-
-def _require_same_tasks(ours: Evaluation, other: Evaluation) -> None:
-    mine, theirs = ({(*_cell(o), o.task) for o in evaluation.outcomes} for evaluation in (ours, other))
-    if mine == theirs:
-        return
-    parts = [
-        f"{len(only)} of {len(whole)} tasks are only in {whose} (first {sorted(only)[0][-1]})"
-        for whose, whole, only in (("this", mine, mine - theirs), ("the other", theirs, theirs - mine))
-        if only
-    ]
-    raise EvaluationError(
-        f"the two evaluations are not of the same tasks: {'; '.join(parts)}. A paired difference needs equal "
-        "--env, --num-tasks and --seed"
-    )
-
-
-def _num_samples(outcomes: Sequence[TaskOutcome]) -> int:
+def num_samples_of(outcomes: Sequence[TaskOutcome]) -> int:
     first = outcomes[0]
     for outcome in outcomes:
         if outcome.num_samples != first.num_samples:
@@ -273,9 +211,9 @@ def _num_samples(outcomes: Sequence[TaskOutcome]) -> int:
     return first.num_samples
 
 
-def _values(outcomes: Sequence[TaskOutcome], k: int) -> np.ndarray:
+def task_values(outcomes: Sequence[TaskOutcome], k: int) -> np.ndarray:
     """pass@k of each task: float64 (N,)."""
-    num_samples = _num_samples(outcomes)
+    num_samples = num_samples_of(outcomes)
     if k > num_samples:
         raise EvaluationError(
             f"pass@{k} of {outcomes[0].env}:{outcomes[0].level}: there are {num_samples} samples a task; "
@@ -285,9 +223,9 @@ def _values(outcomes: Sequence[TaskOutcome], k: int) -> np.ndarray:
 
 
 def _mean_estimate(values: np.ndarray, weight: float) -> Estimate:
-    return _estimate(values, mean_interval(values, weight))
+    return estimate_of(values, mean_interval(values, weight))
 
 
-def _estimate(values: np.ndarray, interval: tuple[float, float]) -> Estimate:
+def estimate_of(values: np.ndarray, interval: tuple[float, float]) -> Estimate:
     low, high = interval if len(values) >= MIN_TASKS else (None, None)
     return Estimate(value=float(values.mean()), low=low, high=high)
