@@ -14,72 +14,38 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import tyro
 
-from envs.policy import SamplingFilters
-from envs.splits import Split
 from recipes.placement import make_rollouts, start_ray
 from recipes.stopping import STOPPED, run_interruptibly, stop_of
 from rewards.base import resolve_reward
-from rl.config import resolve
 from rl.durable import atomic_write_json
-from rl.evaluation import Evaluation, EvaluationError, count_errors, outcome_of, read_evaluation
-from rl.machine import Machine, source_commit, stack_versions
-from rl.paired import TaskKey, require_same_tasks, task_keys
+from rl.evaluation import Evaluation, EvaluationError, count_errors, outcome_of
+from rl.machine import source_commit, stack_versions
 from rl.run_dir import default_run_dir
 from rollout.chat_endpoint import ChatEndpoint, EndpointError, EndpointRollouts
 from rollout.collector import Collector, CollectorSpec
 from rollout.limits import Limits
 from rollout.task_stream import TaskStream
-from rollout.trajectory import TrajectoryGroup
-from scripts._evaluate_options import Options, require_options
+from rollout.trajectory import Trajectory, TrajectoryGroup
+from scripts._evaluate_options import Options
+from scripts._evaluate_plan import EVALUATION, Plan, check, make_other, make_plan
 from scripts._evaluate_report import Report
-from scripts._evaluated import (
-    LIMITS,
-    Cell,
-    Source,
-    by_env,
-    endpoint_spec,
-    engine_config,
-    find_policy,
-    parse_cells,
-    require_sound,
-    settings_of,
-)
+from scripts._evaluated import LIMITS, Cell, by_env, endpoint_spec
 
 AGAINST = "against.json"
-EVALUATION = "evaluation.json"
 NUM_CONCURRENT_OF_ENDPOINT = 16
 REFUSED, EVALUATED = 2, 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything that is known before the first episode: the policy, its settings, the tasks."""
-
-    options: Options
-    source: Source | None  # None: the endpoint
-    settings: Mapping[str, Any]
-    cells: Sequence[Cell]
-
-    @property
-    def filters(self) -> SamplingFilters:
-        return SamplingFilters(top_p=self.options.top_p, top_k=self.options.top_k, min_p=self.options.min_p)
-
-    def task_keys(self) -> set[TaskKey]:
-        return {(cell.definition.name, cell.level, task.id) for cell in self.cells for task in cell.tasks}
-
-
 async def with_engines(plan: Plan, cells: Sequence[Cell]) -> list[list[TrajectoryGroup]]:
     """The groups of each cell, all of one environment, from engines of this plan's policy."""
-    assert plan.source is not None  # an endpoint has no engines
-    config = resolve(engine_config(plan.options, plan.source, plan.settings, cells[0]), Machine.here())
+    config = plan.config(cells[0])
     engines = make_rollouts(config)
     try:
         await asyncio.gather(*(engine.start() for engine in engines))
@@ -141,32 +107,29 @@ async def evaluate(plan: Plan) -> Evaluation:
     for _, cells in by_env(plan.cells):
         for cell, groups in zip(cells, await sample(plan, cells), strict=True):
             outcomes += [outcome_of(group, cell.definition.name, cell.level) for group in groups]
-            trajectories += [trajectory for group in groups for trajectory in group.trajectories]
-    scored = [t for t in trajectories if t.score.value is not None]
-    if scored and all(t.score.success is None for t in scored):
-        raise EvaluationError(
-            "the reward reports no success, which is what is counted; name another --reward"
-        )
+            found = [trajectory for group in groups for trajectory in group.trajectories]
+            require_success(cell, found)
+            trajectories += found
     spans = (span for t in trajectories for turn in t.turns for span in turn.completion.version_spans)
     versions = {span.version for span in spans}
     if len(versions) > 1:
         raise RuntimeError(f"one policy version was to be evaluated and {sorted(versions)} have sampled")
-    options = plan.options
-    endpoint = {"name": options.endpoint_model, "endpoint": options.endpoint}
     return Evaluation(
-        policy=plan.source.facts() if plan.source else endpoint,
-        settings={
-            **plan.settings,
-            **asdict(plan.filters),
-            "split": Split.HELD_OUT.value,
-            "num_tasks": options.num_tasks,
-            "num_samples": options.num_samples,
-            "rewards": {cell.name: cell.reward or "the environment's own" for cell in plan.cells},
-        },
+        policy=plan.recorded_policy(),
+        settings=plan.recorded_settings(),
         versions=versions_here(),
         outcomes=tuple(outcomes),
         errors=count_errors(trajectories),
     )
+
+
+def require_success(cell: Cell, trajectories: Sequence[Trajectory]) -> None:
+    """Raise EvaluationError where the reward never says what a success is: all would count as not solved."""
+    scores = [t.score for t in trajectories if t.score.value is not None]
+    if scores and all(score.success is None for score in scores):
+        raise EvaluationError(
+            f"{cell.name}: the reward gives no Score.success, which is what is counted; name another --reward"
+        )
 
 
 def versions_here() -> dict[str, str]:
@@ -176,52 +139,10 @@ def versions_here() -> dict[str, str]:
     return stack_versions() | commit
 
 
-def make_plan(options: Options) -> Plan:
-    """The plan of --model or --endpoint; nothing has been started. Raises ValueError with what is wrong."""
-    require_options(options)
-    source = find_policy(options.model) if options.model else None
-    if source is None:
-        endpoint_spec(options)
-    settings = settings_of(options, source)
-    cells = parse_cells(options, source, settings["seed"])
-    return Plan(options=options, source=source, settings=settings, cells=cells)
-
-
-def make_other(plan: Plan) -> Plan | Evaluation | None:
-    """What --against names: a former evaluation of the same tasks, or a policy to evaluate as ours is."""
-    name = plan.options.against
-    path = Path(name).expanduser()
-    if not name:
-        return None
-    if not path.is_file() and not (path / EVALUATION).is_file():
-        return replace(plan, source=find_policy(name))
-    former = read_evaluation(path if path.is_file() else path / EVALUATION)
-    require_same_tasks(plan.task_keys(), task_keys(former.outcomes))
-    former.results(plan.options.ks)  # raises where it has too few samples
-    return former
-
-
 def require_empty(out: Path) -> None:
     """Raise EvaluationError where `out` holds something: no result is ever overwritten."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EvaluationError(f"--out {out} is not empty; give a new or an empty folder")
-
-
-def check(plan: Plan) -> None:
-    """Raise ConfigError or EndpointError where no episode could begin."""
-    if plan.source is None:
-        asyncio.run(_ask_endpoint(plan.options))
-        return
-    for cell in plan.cells:
-        require_sound(engine_config(plan.options, plan.source, plan.settings, cell), Machine.here())
-
-
-async def _ask_endpoint(options: Options) -> None:
-    endpoint = ChatEndpoint(endpoint_spec(options))
-    try:
-        await endpoint.check()
-    finally:
-        await endpoint.close()
 
 
 async def evaluate_both(plan: Plan, other: Plan | Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
@@ -231,12 +152,10 @@ async def evaluate_both(plan: Plan, other: Plan | Evaluation | None) -> tuple[Ev
 
 def run(plan: Plan, other: Plan | Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
     """Both evaluations, on a Ray of their own where there are engines."""
-    with_source = next((p for p in (plan, other) if isinstance(p, Plan) and p.source), None)
+    of_engines = [each for each in (plan, other) if isinstance(each, Plan) and each.source]
     try:
-        if with_source is not None and with_source.source is not None:
-            options, settings = plan.options, plan.settings
-            config = engine_config(options, with_source.source, settings, plan.cells[0])
-            start_ray(resolve(config, Machine.here()))
+        if of_engines:
+            start_ray(of_engines[0].config(plan.cells[0]))
         return run_interruptibly(evaluate_both(plan, other))
     finally:
         ray.shutdown()
