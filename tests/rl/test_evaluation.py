@@ -20,7 +20,7 @@ from rl.evaluation import (
     outcome_of,
     read_evaluation,
 )
-from rl.intervals import Z_95, SuccessRate
+from rl.intervals import Z_95, SuccessRate, wilson_interval
 from rl.paired import differences, differing_settings
 from rl.pass_at_k import MIN_TASKS, difference_interval, mean_interval, pass_at_k
 from tests.tiny import make_group
@@ -86,6 +86,15 @@ def test_one_sample_a_task_gives_wilsons_interval(num_solved: int) -> None:
     interval = SuccessRate(num_solved, 64).interval
     assert (result.average.low, result.average.high) == pytest.approx(interval, abs=1e-12)
     assert result.pass_at[1] == result.average
+
+
+def test_the_effective_number_of_tasks_by_hand() -> None:
+    # 40 tasks with 4 samples: 20 at 1/2, 10 at 1/4, 10 at 3/4, and a 0 and a 1 of 1/4 task each: m = 1/2,
+    # s² = (20/4 + 10/16 + 90/16 + 1/4) / 40.5 - 1/4 = 0.034; 40 m (1 - m) / s² = 294.5 yes-or-no tasks
+    values = np.array([0.5] * 20 + [0.25] * 10 + [0.75] * 10)
+    number = 40 * 0.25 / (11.5 / 40.5 - 0.25)
+    assert number == pytest.approx(294.5, abs=0.1)
+    assert mean_interval(values, 0.25) == pytest.approx(wilson_interval(number / 2, number))
 
 
 @pytest.mark.parametrize("num_samples", [1, 4, 16])
