@@ -16,6 +16,7 @@ ENGINE_ONLY = (
     "engines",
     "engine_threads",
     "engine_dtype",
+    "engine_start_s",
 )
 """Options of the engine, without effect on an endpoint."""
 ENDPOINT_ONLY = ("endpoint_model", "endpoint_key_variable", "request_s", "num_retries")
@@ -81,6 +82,8 @@ class Options:
     num_concurrent: int = 0
     """Episodes that an engine, or the endpoint, works on at a time. 0: 128, or 16 of an endpoint."""
 
+    engine_start_s: float = 300.0
+    """For an engine to load and answer."""
     group_deadline_s: float = 300.0
     """For all samples of one task."""
     request_s: float = 60.0

@@ -195,6 +195,7 @@ def engine_config(options: Options, source: Source, settings: Mapping[str, Any],
         engines=options.engines,
         engine_threads=options.engine_threads,
         num_concurrent=options.num_concurrent,
+        engine_start_s=options.engine_start_s,
         group_deadline_s=options.group_deadline_s,
         canary_tokens=2,  # nothing is synced, so none is asked, and a short context is no reason to refuse
     )
