@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from envs.splits import Split
+from recipes.evaluating import HeldOut
 from recipes.stopping import FAIL, PASS
 from rl.config import Config
 from rl.console import RunConsole
 from rl.gates import RATIO_LIMITS, StepGates, prove_engines
-from rl.intervals import SuccessRate, verdict
+from rl.intervals import verdict
 from rl.journal import Journal
 from rl.metrics import Metrics
 from rl.objective import Objective
@@ -22,8 +22,6 @@ from rl.train import TrainStep, train
 from rl.weight_sync import WeightSync
 from rl.workers import RemoteLearner
 from rollout.collector import Collector
-from rollout.task_stream import TaskStream
-from rollout.trajectory import TrajectoryGroup
 from rollout.workers import RemoteRollouts
 
 
@@ -52,7 +50,8 @@ async def train_and_judge(run: Run, started: float) -> int:
         run.learner, run.collector, run.sync, num_groups=config.num_gap_groups, limit=config.gap_limit
     )
     run.console.show_gap(before_sync, after_sync, config.gap_limit)
-    before = await _success(run, step=0)
+    held_out = HeldOut(config=config, collector=run.collector, journal=run.journal, directory=run.directory)
+    before = await held_out.evaluate(step=0)
     run.console.say(f"success before training, on held-out tasks: {before}")
 
     async def after_step(step: int, metrics: Metrics) -> None:
@@ -68,6 +67,9 @@ async def train_and_judge(run: Run, started: float) -> int:
         if step == config.num_steps or (config.save_every and step % config.save_every == 0):
             await run.learner.save(str(run.directory.checkpoint(step)))
         run.directory.write_state(state)
+        if held_out.is_due(step):
+            success = await held_out.evaluate(step)
+            run.console.say(f"success after step {step}, on held-out tasks: {success}")
 
     await train(
         run.collector,
@@ -87,7 +89,7 @@ async def train_and_judge(run: Run, started: float) -> int:
         ),
         after_step=after_step,
     )
-    after = await _success(run, step=config.num_steps)
+    after = await held_out.evaluate(config.num_steps)
     judged = verdict(before, after, config.min_gain)
     checkpoint = run.directory.checkpoint(config.num_steps)
     run.console.show_end(
@@ -108,18 +110,6 @@ async def train_and_judge(run: Run, started: float) -> int:
         run.console.say("SMOKE RUN SOUND: every check held; it is too short for its verdict to count")
         return PASS
     return PASS if judged.passed else FAIL
-
-
-async def _success(run: Run, *, step: int) -> SuccessRate:
-    """Success on the held-out tasks; an episode that could not be scored counts as not solved."""
-    config = run.config
-    stream = TaskStream(env=config.env, level=config.level, run_seed=config.seed, split=Split.HELD_OUT)
-    groups: list[TrajectoryGroup] = await run.collector.evaluate(
-        stream.slice(0, config.eval_tasks), temperature=config.eval_temperature
-    )
-    run.journal.record_evaluation(step, groups)
-    solved = sum((t.score.success or 0.0) >= 1.0 for group in groups for t in group.trajectories)
-    return SuccessRate(solved, config.eval_tasks)
 
 
 def _next_commands(config: Config, recipe: str, checkpoint: Path) -> list[str]:

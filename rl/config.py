@@ -168,6 +168,8 @@ class Config(Overrides):
     """Held-out tasks on which the starting and the trained policy are compared."""
     eval_temperature: NonNegative = 1.0
     """Sampling temperature of evaluation; 0 is greedy."""
+    eval_every: Size = 0
+    """Evaluate every so many steps as well; 0: only before and after training."""
     min_gain: Share = 0.3
     """PASS needs a rise in success of at least this much, and 95 % intervals that are apart."""
 

@@ -148,6 +148,11 @@ def _schedule_problems(config: Config) -> Iterator[str]:
             f"save_every = {config.save_every} of num_steps = {config.num_steps} has no effect, the end is "
             "always saved; lower it or leave it 0"
         )
+    if config.eval_every >= config.num_steps:
+        yield (
+            f"eval_every = {config.eval_every} of num_steps = {config.num_steps} has no effect, the end is "
+            "always evaluated; lower it or leave it 0"
+        )
     if config.max_staleness:
         yield f"max_staleness = {config.max_staleness}: only 0 (synchronous) is implemented; leave it 0"
 

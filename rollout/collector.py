@@ -140,10 +140,28 @@ class Collector(Generic[Runner]):
         requests = [self._request(PROBE_INDEX + i, -1, self.spec.group_size) for i in range(num_groups)]
         return await self.run(requests)
 
-    async def evaluate(self, tasks: Sequence[Task], *, temperature: float) -> list[TrajectoryGroup]:
-        """One trajectory for each task. Two policies evaluated so meet the same tasks and random streams."""
+    async def evaluate(
+        self,
+        tasks: Sequence[Task],
+        *,
+        temperature: float,
+        num_samples: int = 1,
+        filters: SamplingFilters = NO_FILTERS,
+    ) -> list[TrajectoryGroup]:
+        """`num_samples` trajectories for each task; the cursor stays where it is.
+
+        Two policies evaluated so meet the same tasks and random streams, and sample m of a task draws from
+        the same stream however many there are.
+        """
         requests = [
-            GroupRequest(task=task, index=index, step=-2, group_size=1, temperature=temperature)
+            GroupRequest(
+                task=task,
+                index=index,
+                step=-2,
+                group_size=num_samples,
+                temperature=temperature,
+                filters=filters,
+            )
             for index, task in enumerate(tasks)
         ]
         return await self.run(requests)

@@ -106,6 +106,7 @@ def test_batch_arithmetic():
         ({"max_staleness": 1}, "max_staleness = 1: only 0"),
         ({"warmup_steps": 60}, "warmup_steps = 60 of num_steps = 60"),
         ({"save_every": 61}, "save_every = 61 of num_steps = 60 has no effect"),
+        ({"eval_every": 60}, "eval_every = 60 of num_steps = 60 has no effect"),
         ({"max_turn_tokens": 500, "max_total_tokens": 400}, "max_turn_tokens = 500 can never be reached"),
         ({"max_total_tokens": 513}, "max_total_tokens = 513 can never be reached, context_length = 512"),
         ({"engines": 200}, "engines = 200 for num_groups x group_size = 16 x 8 = 128"),

@@ -169,6 +169,8 @@ async def test_probes_and_evaluation_leave_the_cursor_alone() -> None:
     await collected.probe_groups(2)
     groups = await collected.evaluate(held_out.slice(0, 5), temperature=1.0)
     assert [len(group.trajectories) for group in groups] == [1] * 5
+    more = await collected.evaluate(held_out.slice(0, 5), temperature=1.0, num_samples=3)
+    assert [len(group.trajectories) for group in more] == [3] * 5
     assert collected.cursor == 0
 
 

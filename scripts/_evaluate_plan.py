@@ -1,0 +1,117 @@
+"""From the options of scripts/evaluate.py to all that is known before the first episode."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from envs.policy import SamplingFilters
+from envs.splits import Split
+from rl.config import Config, resolve
+from rl.evaluation import Evaluation, read_evaluation
+from rl.machine import Machine
+from rl.paired import TaskKey, require_same_tasks, task_keys
+from rollout.chat_endpoint import ChatEndpoint
+from scripts._evaluate_options import Options, require_options
+from scripts._evaluated import (
+    Cell,
+    Source,
+    endpoint_spec,
+    engine_config,
+    find_policy,
+    parse_cells,
+    require_sound,
+    settings_of,
+)
+
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is known before the first episode: the policy, its settings, the tasks."""
+
+    options: Options
+    source: Source | None  # None: the endpoint
+    settings: Mapping[str, Any]
+    cells: Sequence[Cell]
+
+    @property
+    def filters(self) -> SamplingFilters:
+        return SamplingFilters(top_p=self.options.top_p, top_k=self.options.top_k, min_p=self.options.min_p)
+
+    def config(self, cell: Cell) -> Config:
+        """The engines' configuration, resolved; of a plan that has engines."""
+        assert self.source is not None  # an endpoint has none
+        return resolve(engine_config(self.options, self.source, self.settings, cell), Machine.here())
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """What evaluation.json says of how the policy was sampled."""
+        options = self.options
+        chosen = dict(self.settings)
+        if self.source:
+            config = self.config(self.cells[0])
+            chosen |= {"device": config.device, "engine_dtype": config.engine_dtype}
+        else:
+            del chosen["engine_dtype"], chosen["context_length"]  # the endpoint's own affair
+        return chosen | {
+            **asdict(self.filters),
+            "split": Split.HELD_OUT.value,
+            "num_tasks": options.num_tasks,
+            "num_samples": options.num_samples,
+            "rewards": {cell.name: cell.reward or "the environment's own" for cell in self.cells},
+        }
+
+    def recorded_policy(self) -> dict[str, Any]:
+        """What evaluation.json says of the policy."""
+        if self.source:
+            return self.source.facts()
+        return {"name": self.options.endpoint_model, "endpoint": self.options.endpoint}
+
+    def task_keys(self) -> set[TaskKey]:
+        return {(cell.definition.name, cell.level, task.id) for cell in self.cells for task in cell.tasks}
+
+
+def make_plan(options: Options) -> Plan:
+    """The plan of --model or --endpoint; nothing has been started. Raises ValueError with what is wrong."""
+    require_options(options)
+    source = find_policy(options.model) if options.model else None
+    if source is None:
+        endpoint_spec(options)
+    settings = settings_of(options, source)
+    cells = parse_cells(options, source, settings["seed"])
+    return Plan(options=options, source=source, settings=settings, cells=cells)
+
+
+def make_other(plan: Plan) -> Plan | Evaluation | None:
+    """What --against names: a former evaluation of the same tasks, or a policy to evaluate as ours is."""
+    name = plan.options.against
+    path = Path(name).expanduser()
+    if not name:
+        return None
+    if not path.is_file() and not (path / EVALUATION).is_file():
+        return replace(plan, source=find_policy(name))
+    former = read_evaluation(path if path.is_file() else path / EVALUATION)
+    require_same_tasks(plan.task_keys(), task_keys(former.outcomes))
+    former.results(plan.options.ks)  # raises where it has too few samples
+    return former
+
+
+def check(plan: Plan) -> None:
+    """Raise ConfigError or EndpointError where no episode could begin."""
+    if plan.source is None:
+        asyncio.run(_ask_endpoint(plan.options))
+        return
+    for cell in plan.cells:
+        require_sound(engine_config(plan.options, plan.source, plan.settings, cell), Machine.here())
+
+
+async def _ask_endpoint(options: Options) -> None:
+    endpoint = ChatEndpoint(endpoint_spec(options))
+    try:
+        await endpoint.check()
+    finally:
+        await endpoint.close()

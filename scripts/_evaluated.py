@@ -1,0 +1,230 @@
+"""What scripts/evaluate.py evaluates: the policy that --model names, the tasks, and how they are sampled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from envs.messages import Task
+from envs.registry import EnvDefinition, resolve_env
+from envs.splits import Split
+from rewards.base import resolve_reward
+from rl.config import Config, resolve
+from rl.evaluation import EvaluationError
+from rl.machine import Machine
+from rl.model import model_facts
+from rl.preflight import model_problems, prompt_problems, reward_model_problems
+from rl.validation import ConfigError, validate
+from rollout.chat_endpoint import EndpointSpec
+from rollout.limits import Limits
+from rollout.renderer import ChatMLRenderer
+from rollout.task_stream import TaskStream
+from rollout.tokenizer import load_tokenizer
+from scripts._evaluate_options import Options
+
+LIMITS = ("max_turns", "max_turn_tokens", "max_total_tokens", "max_tool_calls", "max_wall_s")
+FROM_RUN = ("seed", "eval_temperature", "engine_dtype", "context_length", *LIMITS)
+"""Settings that a run passes on to its evaluation; env, level and reward besides."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A policy to evaluate: `model` is a folder or hub id, `run` the settings of its run, if it is of one."""
+
+    name: str  # as it was given
+    model: str
+    run: Mapping[str, Any]
+    step: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What evaluation.json says of the policy: its weights by their digest where they are files here."""
+        folder = Path(self.model).expanduser()
+        digest = weights_digest(folder) if folder.is_dir() else None
+        return {"name": self.name, "model": self.model, "step": self.step, "weights_blake2b": digest}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """The held-out tasks of one environment and level. `spec` names the environment, `reward` its reward."""
+
+    spec: str
+    definition: EnvDefinition
+    level: int
+    reward: str
+    tasks: Sequence[Task]
+
+    @property
+    def name(self) -> str:
+        return f"{self.definition.name}:{self.level}"
+
+
+def find_policy(name: str) -> Source:
+    """The policy that `name` stands for; of the directory of a run its newest checkpoint.
+
+    Raises:
+        EvaluationError: a run without a checkpoint, or with settings that are not those of a run.
+    """
+    folder = Path(name).expanduser()
+    checkpoints = folder / "checkpoints"
+    if not checkpoints.is_dir():
+        return Source(name=name, model=name, run={})
+    saved = sorted(path for path in checkpoints.glob("step_*") if path.is_dir())
+    if not saved:
+        raise EvaluationError(
+            f"{name} is a run without a checkpoint yet; wait for one (--save-every), or evaluate its model"
+        )
+    step = int(saved[-1].name.removeprefix("step_"))
+    return Source(name=name, model=str(saved[-1]), run=_run_settings(folder / "config.json"), step=step)
+
+
+def _run_settings(path: Path) -> Mapping[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path} is no configuration of a run that can be read: {error}") from error
+    missing = [name for name in ("env", "level", "reward", *FROM_RUN) if name not in settings]
+    if missing:
+        raise EvaluationError(f"{path} has no {missing[0]}: not a run's, or of another version of whetstone")
+    return settings
+
+
+def weights_digest(folder: Path) -> str:
+    """BLAKE2b of the names and bytes of a model folder's weights."""
+    digest = blake2b(digest_size=16)
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def parse_cells(options: Options, source: Source | None, seed: int) -> list[Cell]:
+    """The tasks of each `--env NAME:LEVEL`, or of the run's own environment.
+
+    Raises:
+        EvaluationError: none is named, a text of another form, an unknown environment, level or reward (the
+            nearest is named), one that is there twice, or an environment with fewer distinct tasks.
+    """
+    run = source.run if source else {}
+    specs = options.env or ((f"{run['env']}:{run['level']}",) if run else ())
+    if not specs:
+        raise EvaluationError("--env NAME:LEVEL is missing; only the directory of a run says it by itself")
+    cells = []
+    for spec in specs:
+        name, level = parse_env(spec)
+        try:
+            definition = resolve_env(name)
+            definition.require_level(level)
+            reward = _reward_name(options, run, name)
+            resolve_reward(reward, definition)
+        except ValueError as error:
+            raise EvaluationError(f"--env {spec}: {error}") from error
+        stream = TaskStream(env=name, level=level, run_seed=seed, split=Split.HELD_OUT)
+        tasks = stream.slice(0, options.num_tasks)
+        cells.append(Cell(spec=name, definition=definition, level=level, reward=reward, tasks=tasks))
+    _require_distinct(cells)
+    return cells
+
+
+def parse_env(spec: str) -> tuple[str, int]:
+    """(name, level) of `calc:1`, `my_env.py:ENV:0` or `package.module:ENV:0`."""
+    name, _, level = spec.rpartition(":")
+    if not name or not level.isdecimal():
+        raise EvaluationError(f"--env {spec!r}: expected NAME:LEVEL, for example calc:1 or my_env.py:ENV:0")
+    return name, int(level)
+
+
+def _reward_name(options: Options, run: Mapping[str, Any], env: str) -> str:
+    """The command line's, else that of the run on the run's own environment, else the environment's own."""
+    if options.reward is not None:
+        return options.reward
+    return run["reward"] if run.get("env") == env else ""
+
+
+def _require_distinct(cells: Sequence[Cell]) -> None:
+    names = [cell.name for cell in cells]
+    for cell in cells:
+        if names.count(cell.name) > 1:
+            raise EvaluationError(f"--env {cell.name} is there twice; give each environment and level once")
+        num_distinct = len({task.id for task in cell.tasks})
+        if num_distinct < len(cell.tasks):
+            raise EvaluationError(
+                f"--env {cell.name}: {len(cell.tasks)} draws give {num_distinct} distinct tasks, and one "
+                "that comes twice is no second observation; lower --num-tasks"
+            )
+
+
+def by_env(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
+    """(environment, its cells), in the order in which the environments were named."""
+    order = list(dict.fromkeys(cell.spec for cell in cells))
+    ordered = sorted(cells, key=lambda cell: order.index(cell.spec))
+    return ((spec, list(members)) for spec, members in groupby(ordered, key=lambda cell: cell.spec))
+
+
+def settings_of(options: Options, source: Source | None) -> dict[str, Any]:
+    """Every setting of FROM_RUN: the command line's, else the run's, else that of a Config.
+
+    Of an endpoint the limits are those of rollout.limits.Limits: its models are larger and say more.
+    """
+    run: Mapping[str, Any] = source.run if source else asdict(Limits())
+    chosen = {}
+    for name in FROM_RUN:
+        given = getattr(options, "temperature" if name == "eval_temperature" else name)
+        chosen[name] = given if given is not None else run.get(name, getattr(Config, name))
+    return chosen
+
+
+def engine_config(options: Options, source: Source, settings: Mapping[str, Any], cell: Cell) -> Config:
+    """The configuration of the engines that sample `cell` from the policy of `source`."""
+    return replace(
+        Config(),
+        **settings,
+        model=source.model,
+        env=cell.spec,
+        level=cell.level,
+        reward=cell.reward,
+        eval_tasks=len(cell.tasks),
+        device=options.device,
+        engines=options.engines,
+        engine_threads=options.engine_threads,
+        num_concurrent=options.num_concurrent,
+        engine_start_s=options.engine_start_s,
+        group_deadline_s=options.group_deadline_s,
+        canary_tokens=2,  # nothing is synced, so none is asked, and a short context is no reason to refuse
+    )
+
+
+def require_sound(config: Config, machine: Machine) -> None:
+    """Raise ConfigError with every reason for which engines of `config` could not sample its tasks."""
+    validate(config, machine)
+    config = resolve(config, machine)
+    try:
+        facts, tokenizer = model_facts(config.model), load_tokenizer(config.model)
+        renderer = ChatMLRenderer(tokenizer)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    problems = [
+        *model_problems(config, facts),
+        *reward_model_problems(config, tokenizer),
+        *prompt_problems(config, renderer, tokenizer),
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def endpoint_spec(options: Options) -> EndpointSpec:
+    """The endpoint of the options. Raises ValueError where its address is none."""
+    return EndpointSpec(
+        url=options.endpoint,
+        model=options.endpoint_model,
+        key=os.environ.get(options.endpoint_key_variable, ""),
+        request_s=options.request_s,
+        num_retries=options.num_retries,
+    )

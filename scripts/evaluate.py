@@ -1,0 +1,199 @@
+"""Evaluate a policy on held-out tasks: unbiased pass@k and avg@n, with intervals over tasks.
+
+    python -m scripts.evaluate --model runs/NAME --num-tasks 256      # as the run evaluated itself at its end
+    python -m scripts.evaluate --model MODEL --env calc:1 calc:2 --num-tasks 512 --k 1 4 16 --against OTHER
+    python -m scripts.evaluate --endpoint http://localhost:8000/v1 --endpoint-model NAME --env calc:2
+
+Every task and every random stream is a pure function of (seed, task, sample), so two policies meet the same
+ones. The samples of a task are one observation, and an episode that could not be scored counts as not solved
+and is told. Written to --out: evaluation.json, which a later --against takes. Exit code 0: evaluated; 2:
+refused before it began; 3: an engine or the endpoint failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import tyro
+
+from recipes.placement import make_rollouts, start_ray
+from recipes.stopping import STOPPED, run_interruptibly, stop_of
+from rewards.base import resolve_reward
+from rl.durable import atomic_write_json
+from rl.evaluation import Evaluation, EvaluationError, count_errors, outcome_of
+from rl.machine import source_commit, stack_versions
+from rl.run_dir import default_run_dir
+from rollout.chat_endpoint import ChatEndpoint, EndpointError, EndpointRollouts
+from rollout.collector import Collector, CollectorSpec
+from rollout.limits import Limits
+from rollout.task_stream import TaskStream
+from rollout.trajectory import Trajectory, TrajectoryGroup
+from scripts._evaluate_options import Options
+from scripts._evaluate_plan import EVALUATION, Plan, check, make_other, make_plan
+from scripts._evaluate_report import Report
+from scripts._evaluated import LIMITS, Cell, by_env, endpoint_spec
+
+AGAINST = "against.json"
+NUM_CONCURRENT_OF_ENDPOINT = 16
+REFUSED, EVALUATED = 2, 0
+
+
+async def with_engines(plan: Plan, cells: Sequence[Cell]) -> list[list[TrajectoryGroup]]:
+    """The groups of each cell, all of one environment, from engines of this plan's policy."""
+    config = plan.config(cells[0])
+    engines = make_rollouts(config)
+    try:
+        await asyncio.gather(*(engine.start() for engine in engines))
+        return await collect(plan, cells, engines, config.num_concurrent)
+    finally:
+        await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True)
+
+
+async def collect(
+    plan: Plan, cells: Sequence[Cell], runners: Sequence[Any], num_concurrent: int
+) -> list[list[TrajectoryGroup]]:
+    """The groups of each cell, a cell at a time, so that one has the same samples alone and among others."""
+    num_groups = max(1, num_concurrent // plan.options.num_samples)
+    num_rounds = -(-plan.options.num_tasks // (num_groups * len(runners)))
+    spec = CollectorSpec(
+        group_size=plan.options.num_samples,
+        max_groups_per_runner=num_groups,
+        # One group after another may take its whole deadline.
+        deadline_s=plan.options.group_deadline_s * num_rounds,
+    )
+    stream = TaskStream(env=cells[0].spec, level=cells[0].level, run_seed=plan.settings["seed"])
+    collector = Collector(stream, runners, spec)
+    collected = []
+    for cell in cells:
+        print(f"{cell.name}: {len(cell.tasks)} tasks ...", file=sys.stderr, flush=True)
+        collected.append(
+            await collector.evaluate(
+                cell.tasks,
+                temperature=plan.settings["eval_temperature"],
+                num_samples=plan.options.num_samples,
+                filters=plan.filters,
+            )
+        )
+    return collected
+
+
+async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[TrajectoryGroup]]:
+    """The groups of each cell, all of one environment, from the endpoint."""
+    endpoint = ChatEndpoint(endpoint_spec(plan.options))
+    definition = cells[0].definition
+    try:
+        rollouts = EndpointRollouts(
+            endpoint=endpoint,
+            definition=definition,
+            reward=resolve_reward(cells[0].reward, definition),
+            limits=Limits(**{name: plan.settings[name] for name in LIMITS}),
+            run_seed=plan.settings["seed"],
+        )
+        num_concurrent = plan.options.num_concurrent or NUM_CONCURRENT_OF_ENDPOINT
+        return await collect(plan, cells, [rollouts], num_concurrent)
+    finally:
+        await endpoint.close()
+
+
+async def evaluate(plan: Plan) -> Evaluation:
+    """Every cell sampled and scored, by one version of one policy."""
+    sample = with_engines if plan.source else with_endpoint
+    outcomes, trajectories = [], []
+    for _, cells in by_env(plan.cells):
+        for cell, groups in zip(cells, await sample(plan, cells), strict=True):
+            outcomes += [outcome_of(group, cell.definition.name, cell.level) for group in groups]
+            found = [trajectory for group in groups for trajectory in group.trajectories]
+            require_success(cell, found)
+            trajectories += found
+    spans = (span for t in trajectories for turn in t.turns for span in turn.completion.version_spans)
+    versions = {span.version for span in spans}
+    if len(versions) > 1:
+        raise RuntimeError(f"one policy version was to be evaluated and {sorted(versions)} have sampled")
+    return Evaluation(
+        policy=plan.recorded_policy(),
+        settings=plan.recorded_settings(),
+        versions=versions_here(),
+        outcomes=tuple(outcomes),
+        errors=count_errors(trajectories),
+    )
+
+
+def require_success(cell: Cell, trajectories: Sequence[Trajectory]) -> None:
+    """Raise EvaluationError where the reward never says what a success is: all would count as not solved."""
+    scores = [t.score for t in trajectories if t.score.value is not None]
+    if scores and all(score.success is None for score in scores):
+        raise EvaluationError(
+            f"{cell.name}: the reward gives no Score.success, which is what is counted; name another --reward"
+        )
+
+
+def versions_here() -> dict[str, str]:
+    """The versions of the stack, and the commit of this code where it is a checkout."""
+    source = source_commit(Path(__file__).resolve().parent.parent)
+    commit = {} if source is None else {"commit": source.commit + (" (changed)" if source.dirty else "")}
+    return stack_versions() | commit
+
+
+def require_empty(out: Path) -> None:
+    """Raise EvaluationError where `out` holds something: no result is ever overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise EvaluationError(f"--out {out} is not empty; give a new or an empty folder")
+
+
+async def evaluate_both(plan: Plan, other: Plan | Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
+    ours = await evaluate(plan)
+    return ours, await evaluate(other) if isinstance(other, Plan) else other
+
+
+def run(plan: Plan, other: Plan | Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
+    """Both evaluations, on a Ray of their own where there are engines."""
+    of_engines = [each for each in (plan, other) if isinstance(each, Plan) and each.source]
+    try:
+        if of_engines:
+            start_ray(of_engines[0].config(plan.cells[0]))
+        return run_interruptibly(evaluate_both(plan, other))
+    finally:
+        ray.shutdown()
+
+
+def main() -> int:
+    options = tyro.cli(Options, description=__doc__)
+    out = Path(options.out) if options.out else default_run_dir("evaluate")
+    try:
+        require_empty(out)
+        plan = make_plan(options)
+        other = make_other(plan)
+        for each in (plan, other):
+            if isinstance(each, Plan):
+                check(each)
+    except (ValueError, EndpointError) as error:
+        print(f"Nothing was evaluated:\n{error}", file=sys.stderr)
+        return REFUSED
+    try:
+        ours, theirs = run(plan, other)
+    except EvaluationError as error:
+        print(f"\nSTOPPED: {error}", file=sys.stderr)
+        return STOPPED
+    except (Exception, KeyboardInterrupt) as error:
+        stop = stop_of(error)
+        if stop is None:
+            raise
+        print(f"\nSTOPPED: {stop.cause}", file=sys.stderr)
+        return stop.exit_code
+    report = Report.of(ours, theirs, options.ks)
+    print("\n".join(report.lines()))
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(out / EVALUATION, report.to_json())
+    if isinstance(other, Plan) and theirs is not None:
+        atomic_write_json(out / AGAINST, Report.of(theirs, None, options.ks).to_json())
+    print(f"written: {', '.join(str(path) for path in sorted(out.glob('*.json')))}")
+    return EVALUATED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
