@@ -55,21 +55,25 @@ async def train_and_judge(run: Run, started: float) -> int:
     before = await _success(run, step=0)
     run.console.say(f"success before training, on held-out tasks: {before}")
 
-    async def after_step(step: int, metrics: Metrics) -> None:
+    async def after_step(step: int, metrics: Metrics) -> bool:
         run.journal.step(step, metrics)
+        is_spent = 0 < config.budget_tokens <= run.journal.num_sampled_tokens
         state = RunState(
             step=step,
             next_task_index=run.collector.cursor,
             policy_version=run.sync.version,
             num_optimizer_steps=step * config.num_minibatches,
             num_trained_tokens=run.journal.num_trained_tokens,
+            num_sampled_tokens=run.journal.num_sampled_tokens,
             wall_s=time.monotonic() - started,
         )
-        if step == config.num_steps or (config.save_every and step % config.save_every == 0):
+        is_last = is_spent or step == config.num_steps
+        if is_last or (config.save_every and step % config.save_every == 0):
             await run.learner.save(str(run.directory.checkpoint(step)))
         run.directory.write_state(state)
+        return is_spent
 
-    await train(
+    last_step = await train(
         run.collector,
         run.learner,
         run.algorithm,
@@ -87,9 +91,11 @@ async def train_and_judge(run: Run, started: float) -> int:
         ),
         after_step=after_step,
     )
-    after = await _success(run, step=config.num_steps)
+    if config.budget_tokens:
+        run.console.say(_budget_line(config, last_step, run.journal.num_sampled_tokens))
+    after = await _success(run, step=last_step)
     judged = verdict(before, after, config.min_gain)
-    checkpoint = run.directory.checkpoint(config.num_steps)
+    checkpoint = run.directory.checkpoint(last_step)
     run.console.show_end(
         EndFacts(
             before=before,
@@ -120,6 +126,17 @@ async def _success(run: Run, *, step: int) -> SuccessRate:
     run.journal.record_evaluation(step, groups)
     solved = sum((t.score.success or 0.0) >= 1.0 for group in groups for t in group.trajectories)
     return SuccessRate(solved, config.eval_tasks)
+
+
+def _budget_line(config: Config, last_step: int, num_sampled: int) -> str:
+    """What came of the budget of tokens."""
+    if num_sampled >= config.budget_tokens:
+        spent = f"budget_tokens = {config.budget_tokens:,} spent: {num_sampled:,} tokens sampled"
+        return f"{spent} in {last_step} of {config.num_steps} steps"
+    return (
+        f"WARNING: budget_tokens = {config.budget_tokens:,} was not reached: num_steps = {config.num_steps} "
+        f"ended training after {num_sampled:,} sampled tokens; raise num_steps"
+    )
 
 
 def _next_commands(config: Config, recipe: str, checkpoint: Path) -> list[str]:
