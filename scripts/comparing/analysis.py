@@ -20,6 +20,8 @@ from scripts.comparing.comparison import Comparison, Entry, finished
 
 NEAR = 0.05
 """A level is saturated where every arm ends within this of 1, or of 0."""
+METRICS = {"final": "final success", "auc": "mean success over the budget (AUC)"}
+"""The two scores of a run, in words."""
 ALL = "all"
 """The setting's name for all of them together."""
 
@@ -74,12 +76,19 @@ def analyse(comparison: Comparison) -> dict[str, Any]:
     settings = [setting["label"] for setting in comparison["settings"]]
     views = {setting: [setting] for setting in settings} | ({ALL: settings} if len(settings) > 1 else {})
     return {
+        "seeds": {
+            metric: {
+                setting: {arm: scores(comparison, arm, [setting], metric)[setting].tolist() for arm in arms}
+                for setting in settings
+            }
+            for metric in METRICS
+        },
         "scores": {
             metric: {
                 view: {arm: bootstrap(scores(comparison, arm, inside, metric)) for arm in arms}
                 for view, inside in views.items()
             }
-            for metric in ("final", "auc")
+            for metric in METRICS
         },
         "improvement": {
             view: {
@@ -142,8 +151,9 @@ def warnings(comparison: Comparison) -> list[str]:
     for cell in comparison["cells"]:
         if not cell["failure"] and cell["num_tokens"] < comparison["budget_tokens"]:
             found.append(
-                f"{cell['arm']} on {cell['setting']}, seed {cell['seed']} sampled {cell['num_tokens']:,} tokens "
-                f"of the budget of {comparison['budget_tokens']:,} before num_steps ended it; raise num_steps"
+                f"{cell['arm']} on {cell['setting']}, seed {cell['seed']} sampled {cell['num_tokens']:,} "
+                f"tokens of the budget of {comparison['budget_tokens']:,} before num_steps ended it; raise "
+                "num_steps"
             )
     for setting in (setting["label"] for setting in comparison["settings"]):
         by_arm = [finished(comparison, setting, arm["label"]) for arm in comparison["arms"]]

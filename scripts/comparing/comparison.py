@@ -91,8 +91,8 @@ def choose_trials(
                     means[trial] = float(np.mean([run["success"][-1] for run in runs]))
             if not means:
                 raise CompareError(
-                    f"every tuning trial of {arm.label} on {setting.label} failed; see the logs under tuning/, "
-                    "or leave the arm out"
+                    f"every tuning trial of {arm.label} on {setting.label} failed; see the logs under "
+                    "tuning/, or leave the arm out"
                 )
             chosen[setting.label, arm.label] = max(means, key=lambda trial: means[trial])
     return chosen

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 
 from rl.aggregates import bootstrap
-from scripts.comparing.analysis import ALL, curve_of
+from scripts.comparing.analysis import ALL, METRICS, curve_of
 from scripts.comparing.comparison import Comparison, finished
 
 mpl.use("Agg")
@@ -18,13 +18,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color), without its yellow,
-# too pale for a line.
+# Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color), without its
+# yellow, too pale for a line.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
 NUM_POINTS = 41
 """Places of a learning curve at which seeds are summed up."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -97,7 +97,7 @@ def _arm_curve(
     tokens = np.linspace(0, end, NUM_POINTS)
     at = np.stack([curve_of(cell).at(tokens) for cell in cells])  # (num_seeds, NUM_POINTS)
     points = [bootstrap({setting: column}, num=2000) for column in at.T]
-    middle = [point.value for point in points]
+    middle = [point.value for point in points if point.value is not None]
     if points[0].reason:
         axis.plot(tokens / 1e3, at.T, linewidth=0.6, alpha=0.5, **look)
     else:
@@ -134,19 +134,18 @@ def _label_ends(axis: Axes, ends: Sequence[tuple[float, str, str]], budget: floa
 
 
 def score_dots(comparison: Comparison, analysis: dict[str, Any]) -> Figure:
-    """Final success and area under the curve: a row an arm, a dot a seed, the interquartile mean's interval."""
+    """Both scores: a row an arm, a dot a seed, a bar the interquartile mean with its 95 % interval."""
     arms = _labels(comparison["arms"])
     views = list(analysis["scores"]["final"])
-    metrics = {"final": "final success", "auc": "mean success over the budget (AUC)"}
     figure, axes = plt.subplots(
-        len(metrics),
+        len(METRICS),
         len(views),
         figsize=(0.9 + 2.9 * len(views), 1.3 + 0.56 * len(arms)),
         sharey=True,
         sharex="row",
         squeeze=False,
     )
-    for row, (metric, words) in zip(axes, metrics.items(), strict=True):
+    for row, (metric, words) in zip(axes, METRICS.items(), strict=True):
         for axis, view in zip(row, views, strict=True):
             for place, arm in enumerate(arms):
                 look = COLORS[place % len(COLORS)]
