@@ -5,7 +5,9 @@
 
 An entry of --algorithms is a row of rl/rows.py or `my_algorithm.py:ROW`, with a label before it and changed
 fields after it where they are wanted: `again=grpo`, `frozen=grpo+learning_rate=0`. An --env is NAME:LEVEL or
-`my_env.py:ENV:LEVEL`, with changed fields likewise. What follows `--` are options of every run's recipe. What the recipe itself changes in its algorithm's row is taken back, unless it is given there.
+`my_env.py:ENV:LEVEL`, with changed fields likewise; a reward of your own is `+reward=my_rewards.py:short` in
+either. What follows `--` are options of every run's recipe. What the recipe itself changes in its algorithm's
+row is taken back, unless it is given there.
 
 Every run gets the same sampled tokens, the same tasks and starting policy by seed, and as many tuning trials,
 on other seeds. Written to --out: report.html, three PNGs, comparison.json, and every run with its log. The
@@ -19,7 +21,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +57,7 @@ class Options:
     env: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Environment with its level, as calc:2; once for each."""
     seeds: int = 5
-    """Seeds 0, 1, ... of every algorithm on every environment; an interval needs 5."""
+    """Seeds 0, 1, ... of every algorithm on every environment."""
     budget_tokens: int
     """Tokens that each run samples for training; it ends after the first step that reaches it."""
     tune: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -194,7 +196,7 @@ def _in_words(plan: Plan, arm: str) -> str:
     return config.describe_algorithm()
 
 
-def _made(manifest: dict[str, Any], wall_s: float) -> dict[str, Any]:
+def _made(manifest: Mapping[str, Any], wall_s: float) -> dict[str, Any]:
     source, machine = manifest.get("source") or {}, manifest.get("machine") or {}
     changed = " with changes" if source.get("dirty") else ""
     gpus = ", ".join(machine.get("gpus", ())) or "no GPU"

@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 # yellow, too pale for a line.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
+RISE = 0.17
+"""How far an interval stands above the middle of its row, and its dots below."""
 NUM_POINTS = 41
 """Places of a learning curve at which seeds are summed up."""
 STYLE: dict[Any, Any] = {
@@ -150,12 +152,16 @@ def score_dots(comparison: Comparison, analysis: dict[str, Any]) -> Figure:
             for place, arm in enumerate(arms):
                 look = COLORS[place % len(COLORS)]
                 seeds = _seed_scores(comparison, analysis, metric, view, arm)
-                axis.plot(seeds, _spread(place, len(seeds)), "o", color=look, markersize=3, alpha=0.45, mew=0)
+                axis.plot(
+                    seeds, _spread(place, len(seeds)), "o", color=look, markersize=3.2, alpha=0.6, mew=0
+                )
                 estimate = analysis["scores"][metric][view][arm]
                 if estimate.low is not None:
-                    axis.plot([estimate.low, estimate.high], [place, place], color=look, linewidth=2)
+                    axis.plot([estimate.low, estimate.high], [place - RISE] * 2, color=look, linewidth=2)
                 if estimate.value is not None:
-                    axis.plot(estimate.value, place, "|", color=look, markersize=12, markeredgewidth=2.2)
+                    axis.plot(
+                        estimate.value, place - RISE, "|", color=look, markersize=8, markeredgewidth=2.2
+                    )
             axis.set_xlabel(words)
             axis.set_title("all settings" if view == ALL else view)
             axis.grid(axis="x", color="0.92", linewidth=0.7)
@@ -175,8 +181,8 @@ def _seed_scores(
 
 
 def _spread(place: int, num: int) -> np.ndarray:
-    """Rows of dots around `place`, so that equal scores stay visible."""
-    return place + (np.linspace(-0.22, 0.22, num) if num > 1 else np.zeros(num))
+    """A band of dots below the bar of row `place`, so that equal scores stay visible."""
+    return place + RISE + (np.linspace(-0.1, 0.1, num) if num > 1 else np.zeros(num))
 
 
 def improvement(comparison: Comparison, analysis: dict[str, Any]) -> Figure:
@@ -187,7 +193,7 @@ def improvement(comparison: Comparison, analysis: dict[str, Any]) -> Figure:
     size = 1.6 + 0.8 * len(arms)
     figure, axis = plt.subplots(figsize=(size, 0.72 * size))
     table = [[np.nan if a == b else _or_nan(pairs[a][b].value) for b in arms] for a in arms]
-    axis.imshow(table, cmap="PuOr_r", vmin=0, vmax=1, aspect="auto", alpha=0.75)
+    axis.imshow(table, cmap="PuOr_r", vmin=-0.35, vmax=1.35, aspect="auto")
     for i, arm in enumerate(arms):
         for j, other in enumerate(arms):
             estimate = None if arm == other else pairs[arm][other]
@@ -195,7 +201,6 @@ def improvement(comparison: Comparison, analysis: dict[str, Any]) -> Figure:
                 continue
             apart = estimate.low is not None and not estimate.low <= 0.5 <= estimate.high
             interval = "" if estimate.low is None else f"\n{estimate.low:.2f} to {estimate.high:.2f}"
-            dark = abs(estimate.value - 0.5) > 0.38
             axis.text(
                 j,
                 i,
@@ -204,13 +209,13 @@ def improvement(comparison: Comparison, analysis: dict[str, Any]) -> Figure:
                 va="center",
                 fontsize=7,
                 fontweight="bold" if apart else "normal",
-                color="white" if dark else "black",
             )
     axis.set_xticks(range(len(arms)), arms, rotation=30, ha="left")
     axis.set_yticks(range(len(arms)), arms)
     axis.xaxis.tick_top()
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+    axis.set_xlabel("probability that the row ends above the column, same seed")
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rl.aggregates import MIN_PAIRS, MIN_SEEDS, Estimate
+from rl.aggregates import MIN_PAIRS, Estimate
 from rl.durable import atomic_write_json
 from scripts.comparing.analysis import ALL, METRICS, analyse
 from scripts.comparing.comparison import Comparison, Entry
@@ -48,7 +48,6 @@ def render(comparison: Comparison, analysis: Mapping[str, Any], pictures: list[P
         metrics=METRICS,
         all=ALL,
         findings=findings(analysis),
-        min_seeds=MIN_SEEDS,
         min_pairs=MIN_PAIRS,
         failures=[cell for cell in comparison["cells"] if cell["failure"] or cell["earlier_failures"]],
     )

@@ -90,7 +90,7 @@ def comparison(
         ],
         "cells": list(cells),
         "tuning_cells": [],
-        "diff": {"algorithm": {arm: "calc:2" for arm in arms}},
+        "diff": {"algorithm": dict.fromkeys(arms, "calc:2")},
         "commands": [
             {"command": "python -m scripts.compare", "wall_s": 60.0, "commit": "0" * 40, "machine": "2 cores"}
         ],
