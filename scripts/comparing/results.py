@@ -99,8 +99,9 @@ def _lines(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
     try:
         texts = path.read_text().splitlines()
     except FileNotFoundError:
-        hint = "; it is written by runs with --eval-every" if path.name == "evaluations.jsonl" else ""
-        raise RunError(f"{path} is missing{hint}") from None
+        raise RunError(
+            f"{path} is missing: the run ended before it was written, or is from an older version"
+        ) from None
     lines = []
     for number, text in enumerate(texts, start=1):
         try:

@@ -134,7 +134,7 @@ def test_evaluations_of_another_level_are_no_part_of_it(tmp_path: Path):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("evaluations.jsonl", None, "evaluations.jsonl is missing; it is written by runs with --eval-every"),
+        ("evaluations.jsonl", None, "evaluations.jsonl is missing: the run ended before it was written"),
         ("metrics.jsonl", None, "metrics.jsonl is missing"),
         ("config.json", None, "config.json is missing"),
         ("evaluations.jsonl", '{"step": 0}\n', "evaluations.jsonl:1 has no num_tasks, solved"),
