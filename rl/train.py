@@ -29,6 +29,7 @@ class Rollouts(Protocol):
     last_groups: list[TrajectoryGroup]
     num_dropped_groups: int
     num_filled_groups: int
+    num_dropped_tokens: int
 
     @property
     def runners(self) -> Sequence[Receiver]: ...
@@ -131,6 +132,7 @@ async def train(
         metrics |= staleness_metrics(rollouts.last_groups, sync.version - 1)
         metrics["rollout/dropped_groups"] = float(rollouts.num_dropped_groups)
         metrics["rollout/filled_groups"] = float(rollouts.num_filled_groups)
+        metrics["rollout/dropped_tokens"] = float(rollouts.num_dropped_tokens)
         check_names(metrics)
         gates.check(step, metrics)
         if await after_step(step, metrics):

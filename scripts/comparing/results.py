@@ -16,6 +16,10 @@ EVALUATION = ("step", "num_tasks", "solved", "unscored", "success", "low", "high
 """What a line of evaluations.jsonl must have; `env` and `level` as well."""
 
 
+SPENT = ("tokens/sampled", "rollout/dropped_tokens")
+"""Metrics that make up what a step sampled: dynamic sampling pays for the groups that it drops, too."""
+
+
 class RunError(ValueError):
     """A run's folder does not hold what a comparison needs; the message names file and line."""
 
@@ -46,7 +50,8 @@ def read_run(run: Path) -> RunResult:
     """Read a finished run. RunError where a file is missing, broken, or the last step was not evaluated."""
     config, manifest = read_json(run / "config.json"), read_json(run / "manifest.json")
     steps = [
-        (line["step"], line.get("tokens/sampled", 0.0)) for line in _lines(run / "metrics.jsonl", ("step",))
+        (line["step"], sum(line.get(name, 0.0) for name in SPENT))
+        for line in _lines(run / "metrics.jsonl", ("step",))
     ]
     evaluations = [
         line

@@ -122,6 +122,12 @@ def test_a_curve_is_read_from_evaluations_and_tokens(tmp_path: Path):
     assert (result.start, result.final, result.num_tokens, result.num_steps) == (0.2, 0.7, 1050, 3)
 
 
+def test_tokens_of_groups_that_dynamic_sampling_dropped_are_spent(tmp_path: Path):
+    run = make_run(tmp_path / "run", {0: 20, 1: 70}, tokens=(400,))
+    lines(run / "metrics.jsonl", [{"step": 1, "tokens/sampled": 400.0, "rollout/dropped_tokens": 100.0}])
+    assert read_run(run).num_tokens == 500
+
+
 def test_evaluations_of_another_level_are_no_part_of_it(tmp_path: Path):
     run = make_run(tmp_path / "run", {})
     other = evaluation(1, 99) | {"level": 3}
