@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -209,6 +210,8 @@ def _made(manifest: Mapping[str, Any], wall_s: float) -> dict[str, Any]:
 
 
 def main() -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     own, shared = split_shared(sys.argv[1:])
     options = tyro.cli(Options, args=own, description=__doc__)
     try:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ def read_outcome(job: Job) -> Outcome:
     return Outcome(**{**record, "command": tuple(record["command"])})
 
 
-def run_job(job: Job) -> Outcome:
+def run_job(job: Job, environment: Mapping[str, str] | None = None) -> Outcome:
     """Run `job` to its end or its deadline and write down how it ended.
 
     What an earlier attempt left, half-finished or failed, is moved aside first and kept. An interrupt
@@ -93,7 +93,7 @@ def run_job(job: Job) -> Outcome:
     with job.log.open("wb") as log:
         # A session of its own: the terminal's Ctrl-C reaches this process, which passes it on once.
         process = subprocess.Popen(
-            job.command, stdout=log, stderr=subprocess.STDOUT, env=_own_environment(), start_new_session=True
+            job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
             code = process.wait(job.deadline_s)
@@ -132,9 +132,9 @@ def _reason(job: Job, code: int) -> str:
     return ""
 
 
-def _own_environment() -> dict[str, str]:
-    """This environment without what ties a child of a Ray worker to that worker's cluster."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+def _run_in_worker(job: Job) -> Outcome:
+    """`run_job` in a Ray worker, whose cluster is not the run's: a run starts its own."""
+    return run_job(job, {name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
 
 
 def move_aside(job: Job) -> None:
@@ -194,7 +194,7 @@ def _in_ray(jobs: Sequence[Job], num_parallel: int) -> Iterator[tuple[Job, Outco
 
     machine = Machine.here()
     with _ray_session(machine.cores):
-        remote = ray.remote(run_job).options(
+        remote = ray.remote(_run_in_worker).options(
             num_cpus=machine.cores / num_parallel if num_parallel <= machine.cores else 1,
             num_gpus=len(machine.gpus) / num_parallel,
             max_retries=0,

@@ -192,6 +192,8 @@ def test_time_to_threshold_lies_between_evaluations():
     # 0.7 lies halfway between 0.6 at 100 and 0.8 at 300
     assert time_to_threshold(CURVE, 0.7) == pytest.approx(200)
     assert time_to_threshold(CURVE, 0.6) == pytest.approx(100)
+    assert time_to_threshold(CURVE, 0.8) == pytest.approx(300)
+    assert time_to_threshold(CURVE, 0.2) == 0
     assert time_to_threshold(CURVE, 0.1) == 0
     assert time_to_threshold(CURVE, 0.81) is None
 
