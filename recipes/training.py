@@ -54,24 +54,28 @@ async def train_and_judge(run: Run, started: float) -> int:
     before = await held_out.evaluate(step=0)
     run.console.say(f"success before training, on held-out tasks: {before}")
 
-    async def after_step(step: int, metrics: Metrics) -> None:
+    async def after_step(step: int, metrics: Metrics) -> bool:
         run.journal.step(step, metrics)
+        is_spent = 0 < config.budget_tokens <= run.journal.num_sampled_tokens
         state = RunState(
             step=step,
             next_task_index=run.collector.cursor,
             policy_version=run.sync.version,
             num_optimizer_steps=step * config.num_minibatches,
             num_trained_tokens=run.journal.num_trained_tokens,
+            num_sampled_tokens=run.journal.num_sampled_tokens,
             wall_s=time.monotonic() - started,
         )
-        if step == config.num_steps or (config.save_every and step % config.save_every == 0):
+        is_last = is_spent or step == config.num_steps
+        if is_last or (config.save_every and step % config.save_every == 0):
             await run.learner.save(str(run.directory.checkpoint(step)))
         run.directory.write_state(state)
-        if held_out.is_due(step):
+        if held_out.is_due(step) and not is_spent:
             success = await held_out.evaluate(step)
             run.console.say(f"success after step {step}, on held-out tasks: {success}")
+        return is_spent
 
-    await train(
+    last_step = await train(
         run.collector,
         run.learner,
         run.algorithm,
@@ -89,9 +93,11 @@ async def train_and_judge(run: Run, started: float) -> int:
         ),
         after_step=after_step,
     )
-    after = await held_out.evaluate(config.num_steps)
+    if config.budget_tokens:
+        run.console.say(_budget_line(config, last_step, run.journal.num_sampled_tokens))
+    after = await held_out.evaluate(last_step)
     judged = verdict(before, after, config.min_gain)
-    checkpoint = run.directory.checkpoint(config.num_steps)
+    checkpoint = run.directory.checkpoint(last_step)
     run.console.show_end(
         EndFacts(
             before=before,
@@ -110,6 +116,17 @@ async def train_and_judge(run: Run, started: float) -> int:
         run.console.say("SMOKE RUN SOUND: every check held; it is too short for its verdict to count")
         return PASS
     return PASS if judged.passed else FAIL
+
+
+def _budget_line(config: Config, last_step: int, num_sampled: int) -> str:
+    """What came of the budget of tokens."""
+    if num_sampled >= config.budget_tokens:
+        spent = f"budget_tokens = {config.budget_tokens:,} spent: {num_sampled:,} tokens sampled"
+        return f"{spent} in {last_step} of {config.num_steps} steps"
+    return (
+        f"WARNING: budget_tokens = {config.budget_tokens:,} was not reached: num_steps = {config.num_steps} "
+        f"ended training after {num_sampled:,} sampled tokens; raise num_steps"
+    )
 
 
 def _next_commands(config: Config, recipe: str, checkpoint: Path) -> list[str]:

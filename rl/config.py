@@ -61,6 +61,9 @@ class Config(Overrides):
     # The step
     num_steps: Count = 60
     """Training steps. Each samples num_groups x group_size trajectories and makes num_minibatches updates."""
+    budget_tokens: Size = 0
+    """Training ends after the first step by which the run has sampled this many tokens, unless num_steps
+    comes first; the learning rate still falls as for num_steps. 0: num_steps alone ends it."""
     num_tasks: Size = 0
     """Tasks that training draws from, again and again in another order; 0: no task comes twice."""
     num_groups: Count = 16

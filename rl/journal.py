@@ -23,6 +23,7 @@ class Journal:
 
     def __init__(self, directory: RunDir, config: Config, console: RunConsole, decode: Decode) -> None:
         self.num_trained_tokens = 0
+        self.num_sampled_tokens = 0
         self._directory = directory
         self._config = config
         self._console = console
@@ -60,6 +61,10 @@ class Journal:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write and show one step's metrics, and a trajectory now and then."""
+        # Dynamic sampling pays for the groups that it drops, too.
+        self.num_sampled_tokens += int(
+            metrics.get("tokens/sampled", 0) + metrics.get("rollout/dropped_tokens", 0)
+        )
         self._directory.append_metrics(step, metrics)
         self._console.show_step(step, metrics)
         self._warn_of_rewards(step, metrics.get("rollout/reward_abs_max", 0.0))

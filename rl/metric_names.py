@@ -27,6 +27,7 @@ ROLLOUT_METRICS = {
     "rollout/trajectories": "trajectories that came back, unscored ones included; count",
     "rollout/unscored": "share of those that have no reward",
     "rollout/dropped_groups": "groups sampled and replaced because their rewards were all equal; count",
+    "rollout/dropped_tokens": "tokens sampled in dropped groups: spent, though in no other metric",
     "rollout/filled_groups": "groups whose rewards were all equal, kept for want of others; count",
     "reward/<part>": "one named part of the score, mean over the scored trajectories that have it",
     "env/<metric>": "a metric that the environment reports, mean over the scored trajectories that have it",

@@ -37,6 +37,7 @@ class RunState:
     policy_version: int = 0
     num_optimizer_steps: int = 0
     num_trained_tokens: int = 0
+    num_sampled_tokens: int = 0
     wall_s: float = 0.0
 
 

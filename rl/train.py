@@ -29,6 +29,7 @@ class Rollouts(Protocol):
     last_groups: list[TrajectoryGroup]
     num_dropped_groups: int
     num_filled_groups: int
+    num_dropped_tokens: int
 
     @property
     def runners(self) -> Sequence[Receiver]: ...
@@ -97,9 +98,11 @@ async def train(
     num_groups: int,
     num_minibatches: int,
     gates: StepGates,
-    after_step: Callable[[int, Metrics], Awaitable[None]],
-) -> None:
+    after_step: Callable[[int, Metrics], Awaitable[bool | None]],
+) -> int:
     """`num_steps` of `take_step`; every metric is defined, every gate is checked, then the step is reported.
+
+    Returns the number of the last step: an earlier one where `after_step` says that it was enough.
 
     Raises:
         GateError: the run's own numbers say that it is not learning from what it sampled.
@@ -129,7 +132,10 @@ async def train(
         metrics |= staleness_metrics(rollouts.last_groups, sync.version - 1)
         metrics["rollout/dropped_groups"] = float(rollouts.num_dropped_groups)
         metrics["rollout/filled_groups"] = float(rollouts.num_filled_groups)
+        metrics["rollout/dropped_tokens"] = float(rollouts.num_dropped_tokens)
         check_names(metrics)
         gates.check(step, metrics)
-        await after_step(step, metrics)
+        if await after_step(step, metrics):
+            return step
         algorithm = algorithm.after_step(metrics)
+    return num_steps

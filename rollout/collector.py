@@ -95,6 +95,7 @@ class Collector(Generic[Runner]):
         self.step = 0
         self.num_dropped_groups = 0  # of the last call
         self.num_filled_groups = 0  # of the last call
+        self.num_dropped_tokens = 0  # sampled in the dropped groups of the last call
         self.last_groups: list[TrajectoryGroup] = []
         self._seconds = 0.0
 
@@ -128,6 +129,8 @@ class Collector(Generic[Runner]):
                     f"level, raise --max-draws-per-group, {fill}or use an algorithm that keeps uniform groups"
                 )
             kept = sorted([*kept, *uniform[-missing:]], key=lambda group: group.index)
+        dropped = uniform[: len(uniform) - missing]
+        self.num_dropped_tokens = sum(t.num_sampled_tokens for group in dropped for t in group.trajectories)
         self.num_dropped_groups = index - self.cursor - num_groups
         self.cursor = index
         self.step += 1

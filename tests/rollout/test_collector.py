@@ -84,6 +84,8 @@ async def test_dynamic_sampling_replaces_uniform_groups_by_the_next_tasks() -> N
     collected = collector([ScriptedRunner(uniform_every=3)], dynamic_sampling=True)
     assert [group.index for group in await collected.next_groups(4)] == [1, 2, 4, 5]
     assert (collected.cursor, collected.num_dropped_groups) == (6, 2)
+    sampled = sum(t.num_sampled_tokens for group in collected.last_groups for t in group.trajectories)
+    assert collected.num_dropped_tokens * 2 == sampled  # two dropped, four kept, all of one length
     assert [group.index for group in await collected.next_groups(2)] == [7, 8]
 
 
@@ -100,6 +102,7 @@ async def test_dynamic_sampling_fills_up_with_the_latest_uniform_groups_when_tol
     collected = collector([ScriptedRunner(uniform_every=3)], **options)
     assert [group.index for group in await collected.next_groups(6)] == [0, 1, 2, 3, 4, 5]
     assert (collected.cursor, collected.num_dropped_groups, collected.num_filled_groups) == (6, 0, 2)
+    assert collected.num_dropped_tokens == 0
     # With two draws a group: 6 and 9 are passed over for 7, 8, 10 and 11.
     collected = collector([ScriptedRunner(uniform_every=3)], **{**options, "max_draws_per_group": 2})
     assert [group.index for group in await collected.next_groups(4)] == [1, 2, 4, 5]

@@ -1,0 +1,170 @@
+"""What the cells of a comparison say together: every number of the report that is of more than one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rl.aggregates import (
+    Curve,
+    Estimate,
+    area_under_curve,
+    bootstrap,
+    median_time,
+    probability_of_improvement,
+    time_to_threshold,
+)
+from scripts.comparing.comparison import Comparison, Entry, finished
+
+NEAR = 0.05
+"""A level is saturated where every arm ends within this of 1, or of 0."""
+METRICS = {"final": "final success", "auc": "mean success over the budget (AUC)"}
+"""The two scores of a run, in words."""
+ALL = "all"
+"""The setting's name for all of them together."""
+
+
+def curve_of(entry: Entry) -> Curve:
+    """The learning curve of a finished cell."""
+    return Curve(np.array(entry["tokens"], dtype=np.float64), np.array(entry["success"], dtype=np.float64))
+
+
+def score(entry: Entry, metric: str, budget: float) -> float | None:
+    """One score of a finished cell: `final` success, or `auc`, None where it did not spend the budget."""
+    return area_under_curve(curve_of(entry), budget) if metric == "auc" else float(entry["success"][-1])
+
+
+def scores(comparison: Comparison, arm: str, settings: Sequence[str], metric: str) -> dict[str, np.ndarray]:
+    """Scores of an arm, setting -> (num_seeds,)."""
+    found = {
+        setting: [
+            score(cell, metric, comparison["budget_tokens"]) for cell in finished(comparison, setting, arm)
+        ]
+        for setting in settings
+    }
+    return {name: np.array([x for x in values if x is not None]) for name, values in found.items()}
+
+
+def paired(comparison: Comparison, arm: str, other: str, settings: Sequence[str]) -> Estimate:
+    """How probably `arm` ends above `other` on one setting and seed; cells that failed pair with none."""
+    ours: dict[str, np.ndarray] = {}
+    theirs: dict[str, np.ndarray] = {}
+    for setting in settings:
+        left, right = (
+            {cell["seed"]: cell["success"][-1] for cell in finished(comparison, setting, name)}
+            for name in (arm, other)
+        )
+        seeds = sorted(left.keys() & right.keys())
+        ours[setting] = np.array([left[seed] for seed in seeds])
+        theirs[setting] = np.array([right[seed] for seed in seeds])
+    return probability_of_improvement(ours, theirs)
+
+
+def threshold_of(comparison: Comparison, setting: str) -> float | None:
+    """Success that counts as learned: the given one, or halfway from the starting policies' mean to 1."""
+    if comparison["threshold"]:
+        return comparison["threshold"]
+    starts = [c["success"][0] for c in comparison["cells"] if c["setting"] == setting and not c["failure"]]
+    return (1 + float(np.mean(starts))) / 2 if starts else None
+
+
+def analyse(comparison: Comparison) -> dict[str, Any]:
+    """Every number of the report that is of more than one cell."""
+    arms = [arm["label"] for arm in comparison["arms"]]
+    settings = [setting["label"] for setting in comparison["settings"]]
+    views = {setting: [setting] for setting in settings} | ({ALL: settings} if len(settings) > 1 else {})
+    return {
+        "seeds": {
+            metric: {
+                setting: {arm: scores(comparison, arm, [setting], metric)[setting].tolist() for arm in arms}
+                for setting in settings
+            }
+            for metric in METRICS
+        },
+        "scores": {
+            metric: {
+                view: {arm: bootstrap(scores(comparison, arm, inside, metric)) for arm in arms}
+                for view, inside in views.items()
+            }
+            for metric in METRICS
+        },
+        "improvement": {
+            view: {
+                arm: {other: paired(comparison, arm, other, inside) for other in arms if other != arm}
+                for arm in arms
+            }
+            for view, inside in views.items()
+        },
+        "threshold": {setting: _reaching(comparison, setting, arms) for setting in settings},
+        "cost": {arm: _cost(comparison, arm) for arm in arms},
+        "warnings": list(warnings(comparison)),
+    }
+
+
+def _reaching(comparison: Comparison, setting: str, arms: Sequence[str]) -> dict[str, Any]:
+    threshold = threshold_of(comparison, setting)
+    times = {
+        arm: [time_to_threshold(curve_of(cell), threshold) for cell in finished(comparison, setting, arm)]
+        for arm in arms
+        if threshold is not None
+    }
+    return {
+        "success": threshold,
+        "arms": {
+            arm: {
+                "reached": sum(time is not None for time in found),
+                "seeds": len(found),
+                "median_tokens": median_time(found),
+            }
+            for arm, found in times.items()
+        },
+    }
+
+
+def _cost(comparison: Comparison, arm: str) -> dict[str, float]:
+    """Spent on reported cells and on tuning, failures included."""
+    reported = [cell for cell in comparison["cells"] if cell["arm"] == arm]
+    tuning = [cell for cell in comparison["tuning_cells"] if cell["arm"] == arm]
+    return {
+        "tokens": sum(cell.get("num_tokens", 0) for cell in reported),
+        "seconds": sum(cell["seconds"] for cell in reported),
+        "cells": len(reported),
+        "failures": sum(bool(cell["failure"]) + cell["earlier_failures"] for cell in reported),
+        "unscored": sum(cell.get("num_unscored", 0) for cell in reported),
+        "tuning_tokens": sum(cell.get("num_tokens", 0) for cell in tuning),
+        "tuning_seconds": sum(cell["seconds"] for cell in tuning),
+        "tuning_cells": len(tuning),
+    }
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """What a reader must know before the scores: failures, budgets not spent, levels that tell nothing."""
+    found = []
+    failures = [cell for cell in comparison["cells"] if cell["failure"]]
+    if failures:
+        found.append(
+            f"{len(failures)} of {len(comparison['cells'])} cells failed and have no score; what is left "
+            "may be the luckier ones"
+        )
+    for cell in comparison["cells"]:
+        if not cell["failure"] and cell["num_tokens"] < comparison["budget_tokens"]:
+            found.append(
+                f"{cell['arm']} on {cell['setting']}, seed {cell['seed']} sampled {cell['num_tokens']:,} "
+                f"tokens of the budget of {comparison['budget_tokens']:,} before num_steps ended it; raise "
+                "num_steps"
+            )
+    for setting in (setting["label"] for setting in comparison["settings"]):
+        by_arm = [finished(comparison, setting, arm["label"]) for arm in comparison["arms"]]
+        finals = [float(np.mean([cell["success"][-1] for cell in cells])) for cells in by_arm if cells]
+        for limit, is_near in (
+            ("1", min(finals, default=0) >= 1 - NEAR),
+            ("0", max(finals, default=1) <= NEAR),
+        ):
+            if is_near:
+                found.append(
+                    f"{setting} is saturated: every arm ends within {NEAR:g} of {limit}, so it cannot tell "
+                    f"them apart; take {'a harder' if limit == '1' else 'an easier'} level"
+                )
+    return found

@@ -1,0 +1,226 @@
+"""Running cells: each a process of its own with a deadline, known by what it left behind, never run twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rl.durable import atomic_write_json
+from scripts.comparing.names import CompareError
+from scripts.comparing.results import RunError, read_run
+
+GRACE_S = 60.0
+"""Seconds that a run has to end by itself once it was told to."""
+NUM_LOG_LINES = 12
+"""Last lines of a log that are shown of a failed cell."""
+VERDICTS = (0, 1)
+"""Exit codes of a run that was trained and measured: PASS and FAIL."""
+
+Status = Literal["finished", "failed", "unfinished", "absent"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One cell as a process: `command` writes its run to `folder`/run and its screen to `folder`/log.txt."""
+
+    name: str
+    folder: Path
+    command: tuple[str, ...]
+    deadline_s: float
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "cell.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a cell ended, after `seconds` of wall time. `reason` is empty for one with a verdict."""
+
+    command: tuple[str, ...]
+    exit_code: int
+    seconds: float
+    reason: str = ""
+
+
+def status(job: Job) -> Status:
+    """What is known of `job` from its folder. Raises CompareError where it ran with other options."""
+    if not job.folder.exists():
+        return "absent"
+    if not job.record.is_file():
+        return "unfinished"
+    outcome = read_outcome(job)
+    if outcome.command != job.command:
+        changed = sorted({*outcome.command} ^ {*job.command})
+        raise CompareError(
+            f"{job.folder} was run with other options ({' '.join(changed)} differ); repeat the options of "
+            "this comparison, or give another --out"
+        )
+    return "failed" if outcome.reason else "finished"
+
+
+def read_outcome(job: Job) -> Outcome:
+    """What `run_job` wrote down."""
+    record: dict[str, Any] = json.loads(job.record.read_text())
+    return Outcome(**{**record, "command": tuple(record["command"])})
+
+
+def run_job(job: Job, environment: Mapping[str, str] | None = None) -> Outcome:
+    """Run `job` to its end or its deadline and write down how it ended.
+
+    What an earlier attempt left, half-finished or failed, is moved aside first and kept. An interrupt
+    (KeyboardInterrupt) ends the process, too, and leaves the cell unfinished.
+    """
+    move_aside(job)
+    job.folder.mkdir(parents=True)
+    started = time.monotonic()
+    with job.log.open("wb") as log:
+        # A session of its own: the terminal's Ctrl-C reaches this process, which passes it on once.
+        process = subprocess.Popen(
+            job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            code = process.wait(job.deadline_s)
+            reason = _reason(job, code)
+        except subprocess.TimeoutExpired:
+            code = end_process(process)
+            reason = f"did not end within its deadline of {job.deadline_s:g} s"
+        except BaseException:
+            end_process(process)
+            raise
+    outcome = Outcome(
+        command=job.command, exit_code=code, seconds=round(time.monotonic() - started, 1), reason=reason
+    )
+    atomic_write_json(job.record, asdict(outcome))
+    return outcome
+
+
+def end_process(process: subprocess.Popen[bytes]) -> int:
+    """Ask the process to end, and kill its session when it does not; returns its exit code."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait(GRACE_S)
+
+
+def _reason(job: Job, code: int) -> str:
+    """Why a process that ended counts as failed; empty for one with a verdict and its measurements."""
+    if code not in VERDICTS:
+        return f"ended with exit code {code}"
+    try:
+        read_run(job.run)  # Python's own exit code for a bug is 1, too
+    except RunError as error:
+        return f"ended with exit code {code} and without results: {error}"
+    return ""
+
+
+def _run_in_worker(job: Job) -> Outcome:
+    """`run_job` in a Ray worker, whose cluster is not the run's: a run starts its own."""
+    return run_job(job, {name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
+
+
+def move_aside(job: Job) -> None:
+    """Rename what an earlier attempt left to FOLDER.failed-N or FOLDER.unfinished-N."""
+    state = status(job)
+    if state == "finished":
+        raise CompareError(f"{job.folder} is finished and is not run again")
+    if state != "absent":
+        number = 1 + len(earlier_attempts(job))
+        job.folder.rename(job.folder.with_name(f"{job.folder.name}.{state}-{number}"))
+
+
+def earlier_attempts(job: Job) -> list[Path]:
+    """Folders of attempts that were moved aside, oldest first."""
+    attempts = job.folder.parent.glob(f"{job.folder.name}.*-*")
+    return sorted(attempts, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def last_lines(log: Path, num: int = NUM_LOG_LINES) -> list[str]:
+    """The end of a log, without blank lines."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    return [line for line in lines if line.strip()][-num:]
+
+
+Say = Callable[[str], None]
+
+
+def run_jobs(jobs: Sequence[Job], say: Say, *, num_parallel: int = 1) -> None:
+    """Run every job that is not finished; a failure is said and does not stop the others.
+
+    Raises:
+        KeyboardInterrupt: after the running processes were ended.
+    """
+    waiting = [job for job in jobs if status(job) != "finished"]
+    if len(waiting) < len(jobs):
+        say(f"{len(jobs) - len(waiting)} of {len(jobs)} cells are finished already and are not run again")
+    if not waiting:
+        return
+    outcomes = (
+        _in_ray(waiting, num_parallel) if num_parallel > 1 else ((job, run_job(job)) for job in waiting)
+    )
+    for number, (job, outcome) in enumerate(outcomes, start=1):
+        ended = f"FAILED: {outcome.reason}" if outcome.reason else "finished"
+        say(f"[{number}/{len(waiting)}] {job.name}: {ended} ({outcome.seconds:.0f} s)")
+        if outcome.reason:
+            say("\n".join(f"    | {line}" for line in last_lines(job.log)))
+
+
+def _in_ray(jobs: Sequence[Job], num_parallel: int) -> Iterator[tuple[Job, Outcome]]:
+    """Jobs as Ray tasks, each with an equal share of this machine's cores and GPUs, or of the cluster's.
+
+    On a cluster that RAY_ADDRESS names the folder must be on a file system that all its machines share.
+    """
+    import ray
+
+    from rl.machine import Machine
+
+    machine = Machine.here()
+    with _ray_session(machine.cores):
+        remote = ray.remote(_run_in_worker).options(
+            num_cpus=machine.cores / num_parallel if num_parallel <= machine.cores else 1,
+            num_gpus=len(machine.gpus) / num_parallel,
+            max_retries=0,
+        )
+        tasks = {remote.remote(job): job for job in jobs}
+        try:
+            while tasks:
+                (done, *_), _ = ray.wait(list(tasks), num_returns=1)
+                yield tasks.pop(done), ray.get(done)
+        except BaseException:
+            for task in tasks:
+                ray.cancel(task)
+            ray.wait(list(tasks), num_returns=len(tasks), timeout=GRACE_S + 10)
+            raise
+
+
+@contextmanager
+def _ray_session(num_cores: int) -> Iterator[None]:
+    import logging
+
+    import ray
+
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    own = {} if joins else {"num_cpus": num_cores, "include_dashboard": False, "object_store_memory": 10**8}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
+    try:
+        yield
+    finally:
+        ray.shutdown()

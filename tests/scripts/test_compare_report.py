@@ -1,0 +1,218 @@
+"""What a comparison says: its numbers, its warnings, its page; and how two become one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib import image
+
+from scripts.comparing.analysis import analyse
+from scripts.comparing.comparison import choose_trials, merge
+from scripts.comparing.names import Arm, CompareError, Setting
+from scripts.comparing.report import findings, plain, summary, write_report
+from tests.scripts.made_runs import BUDGET, cell, comparison
+
+SEEDS = range(5)
+
+
+def arm(
+    name: str, finals: list[float], *, setting: str = "calc:2", start: float = 0.2
+) -> list[dict[str, Any]]:
+    return [cell(name, seed, [start, final], setting=setting) for seed, final in enumerate(finals)]
+
+
+@pytest.fixture
+def two_settings() -> dict[str, Any]:
+    """`good` ends above `bad` on every seed of both settings."""
+    cells = [
+        *arm("good", [0.7, 0.72, 0.74, 0.76, 0.9]),
+        *arm("bad", [0.3, 0.32, 0.34, 0.36, 0.38]),
+        *arm("good", [0.5, 0.52, 0.54, 0.56, 0.58], setting="calc:3"),
+        *arm("bad", [0.2, 0.22, 0.24, 0.26, 0.28], setting="calc:3"),
+    ]
+    return comparison(cells, settings=("calc:2", "calc:3"))
+
+
+def test_scores_are_interquartile_means_by_setting_and_over_all(two_settings: dict[str, Any]):
+    scores = analyse(two_settings)["scores"]
+    assert scores["final"]["calc:2"]["good"].value == pytest.approx(0.74)  # of 0.72, 0.74, 0.76
+    # of ten: floor(10 / 4) = 2 each end are left out: 0.54 0.56 0.58 0.70 0.72 0.74
+    assert scores["final"]["all"]["good"].value == pytest.approx(
+        (0.54 + 0.56 + 0.58 + 0.70 + 0.72 + 0.74) / 6
+    )
+    assert scores["auc"]["calc:2"]["good"].value == pytest.approx((0.2 + 0.74) / 2)  # a straight line
+    low, high = scores["final"]["calc:2"]["good"].low, scores["final"]["calc:2"]["good"].high
+    assert 0.699 < low < 0.74 < high <= 0.9
+
+
+def test_a_planted_difference_is_found(two_settings: dict[str, Any]):
+    analysis = analyse(two_settings)
+    # ten of ten: low is 0.025^(1/10)
+    assert analysis["improvement"]["all"]["good"]["bad"].low == pytest.approx(0.6915, abs=1e-4)
+    assert findings(analysis) == [
+        "good ends above bad on the same seed with probability 1.000 (0.692 to 1.000)"
+    ]
+    assert analysis["improvement"]["calc:2"]["good"]["bad"].reason == "5 pairs, 6 are needed"
+
+
+def test_the_same_numbers_under_two_names_are_not_told_apart():
+    finals = [0.5, 0.6, 0.7, 0.8, 0.55, 0.65]
+    analysis = analyse(comparison([*arm("grpo", finals), *arm("again", finals[::-1])]))
+    assert findings(analysis) == ["the pair is not told apart"]
+
+
+def test_time_to_threshold_counts_those_that_never_got_there():
+    cells = [*arm("a", [0.8, 0.6, 0.3]), *arm("b", [0.3, 0.3, 0.8])]
+    found = analyse(comparison(cells))["threshold"]["calc:2"]
+    assert found["success"] == pytest.approx(0.6)  # halfway from 0.2 to 1
+    # from 0.2 to 0.8 over 1000 tokens, 0.6 comes at 667; the seed that ends on 0.6 at 1000
+    assert found["arms"]["a"] == {"reached": 2, "seeds": 3, "median_tokens": pytest.approx(1000)}
+    assert found["arms"]["b"] == {"reached": 1, "seeds": 3, "median_tokens": None}
+    given = analyse(comparison(cells, threshold=0.25))["threshold"]["calc:2"]
+    assert given["arms"]["a"]["reached"] == 3
+
+
+def failed(name: str, seed: int) -> dict[str, Any]:
+    entry = cell(name, seed, [0.2, 0.5])
+    for absent in ("tokens", "success", "num_tokens", "num_steps", "num_unscored"):
+        del entry[absent]
+    return entry | {"exit_code": 3, "failure": "ended with exit code 3", "log": ["STOPPED: <gap>"]}
+
+
+def test_failures_are_counted_shown_and_pair_with_none(tmp_path: Path):
+    cells = [*arm("a", [0.5, 0.6, 0.7]), *arm("b", [0.4, 0.5]), failed("b", 2)]
+    made = comparison(cells)
+    analysis = analyse(made)
+    assert analysis["cost"]["b"]["failures"] == 1
+    assert analysis["cost"]["b"]["cells"] == 3
+    assert "1 of 6 cells failed" in analysis["warnings"][0]
+    assert "2 pairs" in analysis["improvement"]["calc:2"]["a"]["b"].reason
+    write_report(made, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "ended with exit code 3" in page
+    assert "STOPPED: &lt;gap&gt;" in page
+
+
+def test_an_arm_that_failed_altogether_is_still_in_the_report(tmp_path: Path):
+    made = comparison([*arm("a", [0.5, 0.6]), failed("b", 0), failed("b", 1)])
+    write_report(made, tmp_path)
+    assert analyse(made)["scores"]["final"]["calc:2"]["b"].value is None
+    assert "none (no scores)" in summary(made)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        ([0.97, 0.98], [0.96, 0.99], "within 0.05 of 1, so it cannot tell them apart; take a harder"),
+        ([0.01, 0.0], [0.02, 0.04], "within 0.05 of 0, so it cannot tell them apart; take an easier"),
+        ([0.97, 0.98], [0.9, 0.9], None),
+    ],
+)
+def test_a_saturated_level_warns(a: list[float], b: list[float], said: str | None):
+    warned = analyse(comparison([*arm("a", a, start=0.0), *arm("b", b, start=0.0)]))["warnings"]
+    assert warned == [] if said is None else said in warned[0]
+
+
+def test_a_run_that_did_not_spend_its_budget_warns_and_has_no_area():
+    short = cell("a", 0, [0.2, 0.5]) | {"tokens": [0, 900], "num_tokens": 900}
+    analysis = analyse(comparison([short, cell("a", 1, [0.2, 0.5])]))
+    assert "a on calc:2, seed 0 sampled 900 tokens of the budget of 1,000" in analysis["warnings"][0]
+    assert len(analysis["seeds"]["auc"]["calc:2"]["a"]) == 1
+    assert len(analysis["seeds"]["final"]["calc:2"]["a"]) == 2
+
+
+def test_too_few_seeds_are_said_everywhere(tmp_path: Path):
+    made = comparison([*arm("a", [0.5, 0.6]), *arm("b", [0.4, 0.5])])
+    assert "no interval: 2 seeds of an environment, 5 are needed" in summary(made)
+    write_report(made, tmp_path)
+    assert "no interval: too few seeds" in (tmp_path / "report.html").read_text()
+
+
+def test_the_page_needs_nothing_beside_it(tmp_path: Path, two_settings: dict[str, Any]):
+    paths = write_report(two_settings, tmp_path)
+    assert [path.name for path in paths] == [
+        *("report.html", "comparison.json", "curves.png", "scores.png", "improvement.png")
+    ]
+    page = paths[0].read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in re.sub(r'src="[^"]*"', "", page)
+    for png in paths[2:]:
+        height, width, _ = image.imread(png).shape
+        assert min(height, width) > 300
+
+
+def test_tuning_is_shown_and_the_best_trial_chosen(tmp_path: Path, two_settings: dict[str, Any]):
+    tuning = [
+        cell("good", 1000, [0.2, final], trial=[["learning_rate", value]])
+        for value, final in (("1e-4", 0.4), ("3e-4", 0.6), ("1e-3", 0.5))
+    ]
+    chosen = choose_trials(
+        tuning, [Arm(label="good", algorithm="grpo")], [Setting(label="calc:2", env="calc", level=2)]
+    )
+    assert chosen == {("calc:2", "good"): (("learning_rate", "3e-4"),)}
+    write_report(two_settings | {"tuning_cells": tuning}, tmp_path)
+    assert "learning_rate=3e-4" in (tmp_path / "report.html").read_text()
+
+
+def test_a_trial_that_failed_is_not_chosen_and_none_left_is_refused():
+    arms, settings = [Arm(label="a", algorithm="grpo")], [Setting(label="calc:2", env="calc", level=2)]
+    good = cell("a", 1000, [0.2, 0.3], trial=[["learning_rate", "1"]])
+    bad = failed("a", 1000) | {"trial": [["learning_rate", "2"]]}
+    assert choose_trials([bad, good], arms, settings) == {("calc:2", "a"): (("learning_rate", "1"),)}
+    with pytest.raises(CompareError, match="every tuning trial of a on calc:2 failed"):
+        choose_trials([bad], arms, settings)
+
+
+def written(path: Path, made: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(made))
+    return path
+
+
+def test_a_comparison_takes_up_another_one(tmp_path: Path):
+    first = comparison([*arm("a", [0.5, 0.6]), *arm("b", [0.4, 0.5])])
+    write_report(first, tmp_path / "first")
+    merged = merge(comparison(arm("c", [0.7, 0.8])), tmp_path / "first" / "comparison.json")
+    assert [entry["label"] for entry in merged["arms"]] == ["c", "a", "b"]
+    assert len(merged["cells"]) == 6
+    assert analyse(merged)["improvement"]["calc:2"]["c"]["a"].value == 1.0
+    assert len(merged["commands"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget_tokens": 2000}, "budget_tokens: 1000 here, 2000 there"),
+        ({"settings": []}, "settings: "),
+        ({"shared": []}, "shared: "),
+        ({"versions": {}}, "versions: "),
+        ({"format": 2}, "expected a comparison.json of format 1"),
+        ({"arms": [{"label": "c", "algorithm": "other"}]}, "c is another arm there"),
+        ({"cells": arm("c", [0.7])}, "c on calc:2, seed 0 is in both"),
+    ],
+)
+def test_what_is_not_the_same_comparison_is_not_merged(tmp_path: Path, change: dict[str, Any], message: str):
+    other = written(tmp_path / "comparison.json", comparison(arm("a", [0.5])) | change)
+    with pytest.raises(CompareError, match=message):
+        merge(comparison(arm("c", [0.7])), other)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_what_is_no_comparison_is_not_merged(tmp_path: Path, text: str):
+    path = tmp_path / "comparison.json"
+    path.write_text(text)
+    with pytest.raises(CompareError, match="expected a comparison"):
+        merge(comparison(arm("c", [0.7])), path)
+
+
+def test_the_json_holds_every_number_of_the_report(tmp_path: Path, two_settings: dict[str, Any]):
+    write_report(two_settings, tmp_path)
+    saved = json.loads((tmp_path / "comparison.json").read_text())
+    assert saved["analysis"] == json.loads(json.dumps(plain(analyse(two_settings))))
+    assert saved["analysis"]["scores"]["final"]["calc:2"]["good"]["value"] == pytest.approx(0.74)
+    assert saved["budget_tokens"] == BUDGET
