@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from envs.splits import Split
-from recipes.stopping import FAIL, PASS
+from recipes.stopping import FAIL, PASS, InterruptedRunError, StopRequest
 from rl.config import Config
 from rl.console import RunConsole
 from rl.gates import RATIO_LIMITS, StepGates, prove_engines
@@ -41,21 +41,35 @@ class Run:
     console: RunConsole
     directory: RunDir
     journal: Journal
+    request: StopRequest
+    resumed: RunState  # RunState() for a new run
 
 
 async def train_and_judge(run: Run, started: float) -> int:
     """Gates, measurement, training, measurement, verdict."""
-    config = run.config
+    config, resumed = run.config, run.resumed
+    if config.resume:
+        await run.sync.publish(run.learner, run.collector, version=resumed.policy_version)
     if config.sabotage == "perturb_learner":
         await run.learner.perturb(1e-3, seed=0)
     before_sync, after_sync = await prove_engines(
         run.learner, run.collector, run.sync, num_groups=config.num_gap_groups, limit=config.gap_limit
     )
     run.console.show_gap(before_sync, after_sync, config.gap_limit)
-    before = await _success(run, step=0)
+    before = await _success_before(run)
     run.console.say(f"success before training, on held-out tasks: {before}")
+    gates = StepGates(
+        gap_limit=config.gap_limit,
+        ratio_limit=RATIO_LIMITS[config.learner_dtype],
+        max_skipped_steps=1 if config.nonfinite_policy == "stop" else config.max_skipped_steps,
+        incidents=str(run.directory.incidents),
+    )
+    algorithm = run.algorithm.start()
+    if config.resume:
+        gates.restore(resumed.gates)
+        algorithm = algorithm.restored(resumed.objective)
 
-    async def after_step(step: int, metrics: Metrics) -> None:
+    async def after_step(step: int, metrics: Metrics, objective: Objective) -> None:
         run.journal.step(step, metrics)
         state = RunState(
             step=step,
@@ -63,30 +77,35 @@ async def train_and_judge(run: Run, started: float) -> int:
             policy_version=run.sync.version,
             num_optimizer_steps=step * config.num_minibatches,
             num_trained_tokens=run.journal.num_trained_tokens,
-            wall_s=time.monotonic() - started,
+            wall_s=resumed.wall_s + time.monotonic() - started,
+            success_before=(before.num_successes, before.num_tasks),
+            objective=objective.state(),
+            gates=gates.state(),
+            file_bytes=run.directory.file_bytes(),
         )
-        if step == config.num_steps or (config.save_every and step % config.save_every == 0):
-            await run.learner.save(str(run.directory.checkpoint(step)))
+        if step == config.num_steps or step % config.save_every == 0 or run.request.number:
+            await run.learner.checkpoint(str(run.directory.checkpoint(step)), asdict(state))
+            run.directory.prune_checkpoints(config.keep_checkpoints)
         run.directory.write_state(state)
+        if run.request.number:
+            raise InterruptedRunError(run.request.number)
 
+    run.request.can_save = True
     await train(
         run.collector,
         run.learner,
-        run.algorithm,
+        algorithm,
         run.sync,
         run.journal.observe,
         take_step=run.take_step,
         num_steps=config.num_steps,
         num_groups=config.num_groups,
         num_minibatches=config.num_minibatches,
-        gates=StepGates(
-            gap_limit=config.gap_limit,
-            ratio_limit=RATIO_LIMITS[config.learner_dtype],
-            max_skipped_steps=1 if config.nonfinite_policy == "stop" else config.max_skipped_steps,
-            incidents=str(run.directory.incidents),
-        ),
+        first_step=resumed.step + 1,
+        gates=gates,
         after_step=after_step,
     )
+    run.request.can_save = False
     after = await _success(run, step=config.num_steps)
     judged = verdict(before, after, config.min_gain)
     checkpoint = run.directory.checkpoint(config.num_steps)
@@ -95,7 +114,7 @@ async def train_and_judge(run: Run, started: float) -> int:
             before=before,
             after=after,
             verdict=judged,
-            wall_s=time.monotonic() - started,
+            wall_s=resumed.wall_s + time.monotonic() - started,
             paths={
                 "policy": str(checkpoint),
                 "metrics": str(run.directory.path / "metrics.jsonl"),
@@ -108,6 +127,13 @@ async def train_and_judge(run: Run, started: float) -> int:
         run.console.say("SMOKE RUN SOUND: every check held; it is too short for its verdict to count")
         return PASS
     return PASS if judged.passed else FAIL
+
+
+async def _success_before(run: Run) -> SuccessRate:
+    """Of the policy that the run started from: measured, or as a resumed run has it."""
+    if run.resumed.success_before is not None:
+        return SuccessRate(*run.resumed.success_before)
+    return await _success(run, step=0)
 
 
 async def _success(run: Run, *, step: int) -> SuccessRate:
