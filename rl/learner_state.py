@@ -79,10 +79,13 @@ def _restore_optimizer(optimizer: Optimizer, state: LearnerState) -> None:
     for group, rate in zip(saved["param_groups"], state.numbers["learning_rates"], strict=True):
         group["lr"] = rate
     try:
-        optimizer.adamw.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
+        optimizer.adamw.load_state_dict(
+            {"state": dict(sorted(moments.items())), "param_groups": saved["param_groups"]}
+        )
     except ValueError as error:
         raise CheckpointError(f"the checkpoint's optimizer is not that of this learner: {error}") from error
-    optimizer.schedule.load_state_dict(state.numbers["schedule"])
+    lambdas = [None] * len(saved["param_groups"])  # functions, which LambdaLR does not save
+    optimizer.schedule.load_state_dict({**state.numbers["schedule"], "lr_lambdas": lambdas})
     optimizer.scaler.load_state_dict(state.numbers["loss_scale"])
     optimizer.num_updates = state.numbers["num_updates"]
 
