@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from rl.algorithms import base_row, knobs_of
-from rl.config import Config, with_smoke_defaults
+from rl.config import Config
 from rl.conversions import converted_options, option_value
+from rl.defaults import with_smoke_defaults
 from rl.machine import Machine
+from rl.resume import changed_settings, recorded_config, require_unchanged
+from rl.run_dir import RunDirError
 from rl.validation import ConfigError, validate
 
 BAD_CONFIG = 2
@@ -25,13 +29,20 @@ C = TypeVar("C", bound=Config)
 def parse(default: C, argv: Sequence[str] | None = None, *, description: str = "") -> C:
     """`default` with the options of `argv` (sys.argv's without it), validated for this machine.
 
-    `--smoke` changes the defaults, so an option beside it still counts. Options of other libraries are
-    converted, and each conversion is printed (rl/aliases.py). Exits with BAD_CONFIG, and says what
-    to do, on an unknown option (the nearest one is named), a value of the wrong type, or values that cannot
-    run.
+    With `--resume` the defaults are the settings that the run recorded; another value is refused, field by
+    field, unless it is forced. `--smoke` changes the defaults, so an option beside it still counts. Options
+    of other libraries are converted, and each conversion is printed (rl/aliases.py). Exits with BAD_CONFIG,
+    and says what to do, on an unknown option (the nearest one is named), a value of the wrong type, or values
+    that cannot run.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "--smoke" in arguments:
+    recorded = None
+    try:
+        if resumed := option_value(arguments, "resume"):
+            default = recorded = recorded_config(Path(resumed), type(default))
+    except RunDirError as error:
+        raise SystemExit(refuse(error)) from None
+    if "--smoke" in arguments and recorded is None:
         default = with_smoke_defaults(default)
     try:
         known = {field.name for field in fields(default)}
@@ -42,8 +53,12 @@ def parse(default: C, argv: Sequence[str] | None = None, *, description: str = "
         print(f"note: {conversion}", file=sys.stderr)
     config = tyro.cli(type(default), args=arguments, default=default, description=description)
     try:
+        if recorded is not None:
+            require_unchanged(changed_settings(recorded, config), forced=config.force_resume)
+        elif config.force_resume:
+            raise ConfigError("force_resume has no effect without --resume DIRECTORY; leave it out")
         validate(config, Machine.here())
-    except ConfigError as error:
+    except (ConfigError, RunDirError) as error:
         raise SystemExit(refuse(error)) from None
     return config
 

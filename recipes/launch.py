@@ -19,17 +19,20 @@ import ray
 from envs.registry import resolve_env
 from recipes.cli import refuse
 from recipes.placement import CHANNELS, make_learner_spec, make_rollouts, start_facts, start_ray
-from recipes.stopping import INTERRUPTED, REFUSALS, run_interruptibly, stop_of
+from recipes.stopping import INTERRUPTED, REFUSALS, StopRequest, run_interruptibly, stop_of
 from recipes.training import Run, train_and_judge
 from rewards.base import resolve_reward
-from rl.config import Config, resolve
+from rl.checkpoint import checkpoints_of
+from rl.config import Config
 from rl.console import RunConsole
+from rl.defaults import resolve
 from rl.journal import Journal
 from rl.learner import Learner
 from rl.machine import Machine
 from rl.objective import Objective
 from rl.preflight import preflight
-from rl.run_dir import RunDir, default_run_dir, require_usable
+from rl.resume import Resume, changed_manifest, find_resume, require_unchanged
+from rl.run_dir import RunDir, RunState, default_run_dir, require_usable, run_manifest
 from rl.train import TrainStep, train_step
 from rl.validation import ConfigError
 from rl.weight_sync import WeightSync
@@ -42,10 +45,14 @@ from rollout.workers import RemoteRollouts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """How a recipe trains: what one step does, and the learner that it asks."""
+    """How a recipe trains: what one step does, and the learner that it asks.
+
+    `skip` tells a step with a place of its own (rl/supervised.py) how many steps a resumed run has behind it.
+    """
 
     take_step: TrainStep = train_step
     learner: type[Learner] = Learner
+    skip: Callable[[int], None] = lambda num_steps: None
 
 
 POLICY_GRADIENT = Method()
@@ -70,7 +77,12 @@ def launch(
     started = time.monotonic()
     machine = Machine.here()
     try:
-        config, directory = _prepare(resolve(config, machine), machine, recipe, make_base, make_teacher)
+        if config.resume:
+            config, directory, resume = _reopen(resolve(config, machine), machine)
+        else:
+            resolved = resolve(config, machine)
+            config, directory = _prepare(resolved, machine, recipe, make_base, make_teacher)
+            resume = None
     except REFUSALS as error:
         return refuse(error)
     except KeyboardInterrupt:
@@ -79,13 +91,18 @@ def launch(
     with directory, RunConsole(config.num_steps) as console:
         try:
             start_ray(config)
-            return run_interruptibly(_run(config, recipe, method, machine, directory, console, started))
+            request = StopRequest()
+            work = _run(config, recipe, method, machine, directory, console, started, request, resume)
+            return run_interruptibly(work, request)
         except (Exception, KeyboardInterrupt) as error:
             console.close()
             stop = stop_of(error)
             if stop is None:
                 raise
             print(f"\nSTOPPED: {stop.cause}\nThe run directory is kept: {directory.path}", file=sys.stderr)
+            if checkpoints_of(directory.checkpoints):
+                path = os.path.relpath(directory.path)
+                print(f"Go on with: python -m recipes.{recipe} --resume {path}", file=sys.stderr)
             return stop.exit_code
         finally:
             ray.shutdown()
@@ -114,6 +131,28 @@ def _prepare(
     return config, directory
 
 
+def _reopen(config: Config, machine: Machine) -> tuple[Config, RunDir, Resume]:
+    """The run directory of an interrupted run, and the checkpoint that it goes on from.
+
+    The settings were compared when they were read (recipes/cli.py).
+    """
+    os.environ.setdefault("DS_ACCELERATOR", config.device)
+    directory = RunDir(Path(config.resume), resumed=True)
+    try:
+        recorded, now = directory.read_manifest(), run_manifest(config, machine)
+        forced = require_unchanged(changed_manifest(recorded, now), forced=config.force_resume)
+        resume, problems = find_resume(directory)
+        directory.go_back(resume.state.file_bytes)
+    except BaseException:
+        directory.close()
+        raise
+    for line in (*problems, *forced):
+        print(f"WARNING: {line}", file=sys.stderr)
+    print(f"resumed after step {resume.state.step} from {resume.checkpoint}", file=sys.stderr)
+    directory.note_resume(resume.state.step, forced)
+    return config, directory, resume
+
+
 async def _run(
     config: Config,
     recipe: str,
@@ -122,7 +161,10 @@ async def _run(
     directory: RunDir,
     console: RunConsole,
     started: float,
+    request: StopRequest,
+    resume: Resume | None,
 ) -> int:
+    resumed = RunState() if resume is None else resume.state
     algorithm = config.make_algorithm()
     tokenizer = load_tokenizer(config.model)
     learner_spec = make_learner_spec(
@@ -138,8 +180,13 @@ async def _run(
     try:
         starts = asyncio.gather(*(engine.start() for engine in engines))
         facts, _ = await asyncio.gather(learner.start(), starts)
+        if resume is not None:
+            await learner.resume(str(resume.checkpoint))
+            method.skip(resumed.step)
         console.show_start(start_facts(config, machine, facts, directory))
-        journal = Journal(directory, config, console, decode=lambda ids: tokenizer.decode(list(ids)))
+        journal = Journal(
+            directory, config, console, decode=lambda ids: tokenizer.decode(list(ids)), resumed=resumed
+        )
         run = Run(
             config=config,
             recipe=recipe,
@@ -157,7 +204,11 @@ async def _run(
             console=console,
             directory=directory,
             journal=journal,
+            request=request,
+            resumed=resumed,
         )
+        run.sync.version = resumed.policy_version
+        run.collector.cursor, run.collector.step = resumed.next_task_index, resumed.step
         await run.sync.connect(learner, run.collector)
         return await train_and_judge(run, started)
     finally:

@@ -164,7 +164,8 @@ def main() -> int:
     except REFUSALS as error:
         return refuse(error)
     step = SupervisedStep(samples, batch_size=config.num_trajectories, seed=config.seed)
-    return launch(config, recipe="sft", make_base=calc_grpo.starting_policy, method=Method(take_step=step))
+    method = Method(take_step=step, skip=step.skip)
+    return launch(config, recipe="sft", make_base=calc_grpo.starting_policy, method=method)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,6 +27,18 @@ traceback.
 
 REFUSALS = (ConfigError, RunDirError, BaseError)
 """Raised before a run directory or a process exists; the message has one line a problem."""
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """Whether a signal asked the run to end.
+
+    While `can_save` is true the first one waits for the step that is under way, whose end saves a checkpoint;
+    otherwise, and the second time, the run ends at once. `number` is the signal that is waited for.
+    """
+
+    can_save: bool = False
+    number: int = 0
 
 
 class InterruptedRunError(Exception):
@@ -54,20 +67,31 @@ def stop_of(error: BaseException) -> Stop | None:
     return None if cause is None else Stop(cause, STOPPED)
 
 
-def run_interruptibly(work: Coroutine[object, object, T]) -> T:
+def run_interruptibly(work: Coroutine[object, object, T], request: StopRequest | None = None) -> T:
     """`asyncio.run`, in which SIGINT and SIGTERM cancel `work` once and its `finally` clauses still run.
+
+    With a `request`, the first signal may be left to `work` (see StopRequest).
 
     Raises:
         InterruptedRunError: `work` was ended by such a signal.
     """
-    return asyncio.run(_interruptible(work))
+    return asyncio.run(_interruptible(work, request or StopRequest()))
 
 
-async def _interruptible(work: Coroutine[object, object, T]) -> T:
+async def _interruptible(work: Coroutine[object, object, T], request: StopRequest) -> T:
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     received: list[int] = []
 
     def interrupt(number: int) -> None:
+        if request.can_save and not request.number:
+            request.number = number
+            name = signal.Signals(number).name
+            print(
+                f"\n{name}: this step is finished and saved first; once more ends at once",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
         if not received:
             task.cancel()
         received.append(number)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from recipes.evaluating import HeldOut
-from recipes.stopping import FAIL, PASS
+from recipes.stopping import FAIL, PASS, InterruptedRunError, StopRequest
 from rl.config import Config
 from rl.console import RunConsole
 from rl.gates import RATIO_LIMITS, StepGates, prove_engines
@@ -39,11 +39,15 @@ class Run:
     console: RunConsole
     directory: RunDir
     journal: Journal
+    request: StopRequest
+    resumed: RunState  # RunState() for a new run
 
 
 async def train_and_judge(run: Run, started: float) -> int:
     """Gates, measurement, training, measurement, verdict."""
-    config = run.config
+    config, resumed = run.config, run.resumed
+    if config.resume:
+        await run.sync.publish(run.learner, run.collector, version=resumed.policy_version)
     if config.sabotage == "perturb_learner":
         await run.learner.perturb(1e-3, seed=0)
     before_sync, after_sync = await prove_engines(
@@ -51,12 +55,25 @@ async def train_and_judge(run: Run, started: float) -> int:
     )
     run.console.show_gap(before_sync, after_sync, config.gap_limit)
     held_out = HeldOut(config=config, collector=run.collector, journal=run.journal, directory=run.directory)
-    before = await held_out.evaluate(step=0)
+    before = resumed.before or await held_out.evaluate(step=0)
     run.console.say(f"success before training, on held-out tasks: {before}")
+    gates = StepGates(
+        gap_limit=config.gap_limit,
+        ratio_limit=RATIO_LIMITS[config.learner_dtype],
+        max_skipped_steps=1 if config.nonfinite_policy == "stop" else config.max_skipped_steps,
+        incidents=str(run.directory.incidents),
+    )
+    algorithm = run.algorithm.start()
+    if config.resume:
+        gates.restore(resumed.gates)
+        algorithm = algorithm.restored(resumed.objective)
 
-    async def after_step(step: int, metrics: Metrics) -> bool:
+    async def after_step(step: int, metrics: Metrics, objective: Objective) -> bool:
         run.journal.step(step, metrics)
-        is_spent = 0 < config.budget_tokens <= run.journal.num_sampled_tokens
+        is_spent = _is_spent(config, run.journal.num_sampled_tokens)
+        if held_out.is_due(step) and not is_spent:
+            success = await held_out.evaluate(step)
+            run.console.say(f"success after step {step}, on held-out tasks: {success}")
         state = RunState(
             step=step,
             next_task_index=run.collector.cursor,
@@ -64,35 +81,37 @@ async def train_and_judge(run: Run, started: float) -> int:
             num_optimizer_steps=step * config.num_minibatches,
             num_trained_tokens=run.journal.num_trained_tokens,
             num_sampled_tokens=run.journal.num_sampled_tokens,
-            wall_s=time.monotonic() - started,
+            wall_s=resumed.wall_s + time.monotonic() - started,
+            success_before=(before.num_successes, before.num_tasks),
+            objective=objective.state(),
+            gates=gates.state(),
+            file_bytes=run.directory.file_bytes(),
         )
         is_last = is_spent or step == config.num_steps
-        if is_last or (config.save_every and step % config.save_every == 0):
-            await run.learner.save(str(run.directory.checkpoint(step)))
+        if is_last or step % config.save_every == 0 or run.request.number:
+            await run.learner.checkpoint(str(run.directory.checkpoint(step)), asdict(state))
+            run.directory.prune_checkpoints(config.keep_checkpoints)
         run.directory.write_state(state)
-        if held_out.is_due(step) and not is_spent:
-            success = await held_out.evaluate(step)
-            run.console.say(f"success after step {step}, on held-out tasks: {success}")
+        if run.request.number:
+            raise InterruptedRunError(run.request.number)
         return is_spent
 
+    run.request.can_save = True
     last_step = await train(
         run.collector,
         run.learner,
-        run.algorithm,
+        algorithm,
         run.sync,
         run.journal.observe,
         take_step=run.take_step,
-        num_steps=config.num_steps,
+        num_steps=resumed.step if _is_spent(config, resumed.num_sampled_tokens) else config.num_steps,
         num_groups=config.num_groups,
         num_minibatches=config.num_minibatches,
-        gates=StepGates(
-            gap_limit=config.gap_limit,
-            ratio_limit=RATIO_LIMITS[config.learner_dtype],
-            max_skipped_steps=1 if config.nonfinite_policy == "stop" else config.max_skipped_steps,
-            incidents=str(run.directory.incidents),
-        ),
+        first_step=resumed.step + 1,
+        gates=gates,
         after_step=after_step,
     )
+    run.request.can_save = False
     if config.budget_tokens:
         run.console.say(_budget_line(config, last_step, run.journal.num_sampled_tokens))
     after = await held_out.evaluate(last_step)
@@ -103,7 +122,7 @@ async def train_and_judge(run: Run, started: float) -> int:
             before=before,
             after=after,
             verdict=judged,
-            wall_s=time.monotonic() - started,
+            wall_s=resumed.wall_s + time.monotonic() - started,
             paths={
                 "policy": str(checkpoint),
                 "metrics": str(run.directory.path / "metrics.jsonl"),
@@ -116,6 +135,11 @@ async def train_and_judge(run: Run, started: float) -> int:
         run.console.say("SMOKE RUN SOUND: every check held; it is too short for its verdict to count")
         return PASS
     return PASS if judged.passed else FAIL
+
+
+def _is_spent(config: Config, num_sampled: int) -> bool:
+    """Whether the budget of tokens ends training here; never without one."""
+    return 0 < config.budget_tokens <= num_sampled
 
 
 def _budget_line(config: Config, last_step: int, num_sampled: int) -> str:

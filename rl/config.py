@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from envs.policy import SamplingFilters
 from rl.algorithms import describe, get_algorithm
-from rl.conversions import converted
-from rl.machine import Machine
 from rl.overrides import Count, Decay, NonNegative, Overrides, Positive, Range, Share, Size
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -178,7 +176,13 @@ class Config(Overrides):
 
     # What is written and shown
     save_every: Size = 0
-    """Save the policy every so many steps; 0: only at the end."""
+    """Save a checkpoint every so many steps, and at the end. 0 is auto: about ten times a run."""
+    keep_checkpoints: Size = 2
+    """Checkpoints that are kept, the newest ones; 0: all."""
+    resume: str = ""
+    """Directory of an interrupted run to go on with, on the settings that it recorded."""
+    force_resume: bool = False
+    """Resume although settings, code, inputs or libraries have changed; what has is recorded."""
     show_every: Size = 10
     """Show one trajectory every so many steps; 0: never."""
     run_dir: str = ""
@@ -255,47 +259,3 @@ class Config(Overrides):
         return SamplingFilters(
             top_p=self.top_p, top_k=self.top_k, min_p=self.min_p, return_kept=self.replay_sampling_mask
         )
-
-
-C = TypeVar("C", bound=Config)
-
-SMOKE = {
-    "num_steps": 3,
-    "warmup_steps": 0,
-    "num_groups": 4,
-    "group_size": 4,
-    "num_minibatches": 1,
-    "micro_batch_size": 16,
-    "eval_tasks": 32,
-    "show_every": 2,
-}
-
-
-def with_smoke_defaults(config: C) -> C:
-    """`config` as a short run: other defaults, which the command line may override in turn."""
-    return replace(config, smoke=True, **SMOKE)
-
-
-def resolve(config: C, machine: Machine) -> C:
-    """`config` with every "auto" replaced by what this machine gives, and our names for others' values.
-
-    What is set already stays.
-    """
-    device = _chosen(config.device, "cuda" if machine.gpus else "cpu")
-    on_gpu = device == "cuda"
-    gpu_backend = "nccl" if len(machine.gpus) > config.engines else "ipc"
-    overrides, _ = converted(config.overrides)
-    return replace(
-        config,
-        **overrides,
-        device=device,
-        engine_dtype=_chosen(config.engine_dtype, "bfloat16" if on_gpu else "float32"),
-        sync_backend=_chosen(config.sync_backend, gpu_backend if on_gpu else "shm"),
-        engine_threads=config.engine_threads or 1,
-        learner_threads=config.learner_threads or min(machine.cores, 8),
-        num_concurrent=config.num_concurrent or -(-config.num_trajectories // config.engines),
-    )
-
-
-def _chosen(value: str, automatic: str) -> str:
-    return automatic if value == "auto" else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,12 +102,13 @@ async def prove_engines(
     _require(
         before, limit, "before any sync", "learner and engine read different weights or compute differently"
     )
+    version = sync.version
     await learner.perturb(PERTURBATION, seed=1)
     await sync.publish(learner, rollouts, version=-1)
     after = await measure_gap(learner, rollouts, num_groups=num_groups)
     _require(after, limit, "after a sync of perturbed weights", "the sync does not carry every weight")
     await learner.restore()
-    await sync.publish(learner, rollouts, version=0)
+    await sync.publish(learner, rollouts, version=version)
     return before, after
 
 
@@ -137,6 +138,13 @@ class StepGates:
     incidents: str = "incidents"
     _above: int = 0
     _skipped: int = 0
+
+    def state(self) -> dict[str, int]:
+        """What the gates remember of the steps before."""
+        return {"above": self._above, "skipped": self._skipped}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        self._above, self._skipped = state["above"], state["skipped"]
 
     def check(self, step: int, metrics: dict[str, float]) -> None:
         """Raise GateError when `metrics` of step `step` (from 1) break a rule."""

@@ -9,7 +9,7 @@ import numpy as np
 from rl.batch import TrainBatch
 from rl.config import Config
 from rl.console import RunConsole
-from rl.run_dir import RunDir
+from rl.run_dir import RunDir, RunState
 from rl.token_colors import Decode
 from rollout.record import Record, TrajectoryRecorder
 from rollout.trajectory import Trajectory, TrajectoryGroup
@@ -19,17 +19,22 @@ LARGE_REWARD = 20.0
 
 
 class Journal:
-    """Records every trajectory with both log-probs, every metric, and shows them."""
+    """Records every trajectory with both log-probs, every metric, and shows them.
 
-    def __init__(self, directory: RunDir, config: Config, console: RunConsole, decode: Decode) -> None:
-        self.num_trained_tokens = 0
-        self.num_sampled_tokens = 0
+    `resumed` is where the run goes on: RunState() for a new one.
+    """
+
+    def __init__(
+        self, directory: RunDir, config: Config, console: RunConsole, decode: Decode, resumed: RunState
+    ) -> None:
+        self.num_trained_tokens = resumed.num_trained_tokens
+        self.num_sampled_tokens = resumed.num_sampled_tokens
         self._directory = directory
         self._config = config
         self._console = console
         self._decode = decode
         self._recorder = TrajectoryRecorder(directory.trajectories, max_bytes=int(config.max_record_mb * 1e6))
-        self._step = 0
+        self._step = resumed.step
         self._has_warned = False
         self._shown: Trajectory | None = None
 
@@ -49,6 +54,7 @@ class Journal:
             for group in groups
             for member, trajectory in enumerate(group.trajectories)
         )
+        self._directory.append_consumed(self._step, batch.trajectory_ids)
         self.num_trained_tokens += sum(int(sample.loss_mask.sum()) for sample in batch.samples)
         self._shown = groups[0].trajectories[0] if groups else None
 

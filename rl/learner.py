@@ -16,11 +16,12 @@ from torch import nn
 
 from envs.names import load_object
 from rl.batch import TrainBatch
-from rl.checkpoint import save_policy
+from rl.checkpoint import save_checkpoint, save_policy
 from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
 from rl.learner_spec import LearnerSpec
+from rl.learner_state import learner_state, restore_learner
 from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
 from rl.numerics import MetricSums, add_metrics, max_share, select
 from rl.optimizer import Optimizer
@@ -208,6 +209,14 @@ class Learner:
     def save(self, path: str) -> None:
         """Save policy and tokenizer in Hugging Face format: whole or not at all (rl/checkpoint.py)."""
         save_policy(self.model, self.tokenizer, Path(path))
+
+    def checkpoint(self, path: str, run_state: dict[str, Any]) -> None:
+        """Save all that a resume needs, the driver's `run_state` with it: whole or not at all."""
+        save_checkpoint(self.model, self.tokenizer, learner_state(self), run_state, Path(path))
+
+    def resume(self, path: str) -> None:
+        """Go on from a checkpoint of this run; the reference stays the policy that the run started from."""
+        restore_learner(self, Path(path))
 
     def close(self) -> None:
         """Give back what outlives the process."""

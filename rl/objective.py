@@ -56,3 +56,12 @@ class Objective:
         """The objective of the next step, after one with these metrics."""
         del metrics
         return self
+
+    def state(self) -> dict[str, Any]:
+        """What it has learned from the steps so far, as JSON holds it exactly."""
+        return {}
+
+    def restored(self, state: Mapping[str, Any]) -> Self:
+        """The objective that had this `state`."""
+        del state
+        return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import log, log1p
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from torch import Tensor
 
@@ -188,6 +188,12 @@ class PolicyGradient(Objective):
         )
         num_trajectories = int(metrics["rollout/trajectories"])
         return replace(self, kl_coef=controller.update(kl, num_trajectories).kl_coef)
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.target_kl is None else {"kl_coef": self.kl_coef}
+
+    def restored(self, state: Mapping[str, Any]) -> Self:
+        return replace(self, **state)
 
     def loss(
         self,

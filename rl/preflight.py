@@ -32,8 +32,11 @@ NUM_PROBED = 32
 RESET_WALL_S = 60.0
 """For the environments of those tasks to open."""
 
+CHECKPOINT_BYTES = 12
+"""A parameter's in a checkpoint: its float32 weight and AdamW's two moments."""
+
 CHECKPOINT_SPARE = 1.2
-"""A checkpoint is its weights, its tokenizer, and room for the file system's own."""
+"""A checkpoint also has a tokenizer, and a file system needs room of its own."""
 
 LEARNER_BYTES = 16
 """A parameter's bytes in the learner: weight, gradient and AdamW's two moments, in float32."""
@@ -155,15 +158,17 @@ def memory_problems(config: Config, machine: Machine, facts: ModelFacts) -> Iter
 
 def disk_problems(config: Config, facts: ModelFacts, run_path: Path) -> Iterator[str]:
     """A disk that cannot hold what the run will write."""
-    num_saves = -(-config.num_steps // (config.save_every or config.num_steps))  # the last step always
-    checkpoints = int(num_saves * facts.num_parameters * 4 * CHECKPOINT_SPARE)
+    num_saves = -(-config.num_steps // config.save_every)  # the last step always
+    if config.keep_checkpoints:
+        num_saves = min(num_saves, config.keep_checkpoints + 1)  # an old one goes when the new one is there
+    checkpoints = int(num_saves * facts.num_parameters * CHECKPOINT_BYTES * CHECKPOINT_SPARE)
     records = int(config.max_record_mb * 1e6)
     existing = next(folder for folder in (run_path, *run_path.absolute().parents) if folder.exists())
     try:
         require_free_bytes(
             existing,
             checkpoints + records,
-            f"{num_saves} checkpoint(s) ({checkpoints / 1e6:,.0f} MB; --save-every) and trajectories "
+            f"{num_saves} checkpoint(s) ({checkpoints / 1e6:,.0f} MB; --keep-checkpoints) and trajectories "
             f"({records / 1e6:,.0f} MB; --max-record-mb)",
         )
     except OSError as error:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rl.checkpoint import checkpoints_of
 from rl.config import Config
 from rl.durable import atomic_write_json
+from rl.inputs import code_digests, input_digests
+from rl.intervals import SuccessRate
 from rl.machine import Machine, command_line, source_commit, stack_versions
 from rollout.jsonl import JsonlWriter
 
@@ -26,10 +30,12 @@ class RunDirError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Where the run stands after a finished step: all that a resume must know besides the checkpoint.
+    """Where the run stands after a finished step: the driver's part of a checkpoint.
 
-    `next_task_index` is the task stream's cursor; `policy_version` is what the engines serve. Everything
-    random is derived from the configuration's seed and these counters: no generator's state is kept.
+    `next_task_index` is the task stream's cursor; `policy_version` is what the engines serve;
+    `success_before` is (solved, tasks) of the starting policy; `objective` and `gates` are what these learned
+    from the steps before; `file_bytes` is the length of every JSON-lines file, by name. Everything random in
+    the driver and the engines is derived from the configuration's seed and these counters.
     """
 
     step: int = 0
@@ -39,6 +45,15 @@ class RunState:
     num_trained_tokens: int = 0
     num_sampled_tokens: int = 0
     wall_s: float = 0.0
+    success_before: tuple[int, int] | None = None
+    objective: dict[str, Any] = field(default_factory=dict)
+    gates: dict[str, int] = field(default_factory=dict)
+    file_bytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def before(self) -> SuccessRate | None:
+        """Success of the policy that the run started from; None in a new run."""
+        return None if self.success_before is None else SuccessRate(*self.success_before)
 
 
 class RunDir:
@@ -48,17 +63,23 @@ class RunDir:
     manifest.json        versions, commit, host, command line, environment and reward by name
     metrics.jsonl        one line a step
     trajectories.jsonl   one line a trajectory
+    consumed.jsonl       one line a step: the ids of the trajectories that were trained on
+    resumes.json         each time that the run was gone on with: when, from which step, what had changed
     incidents/           batches of updates that were not applied; usually there is none
     state.json           RunState after the last finished step
     checkpoints/         step_000020/ and so on, each whole
     """
 
-    def __init__(self, path: Path) -> None:
-        """Take a new or empty directory; RunDirError when it is in use or holds a run."""
+    def __init__(self, path: Path, *, resumed: bool = False) -> None:
+        """Take a new or empty directory, or (`resumed`) that of a run; RunDirError when that cannot be."""
         self.path = path.absolute()
-        self._lock = _take(self.path)
+        self._lock = _take(self.path, holds_run=resumed)
+        self.checkpoints.mkdir(exist_ok=resumed)
+        self._open()
+
+    def _open(self) -> None:
         self._metrics = JsonlWriter(self.path / "metrics.jsonl")
-        self.checkpoints.mkdir()
+        self._consumed = JsonlWriter(self.path / "consumed.jsonl")
 
     @property
     def trajectories(self) -> Path:
@@ -87,6 +108,50 @@ class RunDir:
         """Append one line: {"step": step, name: value, ...}; on disk when this returns."""
         self._metrics.append([{"step": step, **metrics}])
 
+    def append_consumed(self, step: int, trajectory_ids: Sequence[str]) -> None:
+        """Note the trajectories that step `step` trained on; on disk when this returns."""
+        self._consumed.append([{"step": step, "trajectories": list(trajectory_ids)}])
+
+    def file_bytes(self) -> dict[str, int]:
+        """The length of every JSON-lines file, by name."""
+        return {file.name: file.stat().st_size for file in sorted(self.path.glob("*.jsonl"))}
+
+    def go_back(self, file_bytes: Mapping[str, int]) -> None:
+        """Cut every JSON-lines file to what it was, before anything else is written: the rest comes again.
+
+        Raises:
+            RunDirError: a file is shorter than it was, or gone.
+        """
+        self._metrics.close()
+        self._consumed.close()
+        found = self.file_bytes()
+        short = [name for name, size in file_bytes.items() if found.get(name, -1) < size]
+        if short:
+            raise RunDirError(f"{self.path}: {', '.join(short)} lost lines that a checkpoint relies on")
+        for name in found:
+            os.truncate(self.path / name, file_bytes.get(name, 0))
+        self._open()
+
+    def note_resume(self, step: int, changes: Sequence[str]) -> None:
+        """Add to resumes.json that the run goes on after `step`, and what was forced."""
+        path = self.path / "resumes.json"
+        before = json.loads(path.read_text()) if path.exists() else []
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        atomic_write_json(path, [*before, {"at": now, "after_step": step, "forced": list(changes)}])
+
+    def read_manifest(self) -> dict[str, Any]:
+        """manifest.json. Raises RunDirError where it cannot be read."""
+        path = self.path / "manifest.json"
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunDirError(f"{path} cannot be read ({error}): the run cannot be resumed") from error
+
+    def prune_checkpoints(self, keep: int) -> None:
+        """Remove all but the newest `keep` checkpoints; 0 keeps all."""
+        for path in checkpoints_of(self.checkpoints)[keep:] if keep else ():
+            shutil.rmtree(path)
+
     def write_state(self, state: RunState) -> None:
         atomic_write_json(self.path / "state.json", asdict(state))
 
@@ -95,6 +160,7 @@ class RunDir:
 
     def close(self) -> None:
         self._metrics.close()
+        self._consumed.close()
         os.close(self._lock)
 
     def __enter__(self) -> Self:
@@ -134,6 +200,8 @@ def run_manifest(config: Config, machine: Machine) -> dict[str, Any]:
         "seed": config.seed,
         "source": source and asdict(source),
         "versions": stack_versions(),
+        "code": code_digests(),
+        "inputs": input_digests(config),
         "machine": asdict(machine),
     }
 
@@ -146,8 +214,10 @@ def _numbered(path: Path) -> Iterator[Path]:
         number += 1
 
 
-def _take(path: Path) -> int:
+def _take(path: Path, *, holds_run: bool = False) -> int:
     """Create `path` if need be and lock it. Returns the lock's handle; child processes do not inherit it."""
+    if holds_run and not path.is_dir():
+        raise RunDirError(f"{path} is no directory; --resume expects that of a run")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -155,7 +225,7 @@ def _take(path: Path) -> int:
             f"run directory {path} cannot be made ({error.strerror}); give another --run-dir"
         ) from error
     lock_path = path / LOCK_NAME
-    if not lock_path.exists():
+    if not lock_path.exists() and not holds_run:
         _refuse_contents(path)
     handle = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -166,13 +236,19 @@ def _take(path: Path) -> int:
             raise RunDirError(
                 f"run directory {path} is in use by {owner}; wait for it or give another --run-dir"
             ) from None
-        _refuse_contents(path)
+        if not holds_run:
+            _refuse_contents(path)
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename} (boot {_boot_id()})".encode(), 0)
     except BaseException:
         os.close(handle)
         raise
     return handle
+
+
+def _boot_id() -> str:
+    """Which start of this host it is: a process number means nothing after the next one."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _refuse_contents(path: Path) -> None:
@@ -180,5 +256,5 @@ def _refuse_contents(path: Path) -> None:
     if contents:
         raise RunDirError(
             f"run directory {path} is not empty (it holds {', '.join(contents[:3])}"
-            f"{', ...' if len(contents) > 3 else ''}); give an empty or a new --run-dir"
+            f"{', ...' if len(contents) > 3 else ''}); give an empty or a new --run-dir, or --resume"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -49,6 +49,24 @@ class PromptBaselines:
             self.trackers[task] = self.trackers[task].update(reward, moved)
             self.way_when_seen[task] = self.way
         return weighed
+
+    def state(self) -> dict[str, Any]:
+        trackers = {task: [tracker.alpha, tracker.beta] for task, tracker in self.trackers.items()}
+        return {
+            "row": self.row.state(),
+            "trackers": trackers,
+            "way": self.way,
+            "way_when_seen": dict(self.way_when_seen),
+        }
+
+    def restored(self, state: Mapping[str, Any]) -> Self:
+        return replace(
+            self,
+            row=self.row.restored(state["row"]),
+            trackers={task: BetaTracker(*pair) for task, pair in state["trackers"].items()},
+            way=state["way"],
+            way_when_seen=dict(state["way_when_seen"]),
+        )
 
     def after_step(self, metrics: Mapping[str, float]) -> Self:
         self.way += max(metrics.get("policy/approx_kl_k3", 0.0), 0.0)

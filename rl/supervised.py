@@ -83,6 +83,10 @@ class SupervisedStep:
         counted = {"tokens/trained": float(batch.counts.num_tokens)}
         return mean_metrics(updates) | counted | synced
 
+    def skip(self, num_steps: int) -> None:
+        """Go on after so many steps."""
+        self.step = num_steps
+
     def batch(self, step: int) -> list[TrainSample]:
         """The samples of step `step` (from 0)."""
         first, size = step * self.batch_size, len(self.samples)

@@ -97,18 +97,20 @@ async def train(
     num_steps: int,
     num_groups: int,
     num_minibatches: int,
+    first_step: int = 1,
     gates: StepGates,
-    after_step: Callable[[int, Metrics], Awaitable[bool | None]],
+    after_step: Callable[[int, Metrics, Any], Awaitable[bool]],
 ) -> int:
-    """`num_steps` of `take_step`; every metric is defined, every gate is checked, then the step is reported.
+    """Steps `first_step` to `num_steps`; every metric is defined, every gate checked, the step then reported.
+
+    `algorithm` is what a run steps with (Objective.start); `after_step` gets it as it is for the next step.
 
     Returns the number of the last step: an earlier one where `after_step` says that it was enough.
 
     Raises:
         GateError: the run's own numbers say that it is not learning from what it sampled.
     """
-    algorithm = algorithm.start()
-    for step in range(1, num_steps + 1):
+    for step in range(first_step, num_steps + 1):
         started = time.monotonic()
         metrics = await take_step(
             rollouts,
@@ -135,7 +137,7 @@ async def train(
         metrics["rollout/dropped_tokens"] = float(rollouts.num_dropped_tokens)
         check_names(metrics)
         gates.check(step, metrics)
-        if await after_step(step, metrics):
-            return step
         algorithm = algorithm.after_step(metrics)
+        if await after_step(step, metrics, algorithm):
+            return step
     return num_steps

@@ -13,8 +13,9 @@ from envs.names import unknown_name
 from envs.registry import resolve_env
 from rewards.base import resolve_reward
 from rl.advantages import ADV_ESTIMATORS
-from rl.config import Config, resolve
+from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
+from rl.defaults import resolve
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range

@@ -88,8 +88,11 @@ class RemoteLearner:
     async def restore(self) -> None:
         await self._within(self._actor.restore.remote(), self._deadline_s, "restore")
 
-    async def save(self, path: str) -> None:
-        await self._within(self._actor.save.remote(path), self._deadline_s, "save")
+    async def checkpoint(self, path: str, run_state: dict[str, Any]) -> None:
+        await self._within(self._actor.checkpoint.remote(path, run_state), self._deadline_s, "checkpoint")
+
+    async def resume(self, path: str) -> None:
+        await self._within(self._actor.resume.remote(path), self._deadline_s, "resume")
 
     def take_seconds(self) -> dict[str, float]:
         """Wall seconds of scoring and of updating since last asked."""

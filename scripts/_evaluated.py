@@ -15,7 +15,8 @@ from envs.messages import Task
 from envs.registry import EnvDefinition, resolve_env
 from envs.splits import Split
 from rewards.base import resolve_reward
-from rl.config import Config, resolve
+from rl.config import Config, 
+from rl.defaults import resolve
 from rl.evaluation import EvaluationError
 from rl.machine import Machine
 from rl.model import model_facts

@@ -25,7 +25,8 @@ from recipes import calc_grpo
 from recipes.placement import make_learner_spec, make_rollouts, start_ray
 from rl.algorithms import get_algorithm
 from rl.batch import make_batch
-from rl.config import Config, resolve
+from rl.config import Config
+from rl.defaults import resolve
 from rl.learner import Learner
 from rl.machine import Machine
 from rl.mismatch import BEYOND, GapSummary, TokenGaps, by, recommend, summarize, token_gaps

@@ -14,7 +14,8 @@ import ray
 import torch
 
 from recipes.placement import CHANNELS, make_engine_specs, make_learner_spec, start_ray
-from rl.config import Config, resolve
+from rl.config import Config
+from rl.defaults import resolve
 from rl.gates import measure_gap
 from rl.machine import Machine
 from rl.weight_sync import WeightSync

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from recipes.placement import gpu_shares, make_engine_specs
-from rl.config import Config, resolve
+from rl.config import Config
+from rl.defaults import resolve
 from rl.machine import Machine
 from rl.validation import ConfigError, validate
 

@@ -12,7 +12,8 @@ import pytest
 from envs.messages import StepResult, Task, message
 from envs.registry import EnvDefinition, Lengths
 from recipes.launch import launch
-from rl.config import Config, resolve
+from rl.config import Config
+from rl.defaults import resolve
 from rl.machine import Machine
 from rl.model import model_facts
 from rl.preflight import LEARNER_BYTES, preflight

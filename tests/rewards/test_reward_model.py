@@ -25,7 +25,8 @@ from recipes.reward_model import (
 )
 from rewards.base import resolve_reward
 from rewards.reward_model import load_reward_model, transcript_ids
-from rl.config import Config, resolve
+from rl.config import Config
+from rl.defaults import resolve
 from rl.machine import Machine
 from rl.preflight import preflight, reward_model_problems
 from rl.validation import ConfigError

@@ -12,8 +12,9 @@ from recipes.cli import parse
 from recipes.preference_config import PreferenceConfig
 from rl.algorithms import ALGORITHMS, get_algorithm, knobs_of
 from rl.aliases import ALIASES, VALUES
-from rl.config import Config, resolve
+from rl.config import Config
 from rl.conversions import converted, converted_options
+from rl.defaults import resolve
 from rl.machine import Machine
 from rl.policy_gradient import PolicyGradient
 from rl.run_dir import RunDir

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from rl.algorithms import ALGORITHMS
-from rl.config import SMOKE, Config, resolve, with_smoke_defaults
+from rl.config import Config
+from rl.defaults import SMOKE, resolve, with_smoke_defaults
 from rl.machine import Machine
 from rl.validation import ConfigError, validate
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.config import Config, resolve
+from rl.config import Config
 from rl.console import HEADER_EVERY, RunConsole
+from rl.defaults import resolve
 from rl.gates import Gap
 from rl.intervals import SuccessRate, verdict
 from rl.machine import Machine

@@ -12,7 +12,8 @@ import torch
 from envs.messages import message
 from rl.algorithms import describe, get_algorithm
 from rl.batch import TrainBatch, make_batch
-from rl.config import Config, resolve
+from rl.config import Config
+from rl.defaults import resolve
 from rl.hints import hint_message, hinted
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec

@@ -13,7 +13,8 @@ from envs.policy import Completion, SamplingFilters, SamplingParams
 from recipes.preference_config import PreferenceConfig
 from rl.algorithms import get_algorithm
 from rl.batch import TrainBatch, make_batch
-from rl.config import Config, resolve
+from rl.config import Config
+from rl.defaults import resolve
 from rl.incidents import batch_arrays
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec

@@ -1,0 +1,54 @@
+"""From a recipe's settings to those of a run: what a short run has instead, and what "auto" is here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from rl.config import Config
+from rl.conversions import converted
+from rl.machine import Machine
+
+C = TypeVar("C", bound=Config)
+
+SMOKE = {
+    "num_steps": 3,
+    "warmup_steps": 0,
+    "num_groups": 4,
+    "group_size": 4,
+    "num_minibatches": 1,
+    "micro_batch_size": 16,
+    "eval_tasks": 32,
+    "show_every": 2,
+}
+
+
+def with_smoke_defaults(config: C) -> C:
+    """`config` as a short run: other defaults, which the command line may override in turn."""
+    return replace(config, smoke=True, **SMOKE)
+
+
+def resolve(config: C, machine: Machine) -> C:
+    """`config` with every "auto" replaced by what this machine gives, and our names for others' values.
+
+    What is set already stays.
+    """
+    device = _chosen(config.device, "cuda" if machine.gpus else "cpu")
+    on_gpu = device == "cuda"
+    gpu_backend = "nccl" if len(machine.gpus) > config.engines else "ipc"
+    overrides, _ = converted(config.overrides)
+    return replace(
+        config,
+        **overrides,
+        device=device,
+        engine_dtype=_chosen(config.engine_dtype, "bfloat16" if on_gpu else "float32"),
+        sync_backend=_chosen(config.sync_backend, gpu_backend if on_gpu else "shm"),
+        engine_threads=config.engine_threads or 1,
+        learner_threads=config.learner_threads or min(machine.cores, 8),
+        num_concurrent=config.num_concurrent or -(-config.num_trajectories // config.engines),
+        save_every=config.save_every or max(1, config.num_steps // 10),
+    )
+
+
+def _chosen(value: str, automatic: str) -> str:
+    return automatic if value == "auto" else value
