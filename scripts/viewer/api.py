@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 from scripts.viewer.advantages import Advantages, NoAdvantages, advantages_of
 from scripts.viewer.index import Row
-from scripts.viewer.present import Json, plain, row_json, run_summary, steps, trajectory_json
+from scripts.viewer.present import Json, group_json, plain, row_json, run_summary, steps, trajectory_json
 from scripts.viewer.query import FilterError, parse_filters, search
 from scripts.viewer.run import ViewedRun
 
@@ -38,6 +38,21 @@ class Answers:
 
     def steps(self, run: ViewedRun) -> list[Json]:
         return steps(run.index.rows)
+
+    def groups(self, run: ViewedRun, step: int, split: str) -> list[Json]:
+        """The groups of a step, each with its task and its rows.
+
+        Raises ValueError for a line that is damaged where the index did not look.
+        """
+        members: dict[int, list[Row]] = defaultdict(list)
+        for row in run.index.rows:
+            if (row.step, row.split) == (step, split):
+                members[row.group].append(row)
+        firsts = [rows[0] for rows in members.values()]
+        return [
+            group_json(rows, record.trajectory.episode.task)
+            for rows, record in zip(members.values(), run.index.records(firsts), strict=True)
+        ]
 
     def rows(self, run: ViewedRun, given: Mapping[str, str]) -> Json:
         """A page of rows; `start` is where it begins, everything else is a filter. Raises FilterError."""

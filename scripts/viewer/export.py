@@ -67,6 +67,14 @@ def _embedded(answers: Answers, rows: list[Row]) -> dict[str, Any]:
         found[f"/api/runs/{place}/metrics"] = answers.metrics(other, 0)
         found[f"/api/runs/{place}/steps"] = steps(rows) if other is run else []
         found[f"/api/runs/{place}/rows"] = [row_json(row) for row in rows] if other is run else []
+    found["/api/runs/0/groups"] = [
+        group
+        for step, split in dict.fromkeys((row.step, row.split) for row in rows)
+        for group in answers.groups(run, step, split)
+    ]
+    lines = {row.line for row in rows}
+    for group in found["/api/runs/0/groups"]:
+        group["rows"] = [row for row in group["rows"] if row["line"] in lines]
     for row in rows:
         found[f"/api/runs/0/trajectories/{row.line}"] = answers.trajectory(run, row.line)
         found[f"/api/runs/0/advantages/{row.line}"] = answers.advantages(run, row.line)

@@ -22,7 +22,7 @@ class Line:
 
 
 class FollowedFile:
-    """A cursor in a file that grows. A last line without its newline is not finished: it is left for later."""
+    """A cursor in a file that grows. A last line without its newline is not finished and left for later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +67,7 @@ class FollowedFile:
 
     @property
     def is_behind(self) -> bool:
-        """Whether bytes are left that were there at the last look (half a line counts: it may be finished)."""
+        """Whether bytes are left that were there at the last look; half a line is such."""
         return self.position < self.size
 
 

@@ -90,8 +90,8 @@ class Row:
 class TrajectoryIndex:
     """Row after row of a file that may still grow.
 
-    `refresh` reads on; a line that is not a record becomes a problem with its number, and the rest still opens.
-    About 300 bytes of memory a trajectory.
+    `refresh` reads on; a line that is not a record becomes a problem with its number, and the rest still
+    opens. About 300 bytes of memory a trajectory.
     """
 
     def __init__(self, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
-from envs.messages import Message
+from envs.messages import Message, Task
 from rl.intervals import wilson_interval
 from rl.token_colors import printable
 from rollout.record import Record
@@ -17,6 +17,8 @@ from scripts.viewer.run import ViewedRun
 from scripts.viewer.tokens import TokenTexts
 
 Json = dict[str, Any]
+
+MAX_TASK_CHARACTERS = 160
 
 
 def run_summary(run: ViewedRun) -> Json:
@@ -66,22 +68,36 @@ def row_json(row: Row) -> Json:
     return {name: plain(getattr(row, name)) for name in names}
 
 
+def group_json(rows: Sequence[Row], task: Task) -> Json:
+    """A group with the beginning of what its members were asked."""
+    asked = " ".join(message.text for message in task.messages)
+    return {
+        "group": rows[0].group,
+        "step": rows[0].step,
+        "split": rows[0].split,
+        "task": printable(asked if len(asked) <= MAX_TASK_CHARACTERS else asked[:MAX_TASK_CHARACTERS] + "…"),
+        "rows": [row_json(row) for row in rows],
+    }
+
+
 def trajectory_json(row: Row, record: Record, texts: TokenTexts) -> Json:
     """A trajectory with its messages and, turn by turn, its tokens.
 
-    Of each sampled token: `engine`, the engine's log-prob, and `learner`, the learner's before the update (nats;
+    Of each sampled token: `engine`, the engine's log-prob, `learner`, the learner's before the update (nats;
     null where the learner has not scored it), and the policy version that sampled it.
     """
     trajectory = record.trajectory
     episode, score = trajectory.episode, trajectory.score
-    task = episode.task
+    task, learner = episode.task, record.old_logprobs
     return {
         "row": row_json(row),
         "id": printable(trajectory.id),
         "task": {
             "id": printable(task.id),
             "answer": task.answer and printable(task.answer),
-            "seed": None if task.seed is None else str(task.seed),  # 64 bits, more than a number of JavaScript
+            "seed": None
+            if task.seed is None
+            else str(task.seed),  # 64 bits, more than a number of JavaScript
             "metadata": plain(task.metadata),
         },
         "score": {
@@ -95,7 +111,7 @@ def trajectory_json(row: Row, record: Record, texts: TokenTexts) -> Json:
         "metrics": plain(episode.metrics),
         "messages": [_message_json(message) for message in episode.transcript],
         "turns": [
-            _turn_json(turn, record.old_logprobs and record.old_logprobs[place], texts)
+            _turn_json(turn, None if learner is None else learner[place], texts)
             for place, turn in enumerate(trajectory.turns)
         ],
         "is_trained": score.value is not None and record.split == "train",
@@ -125,7 +141,7 @@ def plain(value: Any) -> Any:
 
 
 def _interval(rows: Sequence[Row]) -> list[float] | None:
-    """The 95 % Wilson interval of success, every attempted task in the denominator; None where it is no 0 or 1."""
+    """The 95 % Wilson interval of success, of all attempted tasks; None where success is not 0 or 1."""
     successes = [row.success or 0.0 for row in rows]
     if all(row.success is None for row in rows) or not {*successes} <= {0.0, 1.0}:
         return None

@@ -91,9 +91,9 @@ def is_locked(path: Path) -> bool:
         inode = os.stat(path).st_ino
     except FileNotFoundError:
         return False
-    # 1: FLOCK  ADVISORY  WRITE 4242 fe:01:1313 0 EOF
-    held = (line.split() for line in LOCKS.read_text().splitlines())
-    return any(f":{inode}" in field and field.endswith(f":{inode}") for fields in held for field in fields[5:6])
+    # 1: FLOCK  ADVISORY  WRITE 4242 fe:01:1313 0 EOF, where 1313 is the inode; "1: -> FLOCK" only waits.
+    held = (line.split() for line in LOCKS.read_text().splitlines() if "->" not in line)
+    return any(fields[5].endswith(f":{inode}") for fields in held)
 
 
 def _settings(run: Path, name: str) -> dict[str, Any]:

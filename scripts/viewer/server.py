@@ -112,7 +112,9 @@ def page(scripts: Iterable[str]) -> str:
 
 
 def _routes(answers: Answers) -> list[web.RouteDef]:
-    busy = asyncio.Lock()  # one computation in a thread at a time; the keeping of one step's is not thread-safe
+    busy = (
+        asyncio.Lock()
+    )  # one computation in a thread at a time: what is kept of the last is not thread-safe
 
     async def index(_: web.Request) -> web.Response:
         return web.Response(text=page(SCRIPTS), content_type="text/html")
@@ -138,6 +140,11 @@ def _routes(answers: Answers) -> list[web.RouteDef]:
     async def steps(request: web.Request) -> web.Response:
         return _json(answers.steps(answers.run(request.match_info["run"])))
 
+    async def groups(request: web.Request) -> web.Response:
+        run = answers.run(request.match_info["run"])
+        step = _number("step", request.query.get("step", ""))
+        return _json(answers.groups(run, step, request.query.get("split", "train")))
+
     async def rows(request: web.Request) -> web.Response:
         return _json(answers.rows(answers.run(request.match_info["run"]), request.query))
 
@@ -158,6 +165,7 @@ def _routes(answers: Answers) -> list[web.RouteDef]:
         web.get("/api/words", words),
         web.get("/api/runs/{run}/metrics", metrics),
         web.get("/api/runs/{run}/steps", steps),
+        web.get("/api/runs/{run}/groups", groups),
         web.get("/api/runs/{run}/rows", rows),
         web.get("/api/runs/{run}/trajectories/{line}", trajectory),
         web.get("/api/runs/{run}/advantages/{line}", advantages),

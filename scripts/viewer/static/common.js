@@ -20,6 +20,9 @@ function askEmbedded(path, params) {
   const value = embedded[path];
   if (value === undefined) throw new Error("This is not in the exported file; open the run itself to see it.");
   if (path.endsWith("/rows")) return { rows: value.filter((row) => admits(row, params)), next_row: null };
+  if (path.endsWith("/groups")) {
+    return value.filter((group) => group.rows.length && group.step === Number(params.step) && group.split === params.split);
+  }
   if (path.endsWith("/metrics")) return value.slice(params.start || 0);
   return value;
 }
@@ -50,6 +53,11 @@ function fill(node, attributes, children) {
   return node;
 }
 const el = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+// As replaceChildren, but null is nothing (not the word "null") and lists are flattened.
+function put(node, ...children) {
+  node.replaceChildren();
+  fill(node, {}, children);
+}
 const SVG = "http://www.w3.org/2000/svg";
 const svg = (tag, attributes = {}, ...children) =>
   fill(document.createElementNS(SVG, tag), attributes, children);
@@ -67,6 +75,7 @@ function short(value) {
   return String(Number(value.toPrecision(4))).replace("-", "−");
 }
 const count = (value, noun) => `${value.toLocaleString("en")} ${noun}${value === 1 ? "" : "s"}`;
+const seconds = (value) => (value < 1 ? `${short(Number((value * 1000).toPrecision(3)))} ms` : `${short(value)} s`);
 const megabytes = (bytes) => `${(bytes / 1e6).toLocaleString("en", { maximumFractionDigits: 0 })} MB`;
 
 function table(headers, rows, attributes = {}) {

@@ -17,7 +17,8 @@ async function groups(main, { run, params }) {
   const place = chosen >= 0 ? chosen : Math.max(trained, 0);
   const step = steps[place];
   const at = (index) => link("groups", run, { step: steps[index].step, split: steps[index].split });
-  const rows = await everyRow(run, { step: step.step, split: step.split });
+  const found = await ask(`/api/runs/${run}/groups`, { step: step.step, split: step.split });
+  const rows = found.flatMap((group) => group.rows);
   const rewards = rows.map((row) => row.reward).filter(isNumber);
   const low = Math.min(...rewards), high = Math.max(...rewards);
   const choice = el("select", { id: "step", onchange: (event) => { location.hash = at(Number(event.target.value)); } },
@@ -30,30 +31,13 @@ async function groups(main, { run, params }) {
       el("span", { class: "quiet" }, `${count(step.groups, "group")}, ${count(rows.length, "trajectory").replace("trajectorys", "trajectories")}, `
         + `mean reward ${short(step.reward)}`)),
     el("p", { class: "quiet" }, "One cell a member, with its reward; a group whose rewards are all equal teaches a relative advantage nothing."),
-    table([number("group"), "environment", number("mean"), number("std"), "rewards of the members"],
-      byGroup(rows).map((members) => groupRow(run, members, low, high)), { id: "groups" }));
+    table([number("group"), "environment", number("mean"), number("std"), "rewards of the members", "task"],
+      found.map((group) => groupRow(run, group, low, high)), { id: "groups" }));
 }
 
 const jump = (name, target, key) => el("a", { class: target ? "button" : "button off", href: target, "data-jump": key }, name);
 
-async function everyRow(run, filters) {
-  const found = [];
-  let start = 0;
-  while (start !== null) {
-    const page = await ask(`/api/runs/${run}/rows`, { ...filters, start });
-    found.push(...page.rows);
-    start = page.next_row;
-  }
-  return found;
-}
-
-function byGroup(rows) {
-  const found = new Map();
-  for (const row of rows) found.set(row.group, [...(found.get(row.group) || []), row]);
-  return [...found.values()];
-}
-
-function groupRow(run, members, low, high) {
+function groupRow(run, { rows: members, task }, low, high) {
   const rewards = members.map((row) => row.reward).filter(isNumber);
   const mean = rewards.length ? rewards.reduce((a, b) => a + b, 0) / rewards.length : null;
   const std = mean === null ? null : Math.sqrt(rewards.reduce((sum, r) => sum + (r - mean) ** 2, 0) / rewards.length);
@@ -68,7 +52,7 @@ function groupRow(run, members, low, high) {
       row.reward === null ? "×" : short(row.reward));
       cell.style.setProperty("--share", shade(row.reward, low, high));
       return cell;
-    }))));
+    }))), el("td", { class: "task" }, task));
 }
 
 const FILTERS = [["step", "number"], ["split", ["train", "eval"]], ["env", "envs"], ["stop_reason", "stop_reasons"],

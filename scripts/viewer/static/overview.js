@@ -10,10 +10,9 @@ const wanted = { metric: "" };
 async function overview(main) {
   const all = await Promise.all(world.runs.map((_, run) => ask(`/api/runs/${run}/steps`)));
   const curves = el("section", { id: "curves", "aria-label": "Curves" });
-  main.replaceChildren(
+  put(main,
     el("div", { class: "cards" }, world.runs.map((run, place) => card(run, place))),
-    differences(),
-    evaluations(all),
+    el("div", { class: "tables" }, evaluations(all), differences()),
     el("h2", {}, "Curves"), controls(() => draw(curves)), curves);
   draw(curves);
 }

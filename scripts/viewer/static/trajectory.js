@@ -16,7 +16,7 @@ async function trajectory(main, { run, thing, params }) {
     Object.entries(COLORS).map(([value, name]) => el("option", { value, selected: value === view.color }, name)));
   const legend = el("span", { id: "legend" });
   const neighbours = el("div", { class: "controls", id: "neighbours" });
-  main.replaceChildren(
+  put(main,
     el("h2", {}, `Trajectory ${found.id} `, el("span", { class: "quiet" }, `line ${line} of ${nameOf(run)}`)), neighbours,
     header(run, found, row),
     el("div", { class: "columns" },
@@ -51,7 +51,7 @@ function message(said) {
 }
 
 function times({ timings_s: timings, metrics, final_state: state, task }) {
-  const spent = Object.entries(timings).map(([name, seconds]) => [name, `${short(seconds)} s`]);
+  const spent = Object.entries(timings).map(([name, spent]) => [name, seconds(spent)]);
   return el("div", {}, el("h4", {}, "Where its time went"), facts(spent),
     el("p", { class: "quiet" }, "A run records these sums of a trajectory; it does not record the time of a single call."),
     el("details", {}, el("summary", {}, "Final state, metrics, task"),
@@ -109,7 +109,7 @@ function inspect(place) {
   view.inspected = place;
   const isContext = chosen.engine === undefined;
   const row = (name, value, title) => el("div", { "data-field": name, title }, el("dt", {}, name), el("dd", {}, value));
-  document.getElementById("inspector").replaceChildren(el("h3", {}, "Token"),
+  put(document.getElementById("inspector"), el("h3", {}, "Token"),
     el("pre", { class: "big" }, chosen.text === null ? String(chosen.id) : visible(chosen.text)),
     el("p", { class: `kind ${chosen.kind}` }, KINDS[chosen.kind]),
     el("dl", { class: "numbers" }, row("id", String(chosen.id)), row("turn", `${chosen.turn}, token ${chosen.at}`),
