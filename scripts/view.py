@@ -4,8 +4,8 @@
     python -m scripts.view runs/NAME runs/OTHER                      # the curves of both in one chart
     python -m scripts.view runs/NAME --export step.html --step 12    # one file that needs no server
 
-The page is served on loopback only, to this machine's own browsers; `ssh -L 8765:localhost:8765 MACHINE` brings
-it elsewhere. Nothing is written to a run and nothing is loaded from the network.
+The page is served on loopback only, to this machine's browsers; `ssh -L 8765:localhost:8765 MACHINE` brings it
+elsewhere. Nothing is written to a run and nothing is loaded from the network.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def export(runs: list[ViewedRun], options: Options) -> None:
     rows = chosen_rows(runs[0], step=options.step, trajectory=options.trajectory)
     write_export(options.export, Answers(runs), rows)
     size = options.export.stat().st_size
-    print(f"{options.export}: {len(rows)} trajectories, {size / 1e6:.1f} MB")
+    noun = "trajectory" if len(rows) == 1 else "trajectories"
+    print(f"{options.export}: {len(rows)} {noun}, {size / 1e6:.1f} MB")
 
 
 def look(runs: list[ViewedRun], port: int) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from rl.run_dir import LOCK_NAME
 from rollout.versions import installed
 from scripts.viewer.followed import FollowedFile, Problems
 from scripts.viewer.index import TrajectoryIndex
 from scripts.viewer.tokens import TokenTexts
 
 LOCKS = Path("/proc/locks")
+LOCK_NAME = ".lock"  # of rl.run_dir, whose import loads torch for seconds; a test compares the two
 
 
 class NotViewable(ValueError):
