@@ -49,7 +49,7 @@ def open_page(profile: Path, *, dark: bool = False, width: int = 1400, height: i
         )
         try:
             page = context.new_page()
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(30_000)
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
             yield page

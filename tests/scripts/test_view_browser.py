@@ -55,16 +55,16 @@ def test_filter_open_a_trajectory_and_read_a_tokens_numbers(url: str, tmp_path: 
         page.locator("main[data-shown*='text=SO+1']").wait_for()
         assert lines(page) == ["11", "14", "15", "18"]
         page.get_by_role("link", name="14", exact=True).click()
-        page.locator(".token.sampled").nth(0).wait_for()
-        assert "".join(page.locator(".token.sampled").all_inner_texts()) == "calc 1+2so 3"
+        page.locator(".tokens .token.sampled").nth(0).wait_for()
+        assert "".join(page.locator(".tokens .token.sampled").all_inner_texts()) == "calc 1+2so 3"
         assert page.locator("h2").inner_text().startswith("Trajectory 1-4-3")
-        page.locator(".token.sampled").nth(4).hover()  # the fifth of "calc 1+2": the policy changed there
+        page.locator(".tokens .token.sampled").nth(4).hover()  # the fifth of "calc 1+2": the policy changed there
         page.locator("#inspector [data-field='advantage'] dd", has_text="0.866").wait_for()
         assert field(page, "engine log-prob") == "−0.625000"
         assert field(page, "learner log-prob") == "−0.625000"
         assert (field(page, "gap"), field(page, "ratio")) == ("0", "1.000000")
         assert field(page, "policy version") == "2"
-        page.locator(".token.sampled").nth(0).hover()
+        page.locator(".tokens .token.sampled").nth(0).hover()
         assert field(page, "learner log-prob") == "−0.135000"
         assert (field(page, "gap"), field(page, "ratio")) == ("−0.01", "0.990050")  # exp(-0.01)
         assert field(page, "policy version") == "1"
@@ -80,7 +80,7 @@ def test_the_keyboard_goes_to_the_next_trajectory_and_the_next_token(url: str, t
         page.locator("main[data-shown*='/8?']").wait_for()  # lines 6 and 7 do not pass the filters
         page.keyboard.press("k")
         page.locator("main[data-shown*='/5?']").wait_for()
-        page.locator(".token.sampled").nth(0).click()
+        page.locator(".tokens .token.sampled").nth(0).click()
         assert field(page, "turn") == "0, token 0"
         page.keyboard.press("ArrowRight")
         assert field(page, "turn") == "0, token 1"
@@ -110,8 +110,8 @@ def test_what_a_hostile_model_wrote_stays_text(url: str, tmp_path: Path):
         assert "\\u202eevil \\ud800 \\x1b[31m" in page.locator(".message").last.inner_text()
         assert page.locator("main script, main img").count() == 0
         assert page.title() != "owned"
-        assert page.locator(".token.masked").count() == 12
-        page.locator(".token.masked").nth(0).hover()
+        assert page.locator(".tokens .token.masked").count() == 12
+        page.locator(".tokens .token.masked").nth(0).hover()
         assert (field(page, "engine log-prob"), field(page, "gap")) == ("nan", "–")
 
 
@@ -121,7 +121,7 @@ def test_two_runs_are_overlaid_zoomed_and_their_settings_compared(url: str, tmp_
         reward = page.locator(".chart[data-metric='rollout/reward_mean']")
         assert reward.locator("polyline").count() == 2
         assert "run from 0.35 to 0.55; other from 0.35 to 0.45" in reward.locator("svg").get_attribute("aria-label")
-        assert "algorithm\tgrpo\trloo" in page.locator("table", has_text="rloo").inner_text()
+        assert "algorithm\tgrpo\trloo" in page.locator("section", has_text="Settings that differ").locator("table").inner_text()
         page.locator("#from").fill("2")
         page.locator("#to").fill("3")
         page.keyboard.press("Tab")
@@ -140,11 +140,11 @@ def test_a_live_run_grows_on_the_page(url: str, other: Made, tmp_path: Path):
     with open_page(tmp_path) as page:
         go(page, url, "#/")
         card = page.locator(".card").nth(1)
-        assert "18" in card.inner_text()
+        assert "trajectories\n18" in card.inner_text()
         recorder = TrajectoryRecorder(other.path / "trajectories.jsonl", max_bytes=10**9)
         recorder.write(step_records(3))
         recorder.close()
-        page.locator(".card", has_text="trajectories\n26").nth(0).wait_for()
+        page.locator(".card:nth-child(2)", has_text="trajectories26").wait_for()
 
 
 def test_an_export_opens_from_a_file_without_a_server(made: Made, tmp_path: Path):
@@ -159,7 +159,7 @@ def test_an_export_opens_from_a_file_without_a_server(made: Made, tmp_path: Path
         go(page, f"file://{out}", "#/list/0?error=tool")
         assert lines(page) == ["20", "21", "24", "25"]
         page.get_by_role("link", name="20", exact=True).click()
-        page.locator(".token.sampled").nth(1).hover()
+        page.locator(".tokens .token.sampled").nth(1).hover()
         page.locator("#inspector [data-field='advantage'] dd", has_text="−0.866").wait_for()
         assert field(page, "engine log-prob") == "−0.250000"
         go(page, f"file://{out}", "#/groups/0?step=3&split=train")
