@@ -4,8 +4,8 @@
     python -m scripts.view runs/NAME runs/OTHER                      # the curves of both in one chart
     python -m scripts.view runs/NAME --export step.html --step 12    # one file that needs no server
 
-The page is served on loopback only, to this machine's browsers; `ssh -L 8765:localhost:8765 MACHINE` brings it
-elsewhere. Nothing is written to a run and nothing is loaded from the network.
+The page is served on loopback only, to this machine alone; `ssh -L 8765:localhost:8765 MACHINE` brings
+it elsewhere. Nothing is written to a run and nothing is loaded from the network.
 """
 
 from __future__ import annotations

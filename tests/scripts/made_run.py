@@ -16,7 +16,9 @@ from rollout.record import Record, TrajectoryRecorder
 from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
 from tests.made_trajectories import trajectory
 
-HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)> \u202eevil \ud800 \x1b[31m 漢ü</pre>"
+HOSTILE = (
+    "<script>document.title='owned'</script><img src=x onerror=alert(1)> \u202eevil \ud800 \x1b[31m 漢ü</pre>"
+)
 REWARDS = (1.0, 0.0, 0.0, 1.0)
 
 
@@ -29,7 +31,7 @@ class Made:
 
 
 def make_run(path: Path, *, num_steps: int = 2, algorithm: str = "grpo", hold: bool = False) -> Made:
-    """Two held-out tasks, then `num_steps` steps of two groups of four; the last line is hostile and unscored.
+    """Two held-out tasks, then steps of two groups of four; the last line is hostile and unscored.
 
     `hold` leaves the run's lock taken, as while it goes on.
     """
@@ -79,7 +81,8 @@ def _trained(step: int, group: int, member: int) -> Record:
     made = _episode(f"{step - 1}-{group}-{member}", REWARDS[member], step - 1)
     # The learner says a hundredth of a nat less of the first token and the same of the others.
     old = tuple(
-        tuple(x - 0.01 * (place == 0) for place, x in enumerate(turn.completion.logprobs)) for turn in made.turns
+        tuple(x - 0.01 * (place == 0) for place, x in enumerate(turn.completion.logprobs))
+        for turn in made.turns
     )
     return Record(step=step, split="train", group=group, member=member, trajectory=made, old_logprobs=old)
 
@@ -125,7 +128,9 @@ def _made_hostile(record: Record) -> Record:
     """What a policy may write: markup, controls, half a surrogate pair; and a log-prob that is no number."""
     made = record.trajectory
     said: tuple[Message, ...] = (*made.episode.transcript, message("assistant", HOSTILE))
-    spoken = replace(made.turns[0].completion, logprobs=(float("nan"), *made.turns[0].completion.logprobs[1:]))
+    spoken = replace(
+        made.turns[0].completion, logprobs=(float("nan"), *made.turns[0].completion.logprobs[1:])
+    )
     return replace(
         record,
         old_logprobs=None,

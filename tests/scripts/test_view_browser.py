@@ -58,7 +58,9 @@ def test_filter_open_a_trajectory_and_read_a_tokens_numbers(url: str, tmp_path: 
         page.locator(".tokens .token.sampled").nth(0).wait_for()
         assert "".join(page.locator(".tokens .token.sampled").all_inner_texts()) == "calc 1+2so 3"
         assert page.locator("h2").inner_text().startswith("Trajectory 1-4-3")
-        page.locator(".tokens .token.sampled").nth(4).hover()  # the fifth of "calc 1+2": the policy changed there
+        page.locator(".tokens .token.sampled").nth(
+            4
+        ).hover()  # the fifth of "calc 1+2": the policy changed there
         page.locator("#inspector [data-field='advantage'] dd", has_text="0.866").wait_for()
         assert field(page, "engine log-prob") == "−0.625000"
         assert field(page, "learner log-prob") == "−0.625000"
@@ -120,8 +122,13 @@ def test_two_runs_are_overlaid_zoomed_and_their_settings_compared(url: str, tmp_
         go(page, url, "#/")
         reward = page.locator(".chart[data-metric='rollout/reward_mean']")
         assert reward.locator("polyline").count() == 2
-        assert "run from 0.35 to 0.55; other from 0.35 to 0.45" in reward.locator("svg").get_attribute("aria-label")
-        assert "algorithm\tgrpo\trloo" in page.locator("section", has_text="Settings that differ").locator("table").inner_text()
+        assert "run from 0.35 to 0.55; other from 0.35 to 0.45" in reward.locator("svg").get_attribute(
+            "aria-label"
+        )
+        assert (
+            "algorithm\tgrpo\trloo"
+            in page.locator("section", has_text="Settings that differ").locator("table").inner_text()
+        )
         page.locator("#from").fill("2")
         page.locator("#to").fill("3")
         page.keyboard.press("Tab")

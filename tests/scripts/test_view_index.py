@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rl.run_dir import LOCK_NAME as LOCK_OF_A_RUN
-from rollout.record import Record, TrajectoryRecorder, encode_record, read_records
+from rollout.record import Record, TrajectoryRecorder, encode_record
 from scripts.viewer.api import Answers
 from scripts.viewer.index import TrajectoryIndex, UnknownLine
 from scripts.viewer.query import FilterError, Filters, parse_filters, search
@@ -116,7 +116,11 @@ def obvious(made: Made, **wanted: object) -> list[int]:
             "stop_reason": lambda v, r=record: r.trajectory.episode.stop_reason == v,
             "min_reward": lambda v, s=score: s is not None and s >= v,
             "max_reward": lambda v, s=score: s is not None and s <= v,
-            "error": lambda v, s=score, t=tool_failed: {"none": s is not None and not t, "tool": t, "world": s is None}[v],
+            "error": lambda v, s=score, t=tool_failed: {
+                "none": s is not None and not t,
+                "tool": t,
+                "world": s is None,
+            }[v],
             "text": lambda v, said=said: any(v.casefold() in text.casefold() for text in said),
         }
         if all(checks[name](value) for name, value in wanted.items()):
@@ -178,7 +182,7 @@ def test_what_is_no_run_is_refused(made: Made, tmp_path: Path):
     with pytest.raises(NotViewable, match=r"holds no config.json.*it holds runs, give one of them: run"):
         ViewedRun(tmp_path)
     (made.path / "config.json").write_text("{")
-    with pytest.raises(NotViewable, match="config.json is not JSON"):
+    with pytest.raises(NotViewable, match=r"config.json is not JSON"):
         ViewedRun(made.path)
 
 
@@ -213,13 +217,15 @@ def test_advantages_are_those_of_the_algorithm(made: Made):
     run.refresh_fully()
     answers = Answers([run])
     turns = answers.advantages(run, 3)["turns"]
-    # Rewards 1, 0, 0, 1: mean 1/2, sample standard deviation 1/√3, so (1 - 1/2) √3 = 0.8660 (grpo's epsilon: 1e-6).
+    # Rewards 1, 0, 0, 1: mean 1/2, sample standard deviation 1/√3, so (1 - 1/2) √3 = 0.8660.
     assert [value for turn in turns.values() for value in turn] == pytest.approx([0.8660] * 12, abs=1e-3)
     assert "left out" in answers.advantages(run, 18)["reason"]
     assert "held-out" in answers.advantages(run, 1)["reason"]
 
 
-@pytest.mark.parametrize(("algorithm", "reason"), [("ppo", "need more than one step's"), ("file.py:ROW", "is not run")])
+@pytest.mark.parametrize(
+    ("algorithm", "reason"), [("ppo", "need more than one step's"), ("file.py:ROW", "is not run")]
+)
 def test_advantages_that_cannot_be_computed_again_say_why(tmp_path: Path, algorithm: str, reason: str):
     run = ViewedRun(make_run(tmp_path / "run", algorithm=algorithm).path)
     run.refresh_fully()

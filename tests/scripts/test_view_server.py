@@ -61,7 +61,12 @@ async def test_every_answer_has_a_policy_that_lets_nothing_else_run_or_load(url:
 
 async def test_another_host_name_is_refused(url: str):
     port = url.rsplit(":", 1)[1]
-    for host in (f"evil.example:{port}", "127.0.0.1", f"127.0.0.1.evil.example:{port}", f"localhost:{int(port) + 1}"):
+    for host in (
+        f"evil.example:{port}",
+        "127.0.0.1",
+        f"127.0.0.1.evil.example:{port}",
+        f"localhost:{int(port) + 1}",
+    ):
         text, _ = await fetch(url + "/api/runs", 421, Host=host)
         assert "trajectories" not in text
     await fetch(url + "/api/runs", 200, Host=f"localhost:{port}")
@@ -80,7 +85,11 @@ async def test_a_token_has_its_numbers(made: Made, url: str):
     assert turn["sampled"]["engine"][:2] == [-0.125, -0.25]
     assert turn["sampled"]["learner"][:2] == [-0.135, -0.25]
     assert turn["sampled"]["versions"] == [[0, 0, 4], [1, 4, 8]]
-    assert (found["row"]["reward"], found["row"]["stop_reason"], found["score"]["parts"]) == (1.0, "answered", {"answer": 1.0})
+    assert (found["row"]["reward"], found["row"]["stop_reason"], found["score"]["parts"]) == (
+        1.0,
+        "answered",
+        {"answer": 1.0},
+    )
     held_out = await read(f"{url}/api/runs/0/trajectories/1")
     assert held_out["turns"][0]["sampled"]["learner"] is None
     assert not held_out["is_trained"]
@@ -93,7 +102,10 @@ async def test_what_a_model_wrote_arrives_printable_and_numbers_that_are_none_by
     assert said.startswith("<script>")  # text: the page never makes markup of it
     assert "\\u202eevil \\ud800 \\x1b[31m 漢ü" in said
     assert found["turns"][0]["sampled"]["engine"][0] == "nan"
-    assert json.loads(json.dumps(found), parse_constant=lambda name: pytest.fail(f"{name} in an answer")) == found
+    assert (
+        json.loads(json.dumps(found), parse_constant=lambda name: pytest.fail(f"{name} in an answer"))
+        == found
+    )
 
 
 async def test_groups_steps_and_rows(url: str):
@@ -141,7 +153,9 @@ def test_no_script_makes_markup_of_text():
     for path in STATIC.iterdir():
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) < 300
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|DOMParser", text)
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|DOMParser", text
+        )
         assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text) == []  # nothing from the network
 
 
@@ -194,7 +208,9 @@ def request(port: int, path: str) -> bytes:
     """One request with nothing between us and the socket, a tenth of a second after the last."""
     time.sleep(0.1)
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
+        )
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 

@@ -162,7 +162,7 @@ async function beside(run, line, row, params, place) {
   const to = (other) => (other ? link("trajectory", run, filters, other.line) : null);
   place.replaceChildren(jump("← Previous (k)", to(rows[at - 1]), "prev"), jump("Next (j) →", to(rows[at + 1]), "next"),
     el("a", { class: "button", href: link("list", run, filters), "data-jump": "up" }, "List (u)"),
-    el("span", { class: "quiet" }, at < 0 ? "" : `${at + 1} in ${Object.entries(filters).map(([name, value]) => `${name} ${value}`).join(", ")}`));
+    el("span", { class: "quiet" }, at < 0 ? "" : `number ${at + 1} with ${Object.entries(filters).map(([name, value]) => `${name} ${value}`).join(", ")}`));
 }
 
 // Pages of the search until the neighbour after `line` is among them.
