@@ -137,6 +137,8 @@ def obvious(made: Made, **wanted: object) -> list[int]:
         {"stop_reason": "max_turns"},
         {"min_reward": 0.5},
         {"max_reward": 0.5},
+        {"max_reward": 0.0},  # the limits are included
+        {"min_reward": 1.0},
         {"error": "none"},
         {"error": "tool"},
         {"error": "world"},
