@@ -1,0 +1,101 @@
+"""What the page asks for, as functions of the runs: the server and an export answer with the same ones."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from scripts.viewer.advantages import Advantages, NoAdvantages, advantages_of
+from scripts.viewer.index import Row
+from scripts.viewer.present import Json, group_json, plain, row_json, run_summary, steps, trajectory_json
+from scripts.viewer.query import FilterError, parse_filters, search
+from scripts.viewer.run import ViewedRun
+
+
+class NotFound(LookupError):
+    """There is no such run."""
+
+
+class Answers:
+    """The answers on some runs. The advantages of the step that was asked for last are kept."""
+
+    def __init__(self, runs: list[ViewedRun]) -> None:
+        self.runs = runs
+        self._last: tuple[object, Advantages | str] = (None, {})
+
+    def run(self, place: str) -> ViewedRun:
+        """The run at a place, "0" for the first. Raises NotFound."""
+        if not place.isdecimal() or int(place) >= len(self.runs):
+            raise NotFound(f"there is no run {place!r}; known: 0 to {len(self.runs) - 1}")
+        return self.runs[int(place)]
+
+    def summaries(self) -> list[Json]:
+        return [run_summary(run) for run in self.runs]
+
+    def metrics(self, run: ViewedRun, start: int) -> list[Json]:
+        """The metrics of every step from place `start` on."""
+        return [plain(row) for row in run.metrics[start:]]
+
+    def steps(self, run: ViewedRun) -> list[Json]:
+        return steps(run.index.rows)
+
+    def groups(self, run: ViewedRun, step: int, split: str) -> list[Json]:
+        """The groups of a step, each with its task and its rows.
+
+        Raises ValueError for a line that is damaged where the index did not look.
+        """
+        members: dict[int, list[Row]] = defaultdict(list)
+        for row in run.index.rows:
+            if (row.step, row.split) == (step, split):
+                members[row.group].append(row)
+        firsts = [rows[0] for rows in members.values()]
+        return [
+            group_json(rows, record.trajectory.episode.task)
+            for rows, record in zip(members.values(), run.index.records(firsts), strict=True)
+        ]
+
+    def rows(self, run: ViewedRun, given: Mapping[str, str]) -> Json:
+        """A page of rows; `start` is where it begins, everything else is a filter. Raises FilterError."""
+        start = given.get("start", "0")
+        if not start.isdecimal():
+            raise FilterError(f"start = {start!r}: expected a place in the index, from 0")
+        filters = parse_filters({name: value for name, value in given.items() if name != "start"})
+        page = search(run.index, filters, start=int(start))
+        return {"rows": [row_json(row) for row in page.rows], "next_row": page.next_row}
+
+    def trajectory(self, run: ViewedRun, line: int) -> Json:
+        """Raises UnknownLine, or ValueError for a line that is damaged where the index did not look."""
+        row = run.index.row(line)
+        (record,) = run.index.records([row])
+        return trajectory_json(row, record, run.texts)
+
+    def advantages(self, run: ViewedRun, line: int) -> Json:
+        """Turn -> advantages of its sampled tokens; or why there are none. Raises UnknownLine."""
+        row = run.index.row(line)
+        if row.split != "train":
+            return {"reason": "nothing is trained on held-out tasks", "turns": {}}
+        of_step = [other for other in run.index.rows if (other.step, other.split) == (row.step, row.split)]
+        found = self._advantages_of_step(run, of_step)
+        if isinstance(found, str):
+            return {"reason": found, "turns": {}}
+        (record,) = run.index.records([row])
+        turns = found.get(record.trajectory.id)
+        reason = "" if turns else "the trajectory was left out of the loss"
+        return {"reason": reason, "turns": plain(turns or {})}
+
+    def _advantages_of_step(self, run: ViewedRun, rows: list[Row]) -> Advantages | str:
+        key = (run.path, run.index.generation, rows[0].line, rows[-1].line, len(rows))
+        if self._last[0] != key:
+            try:
+                found: Advantages | str = advantages_of(run.config, [*run.index.records(rows)])
+            except NoAdvantages as error:
+                found = str(error)
+            self._last = (key, found)
+        return self._last[1]
+
+
+def metric_words() -> dict[str, str]:
+    """Every metric in words. Takes seconds the first time: the definitions stand beside torch code."""
+    from rl.metrics import METRICS
+
+    return METRICS
