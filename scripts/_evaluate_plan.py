@@ -10,7 +10,7 @@ from typing import Any
 
 from envs.policy import SamplingFilters
 from envs.splits import Split
-from rl.config import Config, 
+from rl.config import Config
 from rl.defaults import resolve
 from rl.evaluation import Evaluation, read_evaluation
 from rl.machine import Machine

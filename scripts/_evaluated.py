@@ -15,7 +15,7 @@ from envs.messages import Task
 from envs.registry import EnvDefinition, resolve_env
 from envs.splits import Split
 from rewards.base import resolve_reward
-from rl.config import Config, 
+from rl.config import Config
 from rl.defaults import resolve
 from rl.evaluation import EvaluationError
 from rl.machine import Machine

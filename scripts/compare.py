@@ -29,7 +29,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from rl.config import Config, 
+from rl.config import Config
 from rl.defaults import resolve
 from rl.machine import Machine
 from scripts.comparing.cells import Job, run_jobs
