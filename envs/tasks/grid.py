@@ -233,9 +233,7 @@ def lengths(level: int) -> Lengths:
     shape = _level(level)
     width = shape.size if shape.sight is None else 2 * shape.sight + 1
     chars = width * width + width - 1
-    return Lengths(
-        prompt_chars=chars, turns=shape.shortest[1], turn_chars=len("[go r]"), reply_chars=chars
-    )
+    return Lengths(prompt_chars=chars, turns=shape.shortest[1], turn_chars=len("[go r]"), reply_chars=chars)
 
 
 HACKS: Mapping[str, Player] = {

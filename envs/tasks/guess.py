@@ -53,7 +53,7 @@ LEVELS: Mapping[int, Level] = {
     2: Level(game="range", num_candidates=127, num_asks=7),
     3: Level(game="code", num_candidates=5, num_places=3, num_asks=8),
     4: Level(game="code", num_candidates=6, num_places=4, num_asks=10),
-    5: Level(game="code", num_candidates=10, num_places=6, num_asks=14),
+    5: Level(game="code", num_candidates=8, num_places=5, num_asks=12),
 }
 
 
