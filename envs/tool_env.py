@@ -23,8 +23,8 @@ class ToolEnv:
     """The agent calls tools until a message without a call, its answer, ends the episode.
 
     A subclass marks its tools with `@tool` and may override `setup`, `is_over`, `final_state`, `turn_reward`
-    and `teardown`. It draws randomness only from `self.rng`. What is not marked cannot be called by the policy,
-    whatever its name.
+    and `teardown`. It draws randomness only from `self.rng`. What is not marked cannot be called by the
+    policy, whatever its name.
 
     Example:
         class Dice(ToolEnv):

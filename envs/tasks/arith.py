@@ -5,8 +5,8 @@
 
 No tool: what is asked must be worked out in the one message. Its last line is the answer, exact to the
 character; lines above it are free, so a model that reasons may. Higher levels carry, mix operators, take a
-remainder (`(12*34)%7`, never negative) and write numbers in other bases: `201_3` is 201 in base 3, that is 19.
-Answers are always decimal.
+remainder (`(12*34)%7`, never negative) and write numbers in other bases: `201_3` is 201 in base 3, which is
+19. Answers are always decimal.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from envs.episode import Episode, Score
@@ -100,18 +101,21 @@ def make_task(level: int, seed: int) -> Task:
 def _draw_map(rng: random.Random, shape: Level) -> list[str]:
     """A map of `shape`, which may be unsolvable: rooms side by side, a key in each but the last."""
     cells = [[FLOOR] * shape.size for _ in range(shape.size)]
+    doors = KEYS[: shape.num_doors]
     walls = [(index + 1) * shape.size // (shape.num_doors + 1) for index in range(shape.num_doors)]
-    for key, column in zip(KEYS, walls, strict=False):
+    for key, column in zip(doors, walls, strict=True):
         for row in cells:
             row[column] = WALL
         cells[rng.randrange(shape.size)][column] = key.upper()
-    first, *_, last = rooms = list(zip([-1, *walls], [*walls, shape.size], strict=True)) * (1 + (not walls))
-    for (left, right), thing in [(first, AGENT), (last, GOAL), *zip(rooms, KEYS[: len(walls)], strict=False)]:
-        _place(rng, cells, thing, left + 1, right)
+    rooms = [(left + 1, right) for left, right in pairwise([-1, *walls, shape.size])]
+    _place(rng, cells, AGENT, *rooms[0])
+    _place(rng, cells, GOAL, *rooms[-1])
+    for key, room in zip(doors, rooms, strict=False):
+        _place(rng, cells, key, *room)
     for thing in HOLE * shape.num_holes + WALL * shape.num_walls:
         _place(rng, cells, thing, 0, shape.size)
     rows = ["".join(row) for row in cells]
-    if rng.random() < 0.5:  # doors are to be met from below as from the left
+    if rng.random() < 0.5:  # rooms one below the other
         rows = ["".join(column) for column in zip(*rows, strict=True)]
     return rows[::-1] if rng.random() < 0.5 else rows
 

@@ -64,7 +64,10 @@ def _level(level: int | None) -> Level:
 
 
 def make_task(level: int, seed: int) -> Task:
-    """The task of (level, seed). What is held out is decided by the prompt, which has no part in the secret."""
+    """The task of (level, seed). What is held out is decided by the prompt, which says nothing of the secret.
+
+    `answer` is the secret.
+    """
     shape = _level(level)
     held_out = split_of(seed) is Split.HELD_OUT
     rng = random.Random(f"guess/{level}/{seed}")
@@ -187,7 +190,7 @@ def consistent_codes(letters: Sequence[str], num_places: int, asked: Asked) -> I
 
 
 def lengths(level: int) -> Lengths:
-    """Bounds from the level's numbers; a range's ends have three digits, a malformed question is not asked."""
+    """Bounds from the level's numbers; both ends of a range have three digits."""
     shape = _level(level)
     guess_chars = 3 if shape.game == "range" else shape.num_places
     return Lengths(
