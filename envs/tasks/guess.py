@@ -45,10 +45,11 @@ class Level:
     num_candidates: int  # letters of a row or of a code's alphabet, numbers of a range
     num_asks: int
     num_places: int = 1  # of a code
+    num_letters: int = 26  # the first of the alphabet, from which those shown are drawn
 
 
 LEVELS: Mapping[int, Level] = {
-    0: Level(game="row", num_candidates=7, num_asks=3),
+    0: Level(game="row", num_candidates=7, num_asks=3, num_letters=7),
     1: Level(game="row", num_candidates=15, num_asks=4),
     2: Level(game="range", num_candidates=127, num_asks=7),
     3: Level(game="code", num_candidates=5, num_places=3, num_asks=8),
@@ -89,7 +90,7 @@ def _draw_prompt(rng: random.Random, shape: Level) -> str:
     if shape.game == "range":
         low = rng.randint(100, 1000 - shape.num_candidates)
         return f"{low}-{low + shape.num_candidates - 1}"
-    letters = "".join(rng.sample(string.ascii_lowercase, shape.num_candidates))
+    letters = "".join(rng.sample(string.ascii_lowercase[: shape.num_letters], shape.num_candidates))
     return letters if shape.game == "row" else f"{shape.num_places} of {letters}"
 
 

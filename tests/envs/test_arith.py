@@ -60,7 +60,7 @@ def test_an_answer_that_was_cut_off_is_none():
 
 @pytest.mark.parametrize("level", ENV.levels)
 def test_answers_are_pythons_own(level: int):
-    """Numbers of other bases are read by int(digits, base); Python's % is never negative for a positive one."""
+    """Numbers of other bases are read by int(digits, base); Python's % is never below 0."""
     for split in Split:
         for index in range(150):
             task = ENV.make_task(level, task_seed(split, 0, index))
