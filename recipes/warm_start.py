@@ -79,7 +79,7 @@ class BaseSpec:
     """Held-out tasks of one measurement: a standard error of 0.035 at success 0.4."""
     measure_every: int = 10
     """Steps between measurements."""
-    measure_from_probability: float = 0.15
+    measure_from_probability: float = 0.05
     """Measuring begins when a policy would say a batch's reference episodes with this mean probability, which
     is a lower bound of its success: other episodes may succeed too."""
 

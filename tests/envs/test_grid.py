@@ -82,9 +82,9 @@ def test_a_door_opens_to_its_key_alone():
     task = task_of("a@Ab", "###B", "###G", "####", plan="lrrrdd", level=3)
     rows = task.metadata["rows"]
     assert shortest_path(rows, start_of(rows)) == task.metadata["plan"]
-    assert replies(run(task, moves("r"))) == ["a@Ab\n###.\n###G\n####"]
+    assert replies(run(task, moves("r"))) == ["a@Ab\n###B\n###G\n####"]
     with_key = replies(run(task, moves(*"lrrr")))
-    assert with_key[2:] == ["..@b\n###.\n###G\n####", "...@\n###.\n###G\n####"]
+    assert with_key[2:] == ["..@b\n###B\n###G\n####", "...@\n###.\n###G\n####"]
     assert score(run(task, moves(*"lrrrdd"))).value == 1.0
 
 
