@@ -1,17 +1,18 @@
 """guess: find a secret by asking, in fewer questions than there are candidates.
 
-    user       kqwzbfa            which of these letters is it?
-    assistant  [ask z]
-    tool       <                  it stands to the left of z
-    assistant  [ask q]
+    user       abdefhk            which of these letters is it?
+    assistant  [ask e]
+    tool       <                  an earlier one than e
+    assistant  [ask b]
     tool       >
-    assistant  [ask w]
+    assistant  [ask d]
     tool       =
 
-Three games. `row`: one of the letters shown, ordered as they are shown. `range`: a number between two, both
-included. `code`: Mastermind with the letters shown; a reply 1+2 says that one letter stands in its place and
-two more belong elsewhere. The secret is drawn anew for every task, so the prompt says nothing of it: the only
-way to it is to ask well and to remember what was said. Success is the reply =; an answer in words is none.
+Three games. `row`: one of the letters shown, in the order of the alphabet. `range`: a number between two,
+both included. `code`: Mastermind with the letters shown; a reply 1+2 says that one letter stands in its place
+and two more belong elsewhere. The secret is drawn anew for every task, so the prompt says nothing of it: the
+only way to it is to ask well and to remember what was said. Success is the reply =; an answer in words is
+none.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Level:
 
 
 LEVELS: Mapping[int, Level] = {
-    0: Level(game="row", num_candidates=7, num_asks=3, num_letters=7),
+    0: Level(game="row", num_candidates=7, num_asks=3, num_letters=12),
     1: Level(game="row", num_candidates=15, num_asks=4),
     2: Level(game="range", num_candidates=127, num_asks=7),
     3: Level(game="code", num_candidates=5, num_places=3, num_asks=8),
@@ -90,7 +91,7 @@ def _draw_prompt(rng: random.Random, shape: Level) -> str:
     if shape.game == "range":
         low = rng.randint(100, 1000 - shape.num_candidates)
         return f"{low}-{low + shape.num_candidates - 1}"
-    letters = "".join(rng.sample(string.ascii_lowercase[: shape.num_letters], shape.num_candidates))
+    letters = "".join(sorted(rng.sample(string.ascii_lowercase[: shape.num_letters], shape.num_candidates)))
     return letters if shape.game == "row" else f"{shape.num_places} of {letters}"
 
 
