@@ -1,4 +1,7 @@
-"""Environments by name: `calc`, `my_env.py:ENV`, `package.module:ENV`."""
+"""Environments by name: `calc`, `my_env.py:ENV`, `package.module:ENV`.
+
+With a level behind it, on a command line: `calc:2`, `my_env.py:ENV:2`.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +58,26 @@ def shipped_envs() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in tasks.glob("*.py") if not file.stem.startswith("_")))
 
 
+def split_level(spec: str) -> tuple[str, int | None]:
+    """(environment, level) of `calc:2` or `my_env.py:ENV:2`; the level is None in `calc` and `my_env.py:ENV`.
+
+    Raises:
+        ValueError: what stands where a level belongs is no whole number from 0 on.
+    """
+    env, colon, level = spec.rpartition(":")
+    is_attribute = level.isidentifier() and env not in shipped_envs()
+    if not colon or is_attribute:
+        return spec, None
+    if not (level.isascii() and level.isdigit()):
+        raise ValueError(f"{spec!r}: {level!r} is no level; expected a whole number, as in '{env}:1'")
+    return env, int(level)
+
+
 def resolve_env(spec: str) -> EnvDefinition:
-    """The environment that `spec` names, or ValueError with the nearest name."""
+    """The environment that `spec` names, no level in it; ValueError with the nearest name otherwise."""
+    env, level = split_level(spec)
+    if level is not None:
+        raise ValueError(f"{spec!r} names a level too; here give {env!r}, and the level, {level}, beside it")
     if ":" not in spec:
         if spec not in shipped_envs():
             problem = unknown_name("environment", spec, shipped_envs())

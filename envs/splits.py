@@ -39,3 +39,16 @@ def split_of(seed: int) -> Split:
             f"task seed {seed} is in no split: expected 0 <= seed < {limit}, as from task_seed()"
         )
     return _SPLITS[code]
+
+
+NUM_CONTENT_SHARES = 5  # one share of all contents is held out, four are trained on
+
+
+def is_held_out(content: str) -> bool:
+    """Whether tasks of this content are for evaluation only, whatever their seed.
+
+    Two seeds may draw the same content by chance. Where every split draws from its own share of the contents,
+    none is both trained on and held out.
+    """
+    digest = blake2b(content.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % NUM_CONTENT_SHARES == 0

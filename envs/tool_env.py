@@ -22,9 +22,9 @@ class _Phase(Enum):
 class ToolEnv:
     """The agent calls tools until a message without a call, its answer, ends the episode.
 
-    A subclass marks its tools with `@tool` and may override `setup`, `final_state`, `turn_reward` and
-    `teardown`. It draws randomness only from `self.rng`. What is not marked cannot be called by the policy,
-    whatever its name.
+    A subclass marks its tools with `@tool` and may override `setup`, `is_over`, `final_state`, `turn_reward`
+    and `teardown`. It draws randomness only from `self.rng`. What is not marked cannot be called by the
+    policy, whatever its name.
 
     Example:
         class Dice(ToolEnv):
@@ -71,15 +71,19 @@ class ToolEnv:
         return task.messages
 
     async def step(self, action: Message) -> StepResult:
-        """Run the calls of `action`; a message without calls is the answer and ends the episode."""
+        """Run the calls of `action`; a message without calls ends the episode, and so does `is_over`."""
         self._require(_Phase.RUNNING, "step")
         self.turn += 1
         tools = {name: getattr(self, name) for name in self._tool_names}
         result = await dispatch(action.tool_calls, tools, max_output_chars=self.max_output_chars)
-        if action.tool_calls:
-            return replace(result, reward=self.turn_reward())
-        self._phase = _Phase.DONE
-        return StepResult(done=True, metrics=result.metrics)
+        is_over = not action.tool_calls or self.is_over()
+        if is_over:
+            self._phase = _Phase.DONE
+        return replace(result, done=is_over, reward=self.turn_reward() if action.tool_calls else 0.0)
+
+    def is_over(self) -> bool:
+        """Whether the turn whose calls have just run ended the episode: a game that is won or lost."""
+        return False
 
     def final_state(self) -> Mapping[str, Any]:
         return {}

@@ -21,6 +21,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from envs.registry import resolve_env
 from recipes import calc_grpo
 from recipes.cli import parse
 from recipes.launch import launch
@@ -42,7 +43,7 @@ def teacher(config: Config) -> Path:
     """The large policy for this environment and seed, made once."""
     spec = BaseSpec(
         env=config.env,
-        level=1,
+        level=min(resolve_env(config.env).levels),
         seed=config.seed,
         num_layers=4,
         hidden_size=192,

@@ -1,6 +1,7 @@
 """GRPO teaches a small agent to use a calculator.
 
-    python -m recipes.calc_grpo            # what `make train` runs
+    python -m recipes.calc_grpo                 # what `make train` runs
+    python -m recipes.calc_grpo --env grid:0    # another environment: arith:0, guess:0, my_env.py:ENV:1
 
 The environment (envs/tasks/calc.py) asks for the value of an expression such as (12+34)*5; the agent must
 compute every intermediate value with a tool that does one operation a call, then answer. The starting policy
@@ -15,6 +16,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from envs.registry import resolve_env
 from recipes.cli import parse
 from recipes.launch import launch
 from recipes.make_base import make_base
@@ -47,8 +49,9 @@ CONFIG = Config(
 
 
 def starting_policy(config: Config) -> Path:
-    """The small warm-started policy for this environment and seed, made once."""
-    return make_base(config.env, level=1, seed=config.seed, cache_dir=config.cache_dir)
+    """The small policy for this environment and seed, warm-started at its lowest level; made once."""
+    lowest = min(resolve_env(config.env).levels)
+    return make_base(config.env, level=lowest, seed=config.seed, cache_dir=config.cache_dir)
 
 
 def main() -> int:

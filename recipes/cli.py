@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import tyro
 
+from envs.registry import resolve_env, split_level
 from rl.algorithms import base_row, knobs_of
 from rl.config import Config
-from rl.conversions import converted_options, option_value
+from rl.conversions import converted_options, field_name, option_value, options
 from rl.defaults import with_smoke_defaults
 from rl.machine import Machine
 from rl.resume import changed_settings, recorded_config, require_unchanged
@@ -30,10 +31,10 @@ def parse(default: C, argv: Sequence[str] | None = None, *, description: str = "
     """`default` with the options of `argv` (sys.argv's without it), validated for this machine.
 
     With `--resume` the defaults are the settings that the run recorded; another value is refused, field by
-    field, unless it is forced. `--smoke` changes the defaults, so an option beside it still counts. Options
-    of other libraries are converted, and each conversion is printed (rl/aliases.py). Exits with BAD_CONFIG,
-    and says what to do, on an unknown option (the nearest one is named), a value of the wrong type, or values
-    that cannot run.
+    field, unless it is forced. `--smoke` changes the defaults, so an option beside it still counts. `--env`
+    may name the level too (`--env grid:0`). Options of other libraries are converted, and each conversion is
+    printed (rl/aliases.py). Exits with BAD_CONFIG, and says what to do, on an unknown option (the nearest one
+    is named), a value of the wrong type, or values that cannot run.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     recorded = None
@@ -45,6 +46,7 @@ def parse(default: C, argv: Sequence[str] | None = None, *, description: str = "
     if "--smoke" in arguments and recorded is None:
         default = with_smoke_defaults(default)
     try:
+        arguments = with_level(arguments, default)
         known = {field.name for field in fields(default)}
         arguments, conversions = converted_options(arguments, known, _in_force(default, arguments))
     except ValueError as error:
@@ -61,6 +63,31 @@ def parse(default: C, argv: Sequence[str] | None = None, *, description: str = "
     except (ConfigError, RunDirError) as error:
         raise SystemExit(refuse(error)) from None
     return config
+
+
+def with_level(arguments: Sequence[str], default: Config) -> list[str]:
+    """`arguments` with `--env NAME:LEVEL` as `--env NAME --level LEVEL`.
+
+    Raises:
+        ValueError: an unknown environment; two levels; or none for another environment than the default's,
+            unless the default level is where that environment begins.
+    """
+    given = option_value(arguments, "env")
+    if given is None:
+        return list(arguments)
+    env, level = split_level(given)
+    stated = option_value(arguments, "level")
+    if level is None:
+        if stated is None and env != default.env:
+            levels = resolve_env(env).levels
+            if min(levels) != default.level:
+                known = ", ".join(map(str, levels))
+                raise ValueError(f"--env {env}: say which level, as in --env {env}:{min(levels)} ({known})")
+        return list(arguments)
+    if stated is not None and stated != str(level):
+        raise ValueError(f"--env {given} names level {level}, and --level {stated} another: leave one out")
+    others = [parts for parts in options(arguments) if field_name(parts[0]) not in ("env", "level")]
+    return [*(word for *_, words in others for word in words), "--env", env, "--level", str(level)]
 
 
 def _in_force(default: Config, arguments: Sequence[str]) -> dict[str, Any]:

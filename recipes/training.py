@@ -155,8 +155,10 @@ def _budget_line(config: Config, last_step: int, num_sampled: int) -> str:
 
 def _next_commands(config: Config, recipe: str, checkpoint: Path) -> list[str]:
     command = f"python -m recipes.{recipe}"
+    named = f" --env {config.env}:{config.level}" if config.env != Config.env else ""
+    harder = f"--env {config.env}:{config.level + 1}"
     return [
-        f"{command} --seed {config.seed + 1}",
+        f"{command}{named} --seed {config.seed + 1}",
         f"{command} --help",
-        f"python -m recipes.calc_grpo --model {os.path.relpath(checkpoint)} --level {config.level + 1}",
+        f"python -m recipes.calc_grpo --model {os.path.relpath(checkpoint)} {harder}",
     ]

@@ -40,7 +40,7 @@ class Config(Overrides):
     seed: Size = 0
     """Seed of everything random. The same seed gives the same tasks, prompts and order."""
     env: str = "calc"
-    """Environment by name, `my_env.py:MyEnv` or `package.module:attribute`."""
+    """Environment by name, `my_env.py:ENV` or `package.module:ENV`. --env grid:0 names the level too."""
     level: Size = 1
     """Difficulty of the tasks; which levels there are is the environment's affair."""
     reward: str = ""

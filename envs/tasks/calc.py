@@ -20,19 +20,17 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 from envs.episode import Episode, Score
 from envs.messages import Message, StopReason, Task, message
 from envs.names import unknown_name
 from envs.registry import EnvDefinition, Lengths, Player
-from envs.splits import Split, split_of
+from envs.splits import Split, is_held_out, split_of
 from envs.tool_env import ToolEnv
 from envs.tools import ToolError, tool
 
 MAX_VALUE = 99_999  # of any intermediate value: observations stay within five characters
-NUM_CONTENT_SHARES = 5  # one share of the expressions is held out, four are trained on
 _OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _COMMUTATIVE = "+*"
 _CALL = re.compile(r"\s*(-?[0-9]{1,9})\s*([-+*])\s*(-?[0-9]{1,9})\s*")
@@ -78,7 +76,7 @@ def make_task(level: int, seed: int) -> Task:
         tree = _draw_tree(rng, shape.num_operations, shape.left_nested)
         plan = _plan(tree)
         expression = _text(tree)[1:-1]
-        if _is_fair(expression, plan) and _is_held_out(tree) == held_out:
+        if _is_fair(expression, plan) and is_held_out(_canonical(tree)) == held_out:
             break
     return Task(
         id=f"calc-{level}-{seed}",
@@ -124,11 +122,6 @@ def _canonical(tree: Tree) -> str:
     if tree[1] in _COMMUTATIVE:
         a, b = sorted((a, b))
     return f"({a}{tree[1]}{b})"
-
-
-def _is_held_out(tree: Tree) -> bool:
-    digest = blake2b(_canonical(tree).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % NUM_CONTENT_SHARES == 0
 
 
 def _is_fair(expression: str, plan: Sequence[Sequence[Any]]) -> bool:

@@ -1,11 +1,11 @@
 import pytest
 
 from envs.names import load_object, nearest
-from envs.registry import EnvDefinition, resolve_env, shipped_envs
+from envs.registry import EnvDefinition, resolve_env, shipped_envs, split_level
 
 
 def test_shipped_environments_resolve_by_their_own_names():
-    assert "calc" in shipped_envs()
+    assert {"arith", "calc", "grid", "guess"} <= set(shipped_envs())
     for name in shipped_envs():
         assert resolve_env(name).name == name
 
@@ -55,3 +55,30 @@ def test_a_string_that_names_nothing_is_refused(spec):
 
 def test_nothing_near_gives_no_guess():
     assert nearest("zzz", ["calc"]) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "env", "level"),
+    [
+        ("calc", "calc", None),
+        ("calc:2", "calc", 2),
+        ("grid:0", "grid", 0),
+        ("my_env.py:ENV", "my_env.py:ENV", None),
+        ("my_env.py:ENV:12", "my_env.py:ENV", 12),
+        ("module:ENV", "module:ENV", None),
+        ("package.module:ENV:0", "package.module:ENV", 0),
+    ],
+)
+def test_a_level_may_stand_behind_a_name(spec: str, env: str, level: int | None):
+    assert split_level(spec) == (env, level)
+
+
+@pytest.mark.parametrize("spec", ["calc:", "calc:x", "calc:1.5", "my_env.py:ENV:-1", "my_env.py:ENV:²"])
+def test_what_is_no_level_is_refused(spec: str):
+    with pytest.raises(ValueError, match=r"is no level; expected a whole number, as in '(calc|my_env)"):
+        split_level(spec)
+
+
+def test_a_level_is_refused_where_the_environment_alone_is_named():
+    with pytest.raises(ValueError, match=r"'grid:0' names a level too; here give 'grid', and the level, 0"):
+        resolve_env("grid:0")

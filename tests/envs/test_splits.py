@@ -1,6 +1,6 @@
 import pytest
 
-from envs.splits import Split, split_of, task_seed
+from envs.splits import Split, is_held_out, split_of, task_seed
 
 
 def test_every_seed_tells_its_split_and_fits_63_bits():
@@ -27,3 +27,10 @@ def test_the_seed_of_a_task_never_changes():
 def test_a_seed_outside_the_three_spaces_is_refused(seed):
     with pytest.raises(ValueError, match=f"task seed {seed} is in no split"):
         split_of(seed)
+
+
+def test_a_fifth_of_all_contents_is_held_out_and_it_never_changes():
+    # 5000 contents, a fifth is 1000, sd 28. `printf 1 | b2sum -l 64` is f6fc42039fba3776: as 16 is 1 mod 5,
+    # it is 0 mod 5 when its digits' sum is, which is 125.
+    assert 900 < sum(is_held_out(str(number)) for number in range(5000)) < 1100
+    assert [number for number in range(20) if is_held_out(str(number))] == [1, 2, 7]

@@ -55,6 +55,24 @@ async def test_an_episode_runs_until_a_message_without_a_call():
     assert answered.metrics["tool_calls"] == 0
 
 
+class OneRoll(Dice):
+    def is_over(self) -> bool:
+        return self.turn == 1
+
+    def turn_reward(self) -> float:
+        return 0.5
+
+
+async def test_the_environment_may_end_the_episode_itself():
+    env = OneRoll()
+    await env.reset(TASK)
+    assert not (await say(env, "[score]")).done
+    last = await say(env, "[score]")
+    assert (last.done, last.reward, last.messages[0].text) == (True, 0.5, "turn 1")
+    with pytest.raises(RuntimeError, match="the environment is done, it must be running"):
+        await say(env, "[score]")
+
+
 async def test_randomness_is_the_tasks_seed_and_nothing_else():
     assert await rolls(TASK) == await rolls(TASK)
     assert await rolls(TASK) != await rolls(Task(id="dice-1", env="dice", messages=(), seed=4))

@@ -81,3 +81,48 @@ def test_smoke_changes_defaults_and_an_option_beside_it_still_counts():
     assert smoke.smoke
     assert smoke.num_steps == 5
     assert smoke.eval_tasks < Config().eval_tasks
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "level"),
+    [
+        (["--env", "grid:0"], "grid", 0),
+        (["--env=grid:0"], "grid", 0),
+        (["--env", "grid", "--level", "0"], "grid", 0),
+        (["--env", "grid:0", "--level", "0"], "grid", 0),
+        (["--level", "0", "--num-steps", "3", "--env", "grid:0"], "grid", 0),
+        (["--env", "calc:2"], "calc", 2),
+        (["--env", "calc"], "calc", 1),
+        (["--level", "2"], "calc", 2),
+        (["--env", "envs.tasks.grid:ENV:0"], "envs.tasks.grid:ENV", 0),
+        (["--env", "envs.tasks.calc:ENV"], "envs.tasks.calc:ENV", 1),  # its levels begin at the default
+    ],
+)
+def test_an_environment_may_name_its_level(argv: list[str], env: str, level: int):
+    config = parse(Config(), argv)
+    assert (config.env, config.level) == (env, level)
+
+
+def test_an_environment_in_a_file_may_name_its_level(tmp_path):
+    file = tmp_path / "my_env.py"
+    file.write_text("from envs.tasks.calc import ENV\n")
+    assert parse(Config(), ["--env", f"{file}:ENV:2"]) == Config(env=f"{file}:ENV", level=2)
+    assert parse(Config(), ["--env", f"{file}:ENV"]) == Config(env=f"{file}:ENV", level=1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--env", "gird:0"], "unknown environment 'gird'; did you mean 'grid'?"),
+        (["--env", "gird"], "unknown environment 'gird'; did you mean 'grid'?"),
+        (["--env", "grid:9"], "unknown level of environment 'grid' '9' (known: 0, 1, 2, 3, 4, 5)"),
+        (["--env", "grid:easy"], "'easy' is no level; expected a whole number, as in 'grid:1'"),
+        (["--env", "grid:"], "'' is no level"),
+        (["--env", "grid:-1"], "'-1' is no level"),
+        (["--env", "calc:2", "--level", "3"], "--env calc:2 names level 2, and --level 3 another"),
+        (["--env", "grid"], "--env grid: say which level, as in --env grid:0 (0, 1, 2, 3, 4, 5)"),
+        (["--env", "envs.tasks.grid:ENV"], "say which level, as in --env envs.tasks.grid:ENV:0"),
+    ],
+)
+def test_a_level_that_cannot_be_meant_is_refused(capsys, argv: list[str], told: str):
+    assert told in refused(capsys, *argv)

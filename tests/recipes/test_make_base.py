@@ -147,7 +147,7 @@ class Scripted(WarmStart):
 
     def __init__(self, *measurements: float, **changes) -> None:
         quick = BaseSpec(
-            measure_every=1, measure_from_accuracy=0.0, batch_size=2, max_steps=len(measurements)
+            measure_every=1, measure_from_probability=0.0, batch_size=2, max_steps=len(measurements)
         )
         super().__init__(replace(quick, **changes), CALC)
         self.measurements = iter(measurements)
