@@ -32,7 +32,7 @@ from rl.machine import Machine
 from rl.objective import Objective
 from rl.preflight import preflight
 from rl.resume import Resume, changed_manifest, find_resume, require_unchanged
-from rl.run_dir import RunDir, RunState, default_run_dir, require_usable, run_manifest
+from rl.run_dir import NEW_RUN, RunDir, default_run_dir, require_usable, run_manifest
 from rl.train import TrainStep, train_step
 from rl.validation import ConfigError
 from rl.weight_sync import WeightSync
@@ -164,7 +164,7 @@ async def _run(
     request: StopRequest,
     resume: Resume | None,
 ) -> int:
-    resumed = RunState() if resume is None else resume.state
+    resumed = NEW_RUN if resume is None else resume.state
     algorithm = config.make_algorithm()
     tokenizer = load_tokenizer(config.model)
     learner_spec = make_learner_spec(

@@ -40,7 +40,7 @@ class Run:
     directory: RunDir
     journal: Journal
     request: StopRequest
-    resumed: RunState  # RunState() for a new run
+    resumed: RunState  # NEW_RUN, or where it goes on
 
 
 async def train_and_judge(run: Run, started: float) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from rl.batch import TrainBatch
 from rl.config import Config
 from rl.console import RunConsole
-from rl.run_dir import RunDir, RunState
+from rl.run_dir import NEW_RUN, RunDir, RunState
 from rl.token_colors import Decode
 from rollout.record import Record, TrajectoryRecorder
 from rollout.trajectory import Trajectory, TrajectoryGroup
@@ -21,11 +21,16 @@ LARGE_REWARD = 20.0
 class Journal:
     """Records every trajectory with both log-probs, every metric, and shows them.
 
-    `resumed` is where the run goes on: RunState() for a new one.
+    `resumed` is where the run goes on.
     """
 
     def __init__(
-        self, directory: RunDir, config: Config, console: RunConsole, decode: Decode, resumed: RunState
+        self,
+        directory: RunDir,
+        config: Config,
+        console: RunConsole,
+        decode: Decode,
+        resumed: RunState = NEW_RUN,
     ) -> None:
         self.num_trained_tokens = resumed.num_trained_tokens
         self.num_sampled_tokens = resumed.num_sampled_tokens

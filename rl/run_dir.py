@@ -56,6 +56,9 @@ class RunState:
         return None if self.success_before is None else SuccessRate(*self.success_before)
 
 
+NEW_RUN = RunState()
+
+
 class RunDir:
     """A locked run directory. One process holds it; the lock goes with the process, however it ends.
 
