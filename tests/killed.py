@@ -1,7 +1,7 @@
 """An algorithm file of a user's that kills its run: a machine that fails in a chosen phase of a chosen step.
 
 KILL="PHASE STEP" in the environment; without it the file is the row and nothing else. It is read by the
-driver and by the learner's process, as every algorithm file is, and ends the driver, then the process it is in.
+driver and by the learner's process, as every algorithm file is; it ends the driver, then where it is.
 """
 
 import asyncio

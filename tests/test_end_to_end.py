@@ -26,7 +26,9 @@ NUM_STEPS = 3
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     path = tmp_path_factory.mktemp("runs") / "run"
-    finished = run_recipe(path, ["--num-steps", str(NUM_STEPS), "--save-every", "1"])
+    finished = run_recipe(
+        path, ["--num-steps", str(NUM_STEPS), "--save-every", "1", "--keep-checkpoints", "0"]
+    )
     assert finished.code == 0, finished.screen
     return finished
 

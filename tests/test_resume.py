@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on to the same numbers, and one that is asked to end saves first."""
+"""A run killed at any moment goes on to the same numbers, and one that is asked to end saves first."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IS_TIME = re.compile(r"time/|sync/(proof_)?seconds|tokens/per_s")
 
 
 def recipe(options: Sequence[str], **environment: str) -> tuple[int, str]:
-    """A run of the recipe on the rows of tests/killed.py: its exit code and screen. What it leaves is ended."""
+    """A run of the recipe: its exit code and screen."""
     process = subprocess.Popen(
         [sys.executable, "-m", "recipes.calc_grpo", *options],
         cwd=ROOT,
