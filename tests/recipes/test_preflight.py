@@ -143,7 +143,7 @@ def test_a_full_disk_is_refused_with_what_would_fill_it(model, tmp_path, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     num_parameters = model_facts(str(model)).num_parameters
     text = complaint(config_of(model, num_steps=5, save_every=2, max_record_mb=2.0), tmp_path)
-    # steps 2, 4 and the last, 5: two are kept, and the oldest until the newest is there; weight and two moments
+    # steps 2, 4 and the last, 5: two are kept, and the oldest until the newest is there; weight, two moments
     checkpoints = 3 * num_parameters * 12 * 1.2 / 1e6
     assert f"3 checkpoint(s) ({checkpoints:,.0f} MB; --keep-checkpoints)" in text
     one = complaint(config_of(model, num_steps=50, keep_checkpoints=1, max_record_mb=2.0), tmp_path)
