@@ -79,7 +79,11 @@ def test_micro_batches_change_no_weight(folder: Path, critic: str) -> None:
         own = ppo_learner(folder, critic, micro_batch_size=size)
         own.update(weighed(own, folder))
         trained.append(torch.cat([weights(own), *(p.flatten() for p in own._critic_parameters())]))
-    torch.testing.assert_close(*trained, rtol=0, atol=2e-5)
+    # AdamW's first step is lr * g / (|g| + eps): where g is of the size of eps, its rounding shows, and how
+    # much depends on the CPU. A wrong denominator would move every weight by about the learning rate, 1e-3.
+    apart = (trained[0] - trained[1]).abs()
+    assert apart.max() < 1e-4
+    assert (apart > 1e-6).float().mean() < 1e-3
 
 
 def test_a_frozen_critic_changes_what_ppo_learns(folder: Path) -> None:
