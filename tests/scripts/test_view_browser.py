@@ -12,7 +12,7 @@ from tests.running import ROOT
 from tests.scripts.browser import chromium, go, open_page
 from tests.scripts.made_run import Made, make_run, step_records
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
