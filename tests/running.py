@@ -15,6 +15,9 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_MEMORY = Path("/dev/shm")
 
+HEARS_CTRL_C = ("env", "--default-signal=INT", sys.executable)
+"""Python with SIGINT as a terminal gives it: what a shell starts in the background ignores it, tests too."""
+
 
 @dataclass(frozen=True)
 class Ended:

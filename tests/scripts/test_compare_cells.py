@@ -15,6 +15,7 @@ from scripts.comparing.cells import Job, earlier_attempts, read_outcome, run_job
 from scripts.comparing.names import CompareError
 from scripts.comparing.results import RunError, read_run
 from tests.finished_run import ROOT
+from tests.running import HEARS_CTRL_C
 from tests.scripts.made_runs import evaluation, lines, make_run
 
 WRITES = "import sys; from pathlib import Path; from tests.scripts.made_runs import make_run; "
@@ -93,7 +94,7 @@ def test_an_interrupt_ends_the_child_and_leaves_the_cell_unfinished(tmp_path: Pa
         "run_job(Job(name='x', folder=folder, command=(sys.executable, '-c', child), deadline_s=600))"
     )
     folder = tmp_path / "seed_0"
-    parent = subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE)
+    parent = subprocess.Popen([*HEARS_CTRL_C, "-c", code, str(folder)], stderr=subprocess.PIPE)
     log = folder / "log.txt"
     ends = time.monotonic() + 200
     while not (log.exists() and log.read_text().endswith("\n")):

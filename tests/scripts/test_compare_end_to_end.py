@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.finished_run import ROOT
+from tests.running import HEARS_CTRL_C
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -20,7 +20,7 @@ BUDGET = 800  # a smoke run samples 16 trajectories a step, some 450 tokens: it 
 
 def command(out: Path, algorithms: str) -> list[str]:
     options = ["--env", "calc:1", "--seeds", "2", "--budget-tokens", str(BUDGET), "--out", str(out)]
-    compare = [sys.executable, "-m", "scripts.compare", "--algorithms", algorithms, *options]
+    compare = [*HEARS_CTRL_C, "-m", "scripts.compare", "--algorithms", algorithms, *options]
     return [*compare, "--", "--smoke", "--eval-every", "1"]
 
 

@@ -16,7 +16,7 @@ from rollout.record import TrajectoryRecorder
 from scripts.viewer.api import Answers
 from scripts.viewer.run import open_runs
 from scripts.viewer.server import SCRIPTS, STATIC, loopback_socket, make_app
-from tests.running import ROOT
+from tests.running import HEARS_CTRL_C, ROOT
 from tests.scripts.made_run import HOSTILE, Made, make_run, step_records
 
 
@@ -184,7 +184,7 @@ def test_bad_input_on_the_command_line_says_what_to_do(made: Made, tmp_path: Pat
 
 
 def test_the_page_is_served_until_ctrl_c_and_shows_what_a_live_run_appends(made: Made):
-    command = [sys.executable, "-m", "scripts.view", str(made.path), "--port", "0"]
+    command = [*HEARS_CTRL_C, "-m", "scripts.view", str(made.path), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
