@@ -142,6 +142,7 @@ def _reopen(config: Config, machine: Machine) -> tuple[Config, RunDir, Resume]:
         recorded, now = directory.read_manifest(), run_manifest(config, machine)
         forced = require_unchanged(changed_manifest(recorded, now), forced=config.force_resume)
         resume, problems = find_resume(directory)
+        directory.set_aside(resume.state.step)
         directory.go_back(resume.state.file_bytes)
     except BaseException:
         directory.close()

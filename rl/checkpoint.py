@@ -38,26 +38,19 @@ class LearnerState:
     numbers: Mapping[str, Any]
 
 
-def save_policy(model: Any, tokenizer: Any, path: Path) -> None:
-    """Save model and tokenizer in Hugging Face format as the folder `path`.
+def save_checkpoint(
+    model: Any, tokenizer: Any, learner: LearnerState, run_state: Mapping[str, Any], path: Path
+) -> None:
+    """Save all that a run needs to go on as the folder `path`.
+
+    Args:
+        model, tokenizer: saved in Hugging Face format.
+        learner: optimizer, schedule, random state, critic.
+        run_state: the driver's part (rl/run_dir.py: RunState), plain JSON.
 
     Raises:
         OSError: the disk is too small or full; the message names the path and what is missing. Nothing is
             left at `path`.
-    """
-    _require_room(path, model, ())
-    with atomic_folder(path) as folder:
-        _write_policy(model, tokenizer, folder, path)
-
-
-def save_checkpoint(
-    model: Any, tokenizer: Any, learner: LearnerState, run_state: Mapping[str, Any], path: Path
-) -> None:
-    """Save all that a run needs to go on as the folder `path`; see `save_policy`.
-
-    Args:
-        learner: optimizer, schedule, random state, critic.
-        run_state: the driver's part (rl/run_state.py), plain JSON.
     """
     _require_room(path, model, learner.tensors.values())
     with atomic_folder(path) as folder:

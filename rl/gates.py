@@ -30,8 +30,7 @@ RATIO_LIMITS = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 """|ratio - 1| allowed before the first update, by the learner's dtype.
 
 Scoring and updating do not put the same samples into one batch, and in a narrow dtype another batch rounds
-differently (measured on a mixture of experts in bfloat16: 2e-3). Dropout, a temperature forgotten or padding
-that is read move the worst token by more than any of these.
+differently (measured on a mixture of experts in bfloat16: 2e-3).
 """
 
 

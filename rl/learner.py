@@ -16,7 +16,7 @@ from torch import nn
 
 from envs.names import load_object
 from rl.batch import TrainBatch
-from rl.checkpoint import save_checkpoint, save_policy
+from rl.checkpoint import save_checkpoint
 from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
@@ -205,10 +205,6 @@ class Learner:
         for parameter, kept in zip(self.policy.parameters(), self._kept, strict=True):
             parameter.copy_(kept)
         self._kept = None
-
-    def save(self, path: str) -> None:
-        """Save policy and tokenizer in Hugging Face format: whole or not at all (rl/checkpoint.py)."""
-        save_policy(self.model, self.tokenizer, Path(path))
 
     def checkpoint(self, path: str, run_state: dict[str, Any]) -> None:
         """Save all that a resume needs, the driver's `run_state` with it: whole or not at all."""

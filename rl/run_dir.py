@@ -150,6 +150,14 @@ class RunDir:
         except (OSError, ValueError) as error:
             raise RunDirError(f"{path} cannot be read ({error}): the run cannot be resumed") from error
 
+    def set_aside(self, step: int) -> None:
+        """Rename the damaged checkpoints after `step` to broken_step_...: their steps come again."""
+        for path in checkpoints_of(self.checkpoints):
+            if path > self.checkpoint(step):
+                aside = path.with_name(f"broken_{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+
     def prune_checkpoints(self, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints; 0 keeps all."""
         for path in checkpoints_of(self.checkpoints)[keep:] if keep else ():

@@ -15,7 +15,7 @@ import pytest
 
 from recipes.placement import start_ray
 from recipes.stopping import InterruptedRunError, Stop, run_interruptibly, stop_of
-from rl.checkpoint import save_policy
+from rl.checkpoint import LearnerState, save_checkpoint
 from rl.config import Config
 from rl.gates import GateError
 from rollout.collector import NoSignalError
@@ -26,6 +26,7 @@ from tests.tiny import load, make_tiny_model
 
 STEP_S = 280  # for a run to come to its first step, on a machine that does other things as well
 LONG_RUN = ("--num-steps", "1000")
+NOTHING = LearnerState(tensors={}, numbers={})
 
 
 def assert_clean_stop(ended: Ended, *named: str, code: int = 3, within_s: float = 30) -> None:
@@ -156,7 +157,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_written(tmp_path
     usage = namedtuple("usage", "total used free")(10**9, 10**9 - 1000, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match=r"0 MB free, \d MB needed for the checkpoint step_1"):
-        save_policy(model, None, tmp_path / "checkpoints" / "step_1")
+        save_checkpoint(model, None, NOTHING, {}, tmp_path / "checkpoints" / "step_1")
     assert not any((tmp_path / "checkpoints").iterdir())
 
 
@@ -167,7 +168,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_is_told_with_the_path(t
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # writes beyond fail as on a full disk
     try:
         with pytest.raises(OSError, match="step_1 could not be written") as raised:
-            save_policy(model, None, path)
+            save_checkpoint(model, None, NOTHING, {}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert world_cause(raised.value) == str(raised.value)

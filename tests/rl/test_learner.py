@@ -188,14 +188,14 @@ def test_restore_takes_a_perturbation_back_bit_for_bit(folder: Path) -> None:
 def test_a_saved_policy_is_what_plain_transformers_loads(folder: Path, tmp_path: Path) -> None:
     own = learner(folder)
     own.update(ready(own, folder))
-    own.save(str(tmp_path / "policy"))
+    own.checkpoint(str(tmp_path / "policy"), {})
     ids = list(range(4, 60))
     np.testing.assert_array_equal(
         reference_logprobs(load(tmp_path / "policy"), ids), own.score_sequences([ids])[0]
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "policy").get_vocab() == own.tokenizer.get_vocab()
     with pytest.raises(FileExistsError, match="never overwritten"):
-        own.save(str(tmp_path / "policy"))
+        own.checkpoint(str(tmp_path / "policy"), {})
 
 
 def test_learning_rate_schedules() -> None:

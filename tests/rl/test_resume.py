@@ -189,6 +189,16 @@ def test_a_run_goes_back_to_what_its_checkpoint_knew(made: Path, tmp_path: Path)
         run.note_resume(2, ["seed: recorded 0, given 1"])
         (noted,) = json.loads((run.path / "resumes.json").read_text())
         assert (noted["after_step"], noted["forced"]) == (2, ["seed: recorded 0, given 1"])
+        run.set_aside(2)
+        assert len(checkpoints_of(run.checkpoints)) == 2
+        shutil.copytree(run.checkpoint(2), run.checkpoint(3))
+        (run.checkpoint(3) / "model.safetensors").unlink()
+        resume, problems = find_resume(run)
+        assert resume.state.step == 2
+        assert "step_000003: model.safetensors is missing" in problems[0]
+        run.set_aside(resume.state.step)
+        assert not run.checkpoint(3).exists()  # the step is saved again, and nothing is ever overwritten
+        assert (run.checkpoints / "broken_step_000003" / "training").is_dir()
         run.prune_checkpoints(1)
         assert [path.name for path in checkpoints_of(run.checkpoints)] == ["step_000002"]
         shutil.rmtree(run.checkpoints / "step_000002")
