@@ -108,10 +108,12 @@ class StepResult:
 
     `messages` are appended to the transcript (tool results, in the order of the calls, or a user's reply);
     `done` ends the episode; `reward` is a shaping reward of this turn (most environments leave it 0 and are
-    scored on the whole episode); `metrics` are summed over the episode.
+    scored on the whole episode); `metrics` are summed over the episode. `call_s` are the wall seconds that
+    each tool call took, by its id.
     """
 
     messages: tuple[Message, ...] = ()
     done: bool = False
     reward: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    call_s: Mapping[str, float] = field(default_factory=dict)

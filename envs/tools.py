@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -216,11 +217,21 @@ async def dispatch(
     of the result. A ToolError, an overdue tool and a call that did not parse are observations for the policy
     (`is_error`); a WorldError and every other exception propagate.
     """
-    replies = [await _reply(call, tools, max_output_chars) for call in calls]
-    return StepResult(messages=tuple(replies), metrics=_call_metrics(calls, replies))
+    replies: list[Message] = []
+    overdue: set[str] = set()
+    call_s: dict[str, float] = {}
+    for call in calls:
+        started = time.perf_counter()
+        replies.append(await _reply(call, tools, max_output_chars, overdue))
+        call_s[call.id] = time.perf_counter() - started
+    metrics = _call_metrics(calls, replies) | {"tool_timeouts": float(len(overdue))}
+    return StepResult(messages=tuple(replies), metrics=metrics, call_s=call_s)
 
 
-async def _reply(call: ToolCall, tools: Mapping[str, Tool], max_output_chars: int) -> Message:
+async def _reply(
+    call: ToolCall, tools: Mapping[str, Tool], max_output_chars: int, overdue: set[str]
+) -> Message:
+    """The tool message that answers `call`; the id of one that ran out of its time joins `overdue`."""
     problem = call.problem
     if call.status is ParseStatus.OK:
         if call.name not in tools:
@@ -228,8 +239,11 @@ async def _reply(call: ToolCall, tools: Mapping[str, Tool], max_output_chars: in
         try:
             output = _truncated(await tools[call.name](**call.arguments), max_output_chars)
             return message("tool", output, tool_call_id=call.id)
-        except (ToolError, DeadlineError) as error:
+        except ToolError as error:
             problem = str(error)
+        except DeadlineError as error:
+            problem = str(error)
+            overdue.add(call.id)
     output = _truncated(f"error: {problem}", max_output_chars)
     return message("tool", output, tool_call_id=call.id, is_error=True)
 

@@ -234,6 +234,7 @@ def _make_collector(
             max_staleness=config.max_staleness,
             max_groups_per_runner=max(1, config.num_concurrent // config.group_size),
             deadline_s=config.group_deadline_s,
+            exact=config.determinism == "exact",
         ),
     )
 

@@ -67,6 +67,7 @@ def make_engine_specs(config: Config) -> list[EngineSpec]:
             num_gpus=gpu_shares(config)[1],
             seed=config.seed,
             returns_experts=config.replay_routing,
+            batch_invariant=config.determinism == "exact" and config.device == "cuda",
         )
         for number in range(config.engines)
     ]
@@ -121,6 +122,7 @@ def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str, in
         teacher=config.teacher,
         replay_routing=config.replay_routing,
         incidents=incidents,
+        exact=config.determinism == "exact",
         plugin=config.algorithm if ":" in config.algorithm else "",
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
-from envs.deadline import in_thread, within
+from envs.deadline import DeadlineError, in_thread, within
 from envs.episode import Episode, RewardFn, Score
 from envs.names import load_object, unknown_name
 from envs.registry import EnvDefinition
@@ -72,10 +72,20 @@ async def score_episode(reward: Reward, episode: Episode, *, timeout_s: float) -
     """
     try:
         score = await within(timeout_s, in_thread(partial(reward.fn, episode)))
+    except DeadlineError as error:
+        return Score(value=None, error=f"{_OVERDUE}{reward.name}: {error}")
     except (Exception, SystemExit) as error:  # user code may call sys.exit; the run must not
         return _unscored(reward, _describe(error))
     problem = _problem(score)
     return score if problem is None else _unscored(reward, problem)
+
+
+_OVERDUE = "overdue reward "
+
+
+def is_overdue(score: Score) -> bool:
+    """Whether a Score of `score_episode` is unscored because the reward did not finish in its time."""
+    return score.value is None and (score.error or "").startswith(_OVERDUE)
 
 
 def _unscored(reward: Reward, problem: str) -> Score:

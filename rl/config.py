@@ -15,6 +15,7 @@ EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
 LearnerDtype = Literal["float32", "bfloat16", "float16"]
 HeadDtype = Literal["float32", "bfloat16", "float16"]
 NonfinitePolicy = Literal["skip", "stop"]
+Determinism = Literal["fast", "exact"]
 AtMaxDraws = Literal["stop", "fill"]
 SyncBackend = Literal["auto", "shm", "ipc", "nccl"]
 LrSchedule = Literal["constant", "linear", "cosine"]
@@ -135,6 +136,10 @@ class Config(Overrides):
     """Precision in which the learner computes; weights and optimizer are float32. float16 scales the loss."""
     head_dtype: HeadDtype = "float32"
     """Precision of the head's matrix product in the learner; log-softmax and loss are always float32."""
+    determinism: Determinism = "fast"
+    """exact: a second run from the same seed on the same machine is bit-equal, by one thread an engine on the
+    CPU, batch-invariant kernels on a GPU; it stops where the clock ends a trajectory. fast: equal tasks,
+    prompts, sampling seeds and order; the start screen says what may vary."""
     replay_routing: bool = False
     """Mixtures of experts: the learner sends each token to the experts that the engine chose (R3)."""
     context_length: Count = 512

@@ -17,6 +17,7 @@ from torch import nn
 from envs.names import load_object
 from rl.batch import TrainBatch
 from rl.checkpoint import save_checkpoint
+from rl.determinism import use_exact_kernels
 from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
@@ -51,6 +52,7 @@ class Learner:
         if spec.plugin:
             load_object(spec.plugin)
         torch.set_num_threads(spec.num_threads)
+        use_exact_kernels(spec.exact)
         torch.manual_seed(spec.seed)
         self.spec = spec
         self.device = torch.device(spec.device)

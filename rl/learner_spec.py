@@ -17,7 +17,7 @@ class LearnerSpec:
     one. `replay_routing` sends every token to the experts of the batch (rl/router_replay.py). `plugin`
     names a user's own algorithm, `file.py:ROW`: its file registers, in the learner's process too, what
     the row is made of. In the folder `incidents` the batches of updates that were not applied are kept;
-    "" keeps none.
+    "" keeps none. With `exact` only kernels that repeat themselves to the bit are used.
     """
 
     model: str
@@ -42,3 +42,4 @@ class LearnerSpec:
     replay_routing: bool = False
     plugin: str = ""
     incidents: str = ""
+    exact: bool = False

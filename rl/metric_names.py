@@ -24,6 +24,7 @@ ROLLOUT_METRICS = {
     "rollout/tool_calls": "attempted tool calls of a scored trajectory, well-formed or not, mean",
     "rollout/tool_errors": "tool messages of a scored trajectory that report an error, mean",
     "rollout/tool_error_frac": "share of the scored trajectories' tool messages that report an error",
+    "rollout/tool_timeouts": "tool calls of a scored trajectory that ran out of their time, mean",
     "rollout/trajectories": "trajectories that came back, unscored ones included; count",
     "rollout/unscored": "share of those that have no reward",
     "rollout/dropped_groups": "groups sampled and replaced because their rewards were all equal; count",

@@ -116,6 +116,7 @@ def _behaviour_metrics(scored: Sequence[Trajectory]) -> Metrics:
         | _mean("rollout/truncated", [t.episode.stop_reason in TRUNCATED for t in scored])
         | _mean("rollout/tool_calls", [sum(len(m.tool_calls) for m in said) for said in transcripts])
         | _mean("rollout/tool_errors", [_num_tool_errors(said) for said in transcripts])
+        | _mean("rollout/tool_timeouts", [t.episode.metrics.get("tool_timeouts", 0.0) for t in scored])
         | _mean("rollout/tool_error_frac", [message.is_error for message in results])
     )
     if statuses:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rl.config import Config
+from rl.determinism import determinism_lines
 from rl.intervals import SuccessRate, Verdict
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def start_lines(facts: StartFacts) -> Iterator[str]:
     yield f"  {config.env} level {config.level}, reward: {reward}, seed {config.seed}"
     yield f"  {config.describe_algorithm()}"
     yield f"  written to {facts.run_dir}"
+    yield "determinism"
+    yield from (f"  {line}" for line in determinism_lines(config))
     yield "versions"
     yield "  " + ", ".join(f"{name} {version}" for name, version in facts.versions.items())
 

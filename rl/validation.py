@@ -16,6 +16,7 @@ from rl.advantages import ADV_ESTIMATORS
 from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
 from rl.defaults import resolve
+from rl.determinism import determinism_problems
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
@@ -174,6 +175,7 @@ def _placement_problems(config: Config, machine: Machine) -> Iterator[str]:
             f"sabotage = {config.sabotage!r} breaks a load out of shared memory, and this run uses "
             f"{resolve(config, machine).sync_backend}; add sync_backend shm"
         )
+    yield from determinism_problems(config, on_gpu=bool(num_gpus))
     for name, wanted in (
         ("engines x engine_threads", config.engines * config.engine_threads),
         ("learner_threads", config.learner_threads),

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rl.batch import TrainBatch
+from rl.determinism import EXACT_ENVIRONMENT
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
 from rl.numerics import MetricSums
@@ -39,7 +40,11 @@ class RemoteLearner:
             .options(
                 num_cpus=spec.num_threads,
                 num_gpus=spec.num_gpus,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.num_threads)} | LEARNER_ENVIRONMENT},
+                runtime_env={
+                    "env_vars": {"OMP_NUM_THREADS": str(spec.num_threads)}
+                    | LEARNER_ENVIRONMENT
+                    | (EXACT_ENVIRONMENT if spec.exact else {})
+                },
             )
             .remote(spec)
         )

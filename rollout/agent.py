@@ -167,6 +167,7 @@ async def run_episode(
         score=Score(value=None, error=f"{error.kind}: {error.message}" if error else None),
         error=error,
         timings_s=dict(log.timings_s),
+        call_s=log.call_s,
     )
 
 
@@ -189,6 +190,7 @@ class _Log:
     turns: list[Turn] = field(default_factory=list)
     metrics: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     timings_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TIMED_PARTS, 0.0))
+    call_s: dict[str, float] = field(default_factory=dict)
 
     def act(self, context_ids: tuple[int, ...], completion: Completion, action: Message) -> None:
         if completion.finish_reason == "abort":
@@ -202,6 +204,7 @@ class _Log:
 
     def observe(self, result: StepResult) -> None:
         self.transcript.extend(result.messages)
+        self.call_s.update(result.call_s)
         self.turns[-1] = replace(self.turns[-1], reward=result.reward)
         for name, value in {**result.metrics, "step_reward": result.reward}.items():
             self.metrics[name] += value

@@ -13,6 +13,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from envs.messages import Task
 from envs.policy import NO_FILTERS, SamplingFilters
 from rewards.base import shuffle_scores
+from rollout.clock import require_no_clock
 from rollout.task_stream import TaskStream
 from rollout.trajectory import TrajectoryGroup
 
@@ -60,7 +61,8 @@ class CollectorSpec:
     group. When these are used up, `at_max_draws` says what becomes of the step: stop, or fill it up with the
     latest of the uniform groups, as long as one group has unequal rewards. `max_staleness` 0 is synchronous:
     every group is sampled by the version that the learner holds.
-    `max_groups_per_runner` bounds what one runner works on at a time.
+    `max_groups_per_runner` bounds what one runner works on at a time. With `exact` a trajectory that the
+    clock ended raises ClockError: no seed would bring it back.
     """
 
     group_size: int
@@ -73,6 +75,7 @@ class CollectorSpec:
     shuffle_rewards: bool = False
     max_staleness: int = 0
     max_groups_per_runner: int = 64
+    exact: bool = False
     deadline_s: float = 300.0
 
 
@@ -194,10 +197,13 @@ class Collector(Generic[Runner]):
                     "were done. An engine hangs, or the deadline is too short for this model: raise "
                     "--group-deadline-s"
                 )
-            return [task.result() for task in tasks]
+            groups = [task.result() for task in tasks]
         finally:
             for task in tasks:
                 task.cancel()
+        if self.spec.exact:
+            require_no_clock(groups)
+        return groups
 
     def _request(self, index: int, step: int, group_size: int) -> GroupRequest:
         return GroupRequest(

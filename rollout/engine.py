@@ -45,9 +45,10 @@ class EngineSpec:
     """Everything one engine is started from.
 
     `num_threads` is the engine's OpenMP threads on the CPU: with one, its results do not depend on what else
-    is in the batch. `kv_cache_gib` is per engine on the CPU; on a GPU `num_gpus` rules instead, the engine's
-    share of one (at most 1). `weight_transfer_backend` is a name in vLLM's weight-transfer registry. With
-    `returns_experts` completions tell a mixture's routing.
+    is in the batch; on a GPU `batch_invariant` asks for kernels of which that is true. `kv_cache_gib` is per
+    engine on the CPU; on a GPU `num_gpus` rules instead, the engine's share of one (at most 1).
+    `weight_transfer_backend` is a name in vLLM's weight-transfer registry. With `returns_experts` completions
+    tell a mixture's routing.
     """
 
     name: str
@@ -62,6 +63,7 @@ class EngineSpec:
     num_gpus: float = 0.0
     seed: int = 0
     returns_experts: bool = False
+    batch_invariant: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -72,6 +74,7 @@ def engine_environment(spec: EngineSpec) -> dict[str, str]:
         **COMMON_ENVIRONMENT,
         **DEVICE_ENVIRONMENT[spec.device],
         **(on_cpu if spec.device == "cpu" else {}),
+        **({"VLLM_BATCH_INVARIANT": "1"} if spec.batch_invariant else {}),
         **CHANNEL_ENVIRONMENT.get(spec.weight_transfer_backend, {}),
         **spec.environment,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
+from rollout.clock import ClockError
 from rollout.collector import NoSignalError
 from rollout.engine import EngineError
 from rollout.manifest import WeightSyncError
@@ -17,7 +18,15 @@ class PeerFailedError(RuntimeError):
     """Another process of the run failed or did not answer; the message names waiter, peer and cause."""
 
 
-WORLD_ERRORS = (PeerFailedError, EngineError, WeightSyncError, NoSignalError, TimeoutError, MemoryError)
+WORLD_ERRORS = (
+    PeerFailedError,
+    EngineError,
+    WeightSyncError,
+    NoSignalError,
+    ClockError,
+    TimeoutError,
+    MemoryError,
+)
 WORLD_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE)
 """Disks and memory. Any other number (no such file, not a folder) is ours to have got right."""
 

@@ -121,6 +121,7 @@ def encode_record(record: Record) -> Json:
         },
         "error": trajectory.error and {"kind": trajectory.error.kind, "message": trajectory.error.message},
         "timings_s": trajectory.timings_s,
+        "call_s": trajectory.call_s,
         "transcript": [_encode_message(message) for message in episode.transcript],
         "final_state": dict(episode.final_state),
         "metrics": dict(episode.metrics),
@@ -145,6 +146,7 @@ def decode_record(row: Json) -> Record:
         score=Score(**row["score"]),
         error=row["error"] and TrajectoryError(**row["error"]),
         timings_s=row["timings_s"],
+        call_s=row.get("call_s", {}),  # an older record has none
     )
     old_logprobs = row["old_logprobs"]
     return Record(

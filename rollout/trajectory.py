@@ -53,7 +53,8 @@ class TrajectoryError:
 class Trajectory:
     """One episode with the exact tokens that made it. `score.value` None: unscored, trained on nowhere.
 
-    `timings_s` splits the trajectory's wall time: generate, tools, reward.
+    `timings_s` splits the trajectory's wall time: generate, tools, reward. `call_s` are the wall seconds of
+    each tool call, by its id.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Trajectory:
     score: Score
     error: TrajectoryError | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
+    call_s: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for index, turn in enumerate(self.turns):

@@ -17,6 +17,7 @@ refused; 130: interrupted.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -31,6 +32,7 @@ import tyro
 
 from rl.config import Config
 from rl.defaults import resolve
+from rl.durable import atomic_write_json
 from rl.machine import Machine
 from scripts.comparing.cells import Job, run_jobs
 from scripts.comparing.comparison import (
@@ -162,11 +164,14 @@ def compare(options: Options, shared: Sequence[str]) -> Comparison:
     diff = check_cells(plan, [*tuning, *planned])
     show_diff(diff)
     print(f"{len(tuning)} tuning runs, then {len(planned)} runs, {options.parallel} at a time\n", flush=True)
-    tuning_entries, tuning_results = run_cells(plan, tuning, options)
-    chosen = choose_trials(tuning_entries, plan.arms, plan.settings) if tuning else {}
-    for (setting, arm), trial in chosen.items():
-        print(f"tuned: {arm} on {setting}: {', '.join(f'{field}={value}' for field, value in trial)}")
-    entries, results = run_cells(plan, plan.reported_cells(chosen), options)
+    try:
+        tuning_entries, tuning_results = run_cells(plan, tuning, options)
+        chosen = choose_trials(tuning_entries, plan.arms, plan.settings) if tuning else {}
+        for (setting, arm), trial in chosen.items():
+            print(f"tuned: {arm} on {setting}: {', '.join(f'{field}={value}' for field, value in trial)}")
+        entries, results = run_cells(plan, plan.reported_cells(chosen), options)
+    finally:
+        wall_s = add_wall(options.out, time.monotonic() - started)
     everything = [*tuning_results, *results]
     require_declared([(cell, result.config) for cell, result in everything])
     manifests = [(cell, result.manifest) for cell, result in everything]
@@ -184,11 +189,20 @@ def compare(options: Options, shared: Sequence[str]) -> Comparison:
         "cells": entries,
         "tuning_cells": tuning_entries,
         "diff": config_diff([(cell, result.config) for cell, result in results]),
-        "commands": [_made(manifest, time.monotonic() - started)],
+        "commands": [_made(manifest, wall_s)],
     }
     for path in options.merge:
         comparison = merge(comparison, path)
     return comparison
+
+
+def add_wall(out: Path, wall_s: float) -> float:
+    """Seconds that this comparison has taken in all, the attempts that were cut off included."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "wall.json"
+    attempts = [*(json.loads(file.read_text()) if file.is_file() else []), round(wall_s, 1)]
+    atomic_write_json(file, attempts)
+    return sum(attempts)
 
 
 def _in_words(plan: Plan, arm: str) -> str:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,56 +13,21 @@ from rl.checkpoint import checkpoints_of
 from tests import killed
 from tests.finished_run import ROOT
 from tests.running import running
+from tests.runs import assert_same_records, last_checkpoint, recipe, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NUM_STEPS = len(killed.PHASES) + 1
-SETTINGS = ["--smoke", "--num-steps", str(NUM_STEPS), "--eval-tasks", "8", "--save-every", "1"]
-IS_TIME = re.compile(r"time/|sync/(proof_)?seconds|tokens/per_s")
-
-
-def recipe(options: Sequence[str], **environment: str) -> tuple[int, str]:
-    """A run of the recipe: its exit code and screen."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recipes.calc_grpo", *options],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        screen, _ = process.communicate(timeout=400)
-    except subprocess.TimeoutExpired:
-        # Its actors hold the pipe a little longer than a killed driver lives, and no longer.
-        os.killpg(process.pid, signal.SIGKILL)
-        screen, _ = process.communicate(timeout=30)
-    return process.returncode, screen
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def without_times(value: Any) -> Any:
-    """Every number but wall seconds."""
-    if isinstance(value, dict):
-        return {
-            name: without_times(inner)
-            for name, inner in value.items()
-            if not IS_TIME.match(name) and not name.endswith("_s")
-        }
-    return [without_times(inner) for inner in value] if isinstance(value, list) else value
-
-
-def last_checkpoint(run: Path) -> dict[str, str]:
-    """File -> its digest, of all that holds no seconds."""
-    folder = checkpoints_of(run / "checkpoints")[0]
-    assert folder.name == f"step_{NUM_STEPS:06d}"
-    files = [
-        file for file in folder.rglob("*") if file.is_file() and file.name not in ("run.json", "sha256.json")
-    ]
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+SETTINGS = [
+    "--determinism",
+    "exact",
+    "--smoke",
+    "--num-steps",
+    str(NUM_STEPS),
+    "--eval-tasks",
+    "8",
+    "--save-every",
+    "1",
+]
 
 
 def test_killed_in_every_phase_a_run_comes_to_the_same_weights_metrics_and_trajectories(
@@ -91,9 +50,8 @@ def test_killed_in_every_phase_a_run_comes_to_the_same_weights_metrics_and_traje
     assert code == 0, screen
     assert f"resumed after step {NUM_STEPS}" in screen or f"resumed after step {NUM_STEPS - 1}" in screen
 
-    for name in ("metrics.jsonl", "consumed.jsonl", "trajectories.jsonl", "evaluations.jsonl"):
-        assert without_times(rows(broken / name)) == without_times(rows(unbroken / name)), name
-    assert last_checkpoint(broken) == last_checkpoint(unbroken)
+    assert_same_records(broken, unbroken)
+    assert last_checkpoint(broken, NUM_STEPS) == last_checkpoint(unbroken, NUM_STEPS)
     trained = [name for step in rows(broken / "consumed.jsonl") for name in step["trajectories"]]
     assert len(trained) == len(set(trained)) == NUM_STEPS * 16
     assert len(json.loads((broken / "resumes.json").read_text())) == len(killed.PHASES)

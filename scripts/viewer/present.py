@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -109,7 +109,7 @@ def trajectory_json(row: Row, record: Record, texts: TokenTexts) -> Json:
         "timings_s": plain(trajectory.timings_s),
         "final_state": plain(episode.final_state),
         "metrics": plain(episode.metrics),
-        "messages": [_message_json(message) for message in episode.transcript],
+        "messages": [_message_json(message, trajectory.call_s) for message in episode.transcript],
         "turns": [
             _turn_json(turn, None if learner is None else learner[place], texts)
             for place, turn in enumerate(trajectory.turns)
@@ -148,7 +148,7 @@ def _interval(rows: Sequence[Row]) -> list[float] | None:
     return [*wilson_interval(int(sum(successes)), len(successes))]
 
 
-def _message_json(message: Message) -> Json:
+def _message_json(message: Message, call_s: Mapping[str, float]) -> Json:
     return {
         "role": message.role,
         "text": printable(message.text),
@@ -162,6 +162,7 @@ def _message_json(message: Message) -> Json:
                 "arguments": plain(dict(call.arguments)),
                 "status": str(call.status),
                 "problem": printable(call.problem),
+                "seconds": call_s.get(call.id),  # None: it did not run, or an older record
             }
             for call in message.tool_calls
         ],

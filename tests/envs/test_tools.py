@@ -170,6 +170,7 @@ async def test_replies_come_in_the_order_of_the_calls_with_their_ids():
     assert result.metrics == {
         "tool_calls": 5,
         "tool_errors": 3,
+        "tool_timeouts": 0,
         "parse/ok": 3,
         "parse/unknown_tool": 1,
         "parse/unclosed": 1,

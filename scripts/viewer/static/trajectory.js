@@ -43,7 +43,8 @@ function header(run, { task, score, error }, row) {
 
 function message(said) {
   const calls = said.tool_calls.map((call) => el("div", { class: call.status === "ok" ? "call" : "call bad" },
-    el("div", {}, el("strong", {}, call.name || "(no tool)"), " ", el("span", { class: "badge" }, call.status)),
+    el("div", {}, el("strong", {}, call.name || "(no tool)"), " ", el("span", { class: "badge" }, call.status),
+      call.seconds === null ? null : el("span", { class: "quiet call-time" }, ` ${seconds(call.seconds)}`)),
     el("pre", {}, call.text), call.problem ? el("p", { class: "problem" }, call.problem) : null));
   return el("article", { class: `message ${said.role}${said.is_error ? " bad" : ""}` },
     el("h4", {}, said.role, said.is_error ? el("span", { class: "badge bad" }, "error") : null),
@@ -53,7 +54,6 @@ function message(said) {
 function times({ timings_s: timings, metrics, final_state: state, task }) {
   const spent = Object.entries(timings).map(([name, spent]) => [name, seconds(spent)]);
   return el("div", {}, el("h4", {}, "Where its time went"), facts(spent),
-    el("p", { class: "quiet" }, "A run records these sums of a trajectory; it does not record the time of a single call."),
     el("details", {}, el("summary", {}, "Final state, metrics, task"),
       el("pre", {}, JSON.stringify({ final_state: state, metrics, task }, null, 2))));
 }
