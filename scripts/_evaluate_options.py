@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rl.config import Device, EngineDtype
@@ -43,7 +43,7 @@ class Options:
     num_tasks: int = 512
     """Held-out tasks of each."""
     k: tuple[int, ...] = (1,)
-    """pass@k for each of these; so many samples of a task are drawn as the largest says."""
+    """pass@k for each of these, 1 4 16 or 1,4,16; so many samples of a task are drawn as the largest says."""
     seed: int | None = None
     """Seed of tasks and samples."""
     reward: str | None = None
@@ -103,6 +103,24 @@ class Options:
     @property
     def ks(self) -> list[int]:
         return sorted(set(self.k))
+
+
+LISTS = ("--k", "--env")
+"""Options that take several values."""
+
+
+def spread(arguments: Sequence[str]) -> list[str]:
+    """`arguments` with 1,4,16 as three values where an option takes several."""
+    words: list[str] = []
+    option = ""
+    for word in arguments:
+        option, equals, value = word.partition("=") if word.startswith("--") else (option, "", word)
+        if option not in LISTS:
+            words.append(word)
+            continue
+        words += [option] if word.startswith("--") else []
+        words += value.split(",") if equals or not word.startswith("--") else []
+    return words
 
 
 def require_options(options: Options) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.messages import Task
-from envs.registry import EnvDefinition, resolve_env
+from envs.registry import EnvDefinition, resolve_env, split_level
 from envs.splits import Split
 from rewards.base import resolve_reward
 from rl.config import Config
@@ -136,10 +136,10 @@ def parse_cells(options: Options, source: Source | None, seed: int) -> list[Cell
 
 def parse_env(spec: str) -> tuple[str, int]:
     """(name, level) of `calc:1`, `my_env.py:ENV:0` or `package.module:ENV:0`."""
-    name, _, level = spec.rpartition(":")
-    if not name or not level.isdecimal():
+    name, level = split_level(spec)
+    if not name or level is None:
         raise EvaluationError(f"--env {spec!r}: expected NAME:LEVEL, for example calc:1 or my_env.py:ENV:0")
-    return name, int(level)
+    return name, level
 
 
 def _reward_name(options: Options, run: Mapping[str, Any], env: str) -> str:

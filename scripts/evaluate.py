@@ -1,7 +1,7 @@
 """Evaluate a policy on held-out tasks: unbiased pass@k and avg@n, with intervals over tasks.
 
     python -m scripts.evaluate --model runs/NAME --num-tasks 256      # as the run evaluated itself at its end
-    python -m scripts.evaluate --model MODEL --env calc:1 calc:2 --num-tasks 512 --k 1 4 16 --against OTHER
+    python -m scripts.evaluate --model MODEL --env calc:1 calc:2 --num-tasks 512 --k 1,4,16 --against OTHER
     python -m scripts.evaluate --endpoint http://localhost:8000/v1 --endpoint-model NAME --env calc:2
 
 Every task and every random stream is a pure function of (seed, task, sample), so two policies meet the same
@@ -33,7 +33,7 @@ from rollout.collector import Collector, CollectorSpec
 from rollout.limits import Limits
 from rollout.task_stream import TaskStream
 from rollout.trajectory import Trajectory, TrajectoryGroup
-from scripts._evaluate_options import Options
+from scripts._evaluate_options import Options, spread
 from scripts._evaluate_plan import EVALUATION, Plan, check, make_other, make_plan
 from scripts._evaluate_report import Report
 from scripts._evaluated import LIMITS, Cell, by_env, endpoint_spec
@@ -162,7 +162,7 @@ def run(plan: Plan, other: Plan | Evaluation | None) -> tuple[Evaluation, Evalua
 
 
 def main() -> int:
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, args=spread(sys.argv[1:]), description=__doc__)
     out = Path(options.out) if options.out else default_run_dir("evaluate")
     try:
         require_empty(out)
