@@ -97,6 +97,24 @@ def test_a_folder_that_cannot_be_written_is_told_once(tmp_path: Path, offline: N
     assert metrics_steps(path) == [*range(1, 50)]
 
 
+def test_a_directory_in_which_nothing_can_be_noted_is_said_too(tmp_path: Path, offline: None) -> None:
+    def harm(path: Path) -> None:
+        (path / "trackers.json").mkdir()
+        for name in ("wandb", "incidents"):
+            (path / name).write_text("a file in the folder's place")
+
+    run = Logging(tmp_path / "run", "wandb", harm=harm)
+    wait_until(lambda: len(run.warnings) == 3)
+    run.steps([1])
+    run.finish()
+    unread, unwritten, off = run.warnings
+    assert unread.startswith("WARNING: trackers.json cannot be read")
+    assert unwritten.endswith("a resume would begin another wandb run")
+    assert "tracker wandb is off" in off
+    assert "not kept in incidents/" in off
+    assert metrics_steps(tmp_path / "run") == [1]
+
+
 def test_a_writer_that_fails_in_the_middle_ends_that_tracker_alone(tmp_path: Path, offline: None) -> None:
     path = tmp_path / "run"
     run = Logging(path, "tensorboard,wandb")
