@@ -61,4 +61,5 @@ class HeldOut:
         }
         with JsonlWriter(self.directory.path / EVALUATIONS) as file:
             file.append([row])
+        self.journal.track_evaluation(step, result)
         return SuccessRate(num_solved, result.num_tasks)

@@ -33,6 +33,7 @@ from rl.objective import Objective
 from rl.preflight import preflight
 from rl.resume import Resume, changed_manifest, find_resume, require_unchanged
 from rl.run_dir import NEW_RUN, RunDir, default_run_dir, require_usable, run_manifest
+from rl.tracking import Trackers, start_trackers
 from rl.train import TrainStep, train_step
 from rl.validation import ConfigError
 from rl.weight_sync import WeightSync
@@ -88,12 +89,21 @@ def launch(
     except KeyboardInterrupt:
         print("\nThis run was not started: interrupted", file=sys.stderr)
         return INTERRUPTED
-    with directory, RunConsole(config.num_steps) as console:
+    resumed = NEW_RUN if resume is None else resume.state
+    with (
+        directory,
+        RunConsole(config.num_steps) as console,
+        start_trackers(config, directory, console.say, resumed) as trackers,
+    ):
         try:
             start_ray(config)
             request = StopRequest()
-            work = _run(config, recipe, method, machine, directory, console, started, request, resume)
-            return run_interruptibly(work, request)
+            work = _run(
+                config, recipe, method, machine, directory, console, started, request, resume, trackers
+            )
+            code = run_interruptibly(work, request)
+            trackers.has_finished = True
+            return code
         except (Exception, KeyboardInterrupt) as error:
             console.close()
             stop = stop_of(error)
@@ -164,6 +174,7 @@ async def _run(
     started: float,
     request: StopRequest,
     resume: Resume | None,
+    trackers: Trackers,
 ) -> int:
     resumed = NEW_RUN if resume is None else resume.state
     algorithm = config.make_algorithm()
@@ -186,7 +197,12 @@ async def _run(
             method.skip(resumed.step)
         console.show_start(start_facts(config, machine, facts, directory))
         journal = Journal(
-            directory, config, console, decode=lambda ids: tokenizer.decode(list(ids)), resumed=resumed
+            directory,
+            config,
+            console,
+            decode=lambda ids: tokenizer.decode(list(ids)),
+            resumed=resumed,
+            trackers=trackers,
         )
         run = Run(
             config=config,

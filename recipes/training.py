@@ -85,6 +85,7 @@ async def train_and_judge(run: Run, started: float) -> int:
             success_before=(before.num_successes, before.num_tasks),
             objective=objective.state(),
             gates=gates.state(),
+            tracker_ids=run.journal.tracker_ids,
             file_bytes=run.directory.file_bytes(),
         )
         is_last = is_spent or step == config.num_steps

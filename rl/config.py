@@ -192,6 +192,9 @@ class Config(Overrides):
     """Show one trajectory every so many steps; 0: never."""
     run_dir: str = ""
     """Directory of the run, new or empty. Empty: runs/<recipe>-<time>."""
+    trackers: str = ""
+    """Where metrics go besides metrics.jsonl: wandb, tensorboard, or wandb,tensorboard. wandb reads its own
+    environment (WANDB_MODE=offline, WANDB_PROJECT, ...). A tracker that fails never stops the run."""
     max_record_mb: Positive = 1000.0
     """Trajectories are recorded until their file has this size."""
     cache_dir: str = ""
@@ -257,6 +260,11 @@ class Config(Overrides):
             return self.max_gap
         cut = 0.0 if self.replay_sampling_mask else -log(self.top_p)
         return max(GAP_LIMITS[self.engine_dtype], GAP_LIMITS[self.learner_dtype]) + cut
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        """The trackers, one by one."""
+        return tuple(name.strip() for name in self.trackers.split(",")) if self.trackers else ()
 
     @property
     def filters(self) -> SamplingFilters:

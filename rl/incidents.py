@@ -1,8 +1,9 @@
-"""What is kept of an update that was not applied: its batch and its numbers."""
+"""What is kept of what went wrong: the batch of an update that was not applied, and lines in words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from rl.batch import TrainBatch
 from rl.durable import atomic_folder, atomic_write_json
 from rl.numerics import MetricSums, metric_values
+from rollout.jsonl import JsonlWriter
 
 
 def save_incident(folder: Path, minibatch: Any, *, number: int, metrics: MetricSums) -> Path:
@@ -25,6 +27,13 @@ def save_incident(folder: Path, minibatch: Any, *, number: int, metrics: MetricS
         np.savez(temporary / "batch.npz", allow_pickle=False, **batch_arrays(batch))
         atomic_write_json(temporary / "metrics.json", finite(metric_values(metrics)))
     return path
+
+
+def note_incident(folder: Path, name: str, what: str) -> None:
+    """Add one line, {"at", "what"}, to `folder`/<name>.jsonl; on disk when this returns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with JsonlWriter(folder / f"{name}.jsonl") as file:
+        file.append([{"at": datetime.now(UTC).isoformat(timespec="seconds"), "what": what}])
 
 
 def batch_arrays(batch: TrainBatch) -> dict[str, np.ndarray]:

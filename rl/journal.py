@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from rl.batch import TrainBatch
 from rl.config import Config
 from rl.console import RunConsole
+from rl.evaluation import LevelResult
+from rl.metrics import check_names
 from rl.run_dir import NEW_RUN, RunDir, RunState
 from rl.token_colors import Decode
+from rl.tracking import Trackers
 from rollout.record import Record, TrajectoryRecorder
 from rollout.trajectory import Trajectory, TrajectoryGroup
 
@@ -21,7 +25,7 @@ LARGE_REWARD = 20.0
 class Journal:
     """Records every trajectory with both log-probs, every metric, and shows them.
 
-    `resumed` is where the run goes on.
+    `resumed` is where the run goes on; `trackers` get every number as well.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class Journal:
         console: RunConsole,
         decode: Decode,
         resumed: RunState = NEW_RUN,
+        trackers: Trackers | None = None,
     ) -> None:
         self.num_trained_tokens = resumed.num_trained_tokens
         self.num_sampled_tokens = resumed.num_sampled_tokens
@@ -38,6 +43,7 @@ class Journal:
         self._config = config
         self._console = console
         self._decode = decode
+        self._trackers = trackers or Trackers()
         self._recorder = TrajectoryRecorder(directory.trajectories, max_bytes=int(config.max_record_mb * 1e6))
         self._step = resumed.step
         self._has_warned = False
@@ -70,6 +76,20 @@ class Journal:
             for group in groups
         )
 
+    def track_evaluation(self, step: int, result: LevelResult) -> None:
+        """Hand an evaluation's success and its interval to the trackers."""
+        average = result.average
+        values = {"success": average.value, "success_low": average.low, "success_high": average.high}
+        metrics = {f"eval/{name}": value for name, value in values.items() if value is not None}
+        metrics["eval/unscored"] = float(result.num_unscored)
+        check_names(metrics)
+        self._trackers.log(step, metrics)
+
+    @property
+    def tracker_ids(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the trackers."""
+        return self._trackers.ids
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write and show one step's metrics, and a trajectory now and then."""
         # Dynamic sampling pays for the groups that it drops, too.
@@ -77,6 +97,7 @@ class Journal:
             metrics.get("tokens/sampled", 0) + metrics.get("rollout/dropped_tokens", 0)
         )
         self._directory.append_metrics(step, metrics)
+        self._trackers.log(step, metrics)
         self._console.show_step(step, metrics)
         self._warn_of_rewards(step, metrics.get("rollout/reward_abs_max", 0.0))
         every = self._config.show_every

@@ -110,3 +110,10 @@ TIME_METRICS = {
     "time/trajectory_p95_s": "seconds that one trajectory took, 95th percentile",
     "time/trajectory_max_s": "seconds that one trajectory took, largest",
 }
+
+EVALUATION_METRICS = {
+    "eval/success": "share of the held-out tasks that were solved; an unscored episode counts as not solved",
+    "eval/success_low": "lower end of its 95 % interval over tasks; not with too few tasks",
+    "eval/success_high": "upper end of that interval",
+    "eval/unscored": "held-out episodes that could not be scored",
+}

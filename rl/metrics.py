@@ -15,6 +15,7 @@ from rl.critic import CRITIC_METRICS
 from rl.loss_metrics import LOSS_METRICS
 from rl.metric_names import (
     DISTILL_METRICS,
+    EVALUATION_METRICS,
     OPTIMIZER_METRICS,
     RESAMPLING_METRICS,
     REWARD_KL_METRICS,
@@ -46,6 +47,7 @@ METRICS: dict[str, str] = (
     | OPTIMIZER_METRICS
     | SYNC_METRICS
     | TIME_METRICS
+    | EVALUATION_METRICS
 )
 """Every metric in words. `reward/<part>` is a family; `eval/` before any name: the same on held-out tasks."""
 
@@ -61,7 +63,7 @@ def check_names(metrics: Iterable[str]) -> None:
     for logged in metrics:
         name = logged.removeprefix("eval/")
         in_family = any(name.startswith(family) and name != family for family in _FAMILIES)
-        if name not in METRICS and not in_family:
+        if name not in METRICS and logged not in METRICS and not in_family:
             near = nearest(name, METRICS)
             hint = f"did you mean {near!r}?" if near else "define it in rl/metric_names.py"
             raise UndefinedMetricError(f"metric {logged!r} is not defined in words; {hint}")

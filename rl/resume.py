@@ -18,6 +18,7 @@ FREE = {
     "show_every",
     "save_every",
     "keep_checkpoints",
+    "trackers",
     "max_record_mb",
     "cache_dir",
     "engine_start_s",

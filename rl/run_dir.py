@@ -34,8 +34,9 @@ class RunState:
 
     `next_task_index` is the task stream's cursor; `policy_version` is what the engines serve;
     `success_before` is (solved, tasks) of the starting policy; `objective` and `gates` are what these learned
-    from the steps before; `file_bytes` is the length of every JSON-lines file, by name. Everything random in
-    the driver and the engines is derived from the configuration's seed and these counters.
+    from the steps before; `tracker_ids` is what trackers.json held; `file_bytes` is the length of every
+    JSON-lines file, by name. Everything random in the driver and the engines is derived from the
+    configuration's seed and these counters.
     """
 
     step: int = 0
@@ -48,6 +49,7 @@ class RunState:
     success_before: tuple[int, int] | None = None
     objective: dict[str, Any] = field(default_factory=dict)
     gates: dict[str, int] = field(default_factory=dict)
+    tracker_ids: dict[str, Any] = field(default_factory=dict)
     file_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -68,7 +70,8 @@ class RunDir:
     trajectories.jsonl   one line a trajectory
     consumed.jsonl       one line a step: the ids of the trajectories that were trained on
     resumes.json         each time that the run was gone on with: when, from which step, what had changed
-    incidents/           batches of updates that were not applied; usually there is none
+    incidents/           batches of updates that were not applied, why a tracker is off; usually there is none
+    trackers.json        which wandb run this is; tracker-*.log, wandb/, tensorboard/: what trackers write
     state.json           RunState after the last finished step
     checkpoints/         step_000020/ and so on, each whole
     """
@@ -94,7 +97,7 @@ class RunDir:
 
     @property
     def incidents(self) -> Path:
-        """Where the batches of updates that were not applied are kept; made when there is one."""
+        """Where what went wrong is kept; made when something does."""
         return self.path / "incidents"
 
     def checkpoint(self, step: int) -> Path:
@@ -149,6 +152,14 @@ class RunDir:
             return json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise RunDirError(f"{path} cannot be read ({error}): the run cannot be resumed") from error
+
+    def write_tracker_ids(self, ids: Mapping[str, Any]) -> None:
+        atomic_write_json(self.path / "trackers.json", dict(ids))
+
+    def read_tracker_ids(self) -> dict[str, Any]:
+        """By tracker, where it goes on; empty where none needs that."""
+        path = self.path / "trackers.json"
+        return json.loads(path.read_text()) if path.exists() else {}
 
     def set_aside(self, step: int) -> None:
         """Rename the damaged checkpoints after `step` to broken_step_...: their steps come again."""

@@ -22,6 +22,7 @@ from rl.model_folder import model_problems
 from rl.overrides import Range
 from rl.policy_gradient import PolicyGradient
 from rl.sampling_checks import sampling_problems
+from rl.tracker import TRACKERS
 from rollout.sabotage import DRILLS
 
 
@@ -185,11 +186,12 @@ def _placement_problems(config: Config, machine: Machine) -> Iterator[str]:
 
 
 def name_problems(config: Config) -> Iterator[str]:
-    """Algorithm, environment, level, reward and model: what is named must exist and be usable."""
+    """Algorithm, environment, level, reward, model, trackers: what is named must exist and be usable."""
     yield from _algorithm_problems(config)
     yield from _env_problems(config)
     yield from model_problems(config.model)
     yield from model_problems(config.teacher, option="teacher")
+    yield from _tracker_problems(config)
 
 
 def _algorithm_problems(config: Config) -> Iterator[str]:
@@ -278,3 +280,12 @@ def _env_problems(config: Config) -> Iterator[str]:
             f"max_turns = {config.max_turns}: level {config.level} of {config.env} takes {needed} turns, "
             "so nothing could be solved; raise it"
         )
+
+
+def _tracker_problems(config: Config) -> Iterator[str]:
+    names = config.tracker_names
+    for name in dict.fromkeys(names):
+        if name not in TRACKERS:
+            yield f"trackers = {config.trackers!r}: {unknown_name('tracker', name, TRACKERS)}"
+        elif names.count(name) > 1:
+            yield f"trackers = {config.trackers!r} has {name} more than once; name it once"

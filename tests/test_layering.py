@@ -43,6 +43,7 @@ HEAVY = {
     "accelerate": (),
     "datasets": ("recipes/*.py",),
     "wandb": ("rl/tracker.py",),
+    "tensorboard": ("rl/tracker.py",),
     "torchvision": (),
     "gymnasium": ("envs/adapters/gymnasium*.py",),
     "mcp": ("envs/adapters/mcp*.py",),

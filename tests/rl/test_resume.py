@@ -218,7 +218,7 @@ def test_what_is_no_run_or_another_recipes_is_refused_with_what_it_lacks(tmp_pat
 
 def test_every_change_is_named_and_refused_unless_it_is_forced() -> None:
     recorded = Config(seed=1)
-    given = replace(recorded, seed=2, learning_rate=1e-5, show_every=1, sync_deadline_s=9.0)
+    given = replace(recorded, seed=2, learning_rate=1e-5, show_every=1, trackers="wandb", sync_deadline_s=9.0)
     changes = list(changed_settings(recorded, given))
     assert changes == [
         "seed: recorded 1, given 2",
