@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.make_base import make_base
 from tests import late_calc
 from tests.runs import assert_same_records, last_checkpoint, recipe, rows
 
@@ -16,11 +17,19 @@ SETTINGS = ["--determinism", "exact", "--smoke", "--num-steps", str(NUM_STEPS), 
 SIZES = ["--micro-batch-size", "8", "--env", ENV, "--eval-tasks", "16"]
 
 
-def test_two_exact_runs_are_bit_equal_with_shuffled_tool_latencies_and_others_differ(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def model() -> list[str]:
+    """calc's own starting policy: one for `late_calc` would wait for its tools thousands of times."""
+    return ["--model", str(make_base("calc"))]
+
+
+def test_two_exact_runs_are_bit_equal_with_shuffled_tool_latencies_and_others_differ(
+    tmp_path: Path, model: list[str]
+) -> None:
     runs = [tmp_path / name for name in ("first", "second", "other_seed")]
     for number, run in enumerate(runs):
         seed = "1" if run.name == "other_seed" else "0"
-        options = [*SETTINGS, *SIZES, "--seed", seed, "--run-dir", str(run)]
+        options = [*SETTINGS, *SIZES, *model, "--seed", seed, "--run-dir", str(run)]
         code, screen = recipe(options, LATENCY=str(number))
         assert code == 0, screen
         assert "exact: again the same bits from this seed" in screen
@@ -34,9 +43,9 @@ def test_two_exact_runs_are_bit_equal_with_shuffled_tool_latencies_and_others_di
 
 
 def test_an_exact_run_stops_at_a_trajectory_that_the_clock_ended_and_a_fast_one_goes_on(
-    tmp_path: Path,
+    tmp_path: Path, model: list[str]
 ) -> None:
-    short = [*SETTINGS[2:], *SIZES, "--max-wall-s", "0.2"]
+    short = [*SETTINGS[2:], *SIZES, *model, "--max-wall-s", "0.2"]
     code, screen = recipe([*short, "--determinism", "exact", "--run-dir", str(tmp_path / "exact")])
     assert code == 3, screen
     assert "depends on the clock" in screen
