@@ -17,7 +17,7 @@ from rl.conversions import converted_options, field_name, option_value, options
 from rl.defaults import with_smoke_defaults
 from rl.machine import Machine
 from rl.resume import changed_settings, recorded_config, require_unchanged
-from rl.run_dir import RunDirError
+from rl.run_lock import RunDirError
 from rl.validation import ConfigError, validate
 
 BAD_CONFIG = 2

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import ray
@@ -31,8 +32,16 @@ from rl.learner import Learner
 from rl.machine import Machine
 from rl.objective import Objective
 from rl.preflight import preflight
-from rl.resume import Resume, changed_manifest, find_resume, require_unchanged
-from rl.run_dir import NEW_RUN, RunDir, default_run_dir, require_usable, run_manifest
+from rl.resume import (
+    Resume,
+    changed_manifest,
+    changed_settings,
+    find_resume,
+    recorded_config,
+    require_unchanged,
+)
+from rl.run_dir import NEW_RUN, RunDir, default_run_dir, run_manifest
+from rl.run_lock import require_usable
 from rl.tracking import Trackers, start_trackers
 from rl.train import TrainStep, train_step
 from rl.validation import ConfigError
@@ -150,7 +159,9 @@ def _reopen(config: Config, machine: Machine) -> tuple[Config, RunDir, Resume]:
     directory = RunDir(Path(config.resume), resumed=True)
     try:
         recorded, now = directory.read_manifest(), run_manifest(config, machine)
-        forced = require_unchanged(changed_manifest(recorded, now), forced=config.force_resume)
+        settings = changed_settings(recorded_config(Path(config.resume), type(config)), config)
+        changes = chain(settings, changed_manifest(recorded, now))
+        forced = require_unchanged(changes, forced=config.force_resume)
         resume, problems = find_resume(directory)
         directory.set_aside(resume.state.step)
         directory.go_back(resume.state.file_bytes)
@@ -161,6 +172,8 @@ def _reopen(config: Config, machine: Machine) -> tuple[Config, RunDir, Resume]:
         print(f"WARNING: {line}", file=sys.stderr)
     print(f"resumed after step {resume.state.step} from {resume.checkpoint}", file=sys.stderr)
     directory.note_resume(resume.state.step, forced)
+    if forced:
+        directory.write_forced(config, machine)
     return config, directory, resume
 
 

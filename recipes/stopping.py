@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 from recipes.warm_start import BaseError
 from rl.gates import GateError
-from rl.run_dir import RunDirError
+from rl.run_lock import RunDirError
 from rl.validation import ConfigError
 from rollout.failures import world_cause
 
@@ -34,7 +35,8 @@ class StopRequest:
     """Whether a signal asked the run to end.
 
     While `can_save` is true the first one waits for the step that is under way, whose end saves a checkpoint;
-    otherwise, and the second time, the run ends at once. `number` is the signal that is waited for.
+    otherwise the run cleans up and ends. A second one ends the process at once. `number` is the signal that
+    is waited for.
     """
 
     can_save: bool = False
@@ -83,18 +85,19 @@ async def _interruptible(work: Coroutine[object, object, T], request: StopReques
     received: list[int] = []
 
     def interrupt(number: int) -> None:
-        if request.can_save and not request.number:
-            request.number = number
-            name = signal.Signals(number).name
-            print(
-                f"\n{name}: this step is finished and saved first; once more ends at once",
-                file=sys.stderr,
-                flush=True,
-            )
-            return
-        if not received:
-            task.cancel()
+        if received:  # nothing more is waited for, clean-up neither; what was saved is whole
+            os._exit(128 + number)
         received.append(number)
+        if not request.can_save:
+            task.cancel()
+            return
+        request.number = number
+        name = signal.Signals(number).name
+        print(
+            f"\n{name}: this step is finished and saved first; once more ends at once",
+            file=sys.stderr,
+            flush=True,
+        )
 
     for number in (signal.SIGINT, signal.SIGTERM):
         # Ray's own handler of SIGTERM ends the process with a dump of its stack.

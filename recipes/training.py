@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from envs.registry import resolve_env
 from recipes.evaluating import HeldOut
 from recipes.stopping import FAIL, PASS, InterruptedRunError, StopRequest
 from rl.config import Config
@@ -85,6 +86,7 @@ async def train_and_judge(run: Run, started: float) -> int:
             success_before=(before.num_successes, before.num_tasks),
             objective=objective.state(),
             gates=gates.state(),
+            record_is_full=run.journal.record_is_full,
             tracker_ids=run.journal.tracker_ids,
             file_bytes=run.directory.file_bytes(),
         )
@@ -154,12 +156,17 @@ def _budget_line(config: Config, last_step: int, num_sampled: int) -> str:
     )
 
 
+DEFAULT = (Config.env, Config.level)
+"""What needs no --env."""
+
+
 def _next_commands(config: Config, recipe: str, checkpoint: Path) -> list[str]:
     command = f"python -m recipes.{recipe}"
-    named = f" --env {config.env}:{config.level}" if config.env != Config.env else ""
-    harder = f"--env {config.env}:{config.level + 1}"
+    named = f" --env {config.env}:{config.level}" if (config.env, config.level) != DEFAULT else ""
+    harder = [level for level in resolve_env(config.env).levels if level > config.level]
+    next_level = f" --env {config.env}:{min(harder)}" if harder else f" --env {config.env}:{config.level}"
     return [
         f"{command}{named} --seed {config.seed + 1}",
         f"{command} --help",
-        f"python -m recipes.calc_grpo --model {os.path.relpath(checkpoint)} {harder}",
+        f"python -m recipes.calc_grpo --model {os.path.relpath(checkpoint)}{next_level}",
     ]

@@ -32,7 +32,7 @@ class Reward:
 
 
 def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
-    """The reward that `spec` names.
+    """The reward that `spec` names; its success is the environment's own where that has one.
 
     "" or the environment's name: its own score. "file.py:function" or "package.module:function": that one.
     "reward_model:FOLDER": a learned one (rewards/reward_model.py).
@@ -61,7 +61,30 @@ def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
         raise ValueError(
             f"reward {spec!r} is a {type(function).__name__}; expected a function Episode -> Score"
         )
-    return Reward(name=spec, fn=cast(RewardFn, function))  # what it returns is checked at each call
+    # What it returns is checked at each call.
+    return Reward(name=spec, fn=with_success_of(definition.score, cast(RewardFn, function)))
+
+
+def with_success_of(env_score: RewardFn, function: RewardFn) -> RewardFn:
+    """`function`, its success the environment's own wherever that has one.
+
+    A reward says what is trained for, not what is right: runs with different rewards are judged by one
+    measure. A success that the function gives itself is kept as the part "success".
+    """
+    if function is env_score:
+        return function
+
+    def score(episode: Episode) -> Score:
+        own = function(episode)
+        if not isinstance(own, Score) or own.value is None:
+            return own
+        success = env_score(episode).success
+        if success is None:
+            return own
+        parts = own.parts if own.success is None else {**own.parts, "success": own.success}
+        return replace(own, parts=parts, success=success)
+
+    return score
 
 
 async def score_episode(reward: Reward, episode: Episode, *, timeout_s: float) -> Score:

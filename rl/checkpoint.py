@@ -96,7 +96,8 @@ def verify(path: Path) -> None:
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, the newest first; half-written ones have other names."""
-    return sorted(folder.glob("step_??????"), reverse=True)
+    found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
 
 def newest_sound(folder: Path) -> tuple[Path | None, list[str]]:

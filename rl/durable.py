@@ -80,10 +80,13 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove temporaries of `path` whose writer on this host is dead."""
+    """Remove temporaries of `path` whose writer on this host is dead.
+
+    One with our own number was left by an earlier process of that number: we have not begun.
+    """
     for left in path.parent.glob(f".{path.name}.{platform.node()}.*.tmp"):
         process = left.name.split(".")[-2]
-        if not Path("/proc", process).exists():
+        if process == str(os.getpid()) or not Path("/proc", process).exists():
             shutil.rmtree(left)
 
 

@@ -45,9 +45,15 @@ class Journal:
         self._decode = decode
         self._trackers = trackers or Trackers()
         self._recorder = TrajectoryRecorder(directory.trajectories, max_bytes=int(config.max_record_mb * 1e6))
+        self._recorder.is_full = resumed.record_is_full
         self._step = resumed.step
         self._has_warned = False
         self._shown: Trajectory | None = None
+
+    @property
+    def record_is_full(self) -> bool:
+        """Whether trajectories.jsonl has reached its largest size."""
+        return self._recorder.is_full
 
     def observe(self, groups: list[TrajectoryGroup], batch: TrainBatch) -> None:
         """Record the trajectories of one training step, the learner's log-probs beside the engine's."""

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from rl.checkpoint import load_run_state, newest_sound
 from rl.config import Config
-from rl.run_dir import RunDir, RunDirError, RunState
+from rl.run_dir import RunDir, RunState
+from rl.run_lock import RunDirError
 
 FREE = {
     "resume",
@@ -55,6 +56,8 @@ def recorded_config(path: Path, kind: type[C]) -> C:
         raise RunDirError(f"{path} holds no config.json; --resume expects the directory of a run") from None
     except ValueError as error:
         raise RunDirError(f"{file} is not JSON ({error}): the run cannot be resumed") from error
+    if not isinstance(settings, dict):
+        raise RunDirError(f"{file} holds a {type(settings).__name__}; expected the settings of a run")
     expected = {field.name for field in fields(kind)}
     if settings.keys() != expected:
         raise RunDirError(
@@ -107,4 +110,11 @@ def find_resume(directory: RunDir) -> tuple[Resume, list[str]]:
     if checkpoint is None:
         found = "; ".join(problems) or "it holds none"
         raise RunDirError(f"{directory.path} has no checkpoint to resume from: {found}; start the run again")
-    return Resume(checkpoint=checkpoint, state=RunState(**load_run_state(checkpoint))), problems
+    state = load_run_state(checkpoint)
+    expected = {field.name for field in fields(RunState)}
+    if state.keys() != expected:
+        raise RunDirError(
+            f"{checkpoint} is of another version: its run state has {_names(state.keys() - expected)} too "
+            f"many and lacks {_names(expected - state.keys())}; resume with the version that made it"
+        )
+    return Resume(checkpoint=checkpoint, state=RunState(**state)), problems

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,13 +18,11 @@ from rl.durable import atomic_write_json
 from rl.inputs import code_digests, input_digests
 from rl.intervals import SuccessRate
 from rl.machine import Machine, command_line, source_commit, stack_versions
-from rollout.jsonl import JsonlWriter
+from rl.run_lock import RunDirError, take
+from rollout.jsonl import JsonlWriter, read_jsonl
 
-LOCK_NAME = ".lock"
-
-
-class RunDirError(RuntimeError):
-    """The directory cannot be used for this run; the message says what to do."""
+FORMAT = 1
+"""Of a run's files; raised when an older version could no longer read them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +31,9 @@ class RunState:
 
     `next_task_index` is the task stream's cursor; `policy_version` is what the engines serve;
     `success_before` is (solved, tasks) of the starting policy; `objective` and `gates` are what these learned
-    from the steps before; `tracker_ids` is what trackers.json held; `file_bytes` is the length of every
-    JSON-lines file, by name. Everything random in the driver and the engines is derived from the
-    configuration's seed and these counters.
+    from the steps before; `record_is_full` says that trajectories are no longer recorded; `tracker_ids` is
+    what trackers.json held; `file_bytes` is the length of every JSON-lines file, by name. Everything random
+    in the driver and the engines is derived from the configuration's seed and these counters.
     """
 
     step: int = 0
@@ -49,6 +46,7 @@ class RunState:
     success_before: tuple[int, int] | None = None
     objective: dict[str, Any] = field(default_factory=dict)
     gates: dict[str, int] = field(default_factory=dict)
+    record_is_full: bool = False
     tracker_ids: dict[str, Any] = field(default_factory=dict)
     file_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -79,13 +77,16 @@ class RunDir:
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
         """Take a new or empty directory, or (`resumed`) that of a run; RunDirError when that cannot be."""
         self.path = path.absolute()
-        self._lock = _take(self.path, holds_run=resumed)
+        self._lock = take(self.path, holds_run=resumed)
         self.checkpoints.mkdir(exist_ok=resumed)
+        for left in self.checkpoints.glob(".*.tmp"):  # of a killed writer: this process holds the lock now
+            shutil.rmtree(left)
         self._open()
 
     def _open(self) -> None:
         self._metrics = JsonlWriter(self.path / "metrics.jsonl")
         self._consumed = JsonlWriter(self.path / "consumed.jsonl")
+        self._last_consumed = max((row["step"] for row in read_jsonl(self._consumed.path)), default=0)
 
     @property
     def trajectories(self) -> Path:
@@ -105,7 +106,8 @@ class RunDir:
         return self.checkpoints / f"step_{step:06d}"
 
     def write_config(self, config: Config) -> None:
-        atomic_write_json(self.path / "config.json", asdict(config))
+        begun = replace(config, resume="", force_resume=False)  # how it was gone on with is in resumes.json
+        atomic_write_json(self.path / "config.json", asdict(begun))
 
     def write_manifest(self, config: Config, machine: Machine) -> None:
         atomic_write_json(self.path / "manifest.json", run_manifest(config, machine))
@@ -115,8 +117,18 @@ class RunDir:
         self._metrics.append([{"step": step, **metrics}])
 
     def append_consumed(self, step: int, trajectory_ids: Sequence[str]) -> None:
-        """Note the trajectories that step `step` trained on; on disk when this returns."""
+        """Note the trajectories that step `step` trained on; on disk when this returns.
+
+        Raises:
+            ValueError: the ledger has that step already: its trajectories would be trained on twice.
+        """
+        if step <= self._last_consumed:
+            raise ValueError(
+                f"{self._consumed.path} has step {self._last_consumed} already, and step {step} comes again: "
+                "its trajectories would be trained on twice"
+            )
         self._consumed.append([{"step": step, "trajectories": list(trajectory_ids)}])
+        self._last_consumed = step
 
     def file_bytes(self) -> dict[str, int]:
         """The length of every JSON-lines file, by name."""
@@ -146,12 +158,25 @@ class RunDir:
         atomic_write_json(path, [*before, {"at": now, "after_step": step, "forced": list(changes)}])
 
     def read_manifest(self) -> dict[str, Any]:
-        """manifest.json. Raises RunDirError where it cannot be read."""
+        """manifest.json. Raises RunDirError where it cannot be read, or is of a newer version."""
         path = self.path / "manifest.json"
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            manifest = json.loads(path.read_text())
+            version = manifest.get("format", 1)
+        except (OSError, ValueError, AttributeError) as error:
             raise RunDirError(f"{path} cannot be read ({error}): the run cannot be resumed") from error
+        if version > FORMAT:
+            raise RunDirError(
+                f"{path} is of format {version}, and this version knows {FORMAT}: update whetstone"
+            )
+        return manifest
+
+    def write_forced(self, config: Config, machine: Machine) -> None:
+        """Write down what the run goes on with; manifest.json keeps how and when it was started."""
+        self.write_config(config)
+        recorded = self.read_manifest()
+        begun = {name: recorded[name] for name in ("started_at", "command_line") if name in recorded}
+        atomic_write_json(self.path / "manifest.json", run_manifest(config, machine) | begun)
 
     def write_tracker_ids(self, ids: Mapping[str, Any]) -> None:
         atomic_write_json(self.path / "trackers.json", dict(ids))
@@ -194,14 +219,6 @@ class RunDir:
         self.close()
 
 
-def require_usable(path: Path) -> None:
-    """Raise RunDirError now where RunDir(path) would, as things stand; nothing is made."""
-    if (path / LOCK_NAME).exists():
-        os.close(_take(path))
-    elif path.is_dir():
-        _refuse_contents(path)
-
-
 def default_run_dir(recipe: str, root: Path = Path("runs")) -> Path:
     """runs/<recipe>-<local time>, with a number added when that second is taken."""
     stamp = f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -212,6 +229,7 @@ def run_manifest(config: Config, machine: Machine) -> dict[str, Any]:
     """What ran, with what, where: enough to run it again."""
     source = source_commit(Path(__file__).resolve().parent.parent)
     return {
+        "format": FORMAT,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command_line": command_line(),
         "env": config.env,
@@ -234,49 +252,3 @@ def _numbered(path: Path) -> Iterator[Path]:
     while True:
         yield path.with_name(f"{path.name}-{number}")
         number += 1
-
-
-def _take(path: Path, *, holds_run: bool = False) -> int:
-    """Create `path` if need be and lock it. Returns the lock's handle; child processes do not inherit it."""
-    if holds_run and not path.is_dir():
-        raise RunDirError(f"{path} is no directory; --resume expects that of a run")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunDirError(
-            f"run directory {path} cannot be made ({error.strerror}); give another --run-dir"
-        ) from error
-    lock_path = path / LOCK_NAME
-    if not lock_path.exists() and not holds_run:
-        _refuse_contents(path)
-    handle = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(handle, 200, 0).decode()
-            raise RunDirError(
-                f"run directory {path} is in use by {owner}; wait for it or give another --run-dir"
-            ) from None
-        if not holds_run:
-            _refuse_contents(path)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename} (boot {_boot_id()})".encode(), 0)
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
-
-
-def _boot_id() -> str:
-    """Which start of this host it is: a process number means nothing after the next one."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _refuse_contents(path: Path) -> None:
-    contents = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK_NAME)
-    if contents:
-        raise RunDirError(
-            f"run directory {path} is not empty (it holds {', '.join(contents[:3])}"
-            f"{', ...' if len(contents) > 3 else ''}); give an empty or a new --run-dir, or --resume"
-        )

@@ -27,7 +27,15 @@ WORLD_ERRORS = (
     TimeoutError,
     MemoryError,
 )
-WORLD_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE)
+WORLD_ERRNOS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.ENOMEM,
+    errno.EMFILE,
+)
 """Disks and memory. Any other number (no such file, not a folder) is ours to have got right."""
 
 

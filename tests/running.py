@@ -64,6 +64,11 @@ class RunningRun:
             assert time.monotonic() < ends, "no step in time"
             time.sleep(0.2)
 
+    @property
+    def errors(self) -> str:
+        """What it has said on stderr so far."""
+        return self._errors.read_text()
+
     def process(self, title: str) -> psutil.Process:
         """The one process of the run whose command line begins with `title`."""
         self._family = {p.pid: p for p in self.driver.children(recursive=True)}

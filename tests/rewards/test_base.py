@@ -2,19 +2,23 @@ import math
 import random
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from envs.episode import Episode, Score
 from envs.messages import StopReason, Task, message
 from envs.tasks.calc import ENV
-from rewards.base import Reward, resolve_reward, score_episode, shuffle_scores, weighted
+from rewards.base import Reward, resolve_reward, score_episode, shuffle_scores, weighted, with_success_of
 
 EPISODE = Episode(
     task=Task(id="t", env="calc", messages=(message("user", "1+2"),)),
     transcript=(message("user", "1+2"), message("assistant", "3")),
     stop_reason=StopReason.ANSWERED,
 )
+
+
+JUDGE = replace(ENV, score=lambda episode: Score(value=0.0, success=1.0))
 
 
 def fixed(value: float | None, **fields):
@@ -132,12 +136,27 @@ def test_the_environments_own_score_is_the_default():
     assert resolve_reward("shuffled:", ENV).name == "shuffled:calc"
 
 
+@pytest.mark.parametrize(
+    ("own", "judged"),
+    [
+        (Score(value=0.5), Score(value=0.5, success=1.0)),
+        (Score(value=0.5, success=0.0), Score(value=0.5, success=1.0, parts={"success": 0.0})),
+        (Score(value=None, error="offline"), Score(value=None, error="offline")),
+        (0.5, 0.5),  # which `score_episode` refuses
+    ],
+)
+def test_what_is_a_success_is_the_environments_to_say(own, judged):
+    assert with_success_of(JUDGE.score, lambda episode: own)(EPISODE) == judged
+    silent = with_success_of(fixed(1.0), lambda episode: own)
+    assert silent(EPISODE) == own
+
+
 def test_a_users_function_resolves_from_a_file_and_a_module(tmp_path):
     file = tmp_path / "my_rewards.py"
     file.write_text("from envs.episode import Score\ndef half(episode): return Score(value=0.5)\nN = 3\n")
-    reward = resolve_reward(f"shuffled:{file}:half", ENV)
+    reward = resolve_reward(f"shuffled:{file}:half", JUDGE)
     assert reward.shuffled
-    assert reward.fn(EPISODE).value == 0.5
+    assert reward.fn(EPISODE) == Score(value=0.5, success=1.0)
     assert resolve_reward("envs.tasks.calc:score", ENV).fn is ENV.score
     with pytest.raises(ValueError, match=r"my_rewards\.py: unknown name 'halv'; did you mean 'half'\?"):
         resolve_reward(f"{file}:halv", ENV)

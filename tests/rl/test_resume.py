@@ -17,6 +17,7 @@ from rl.config import Config
 from rl.critic import BetaTracker
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
+from rl.machine import Machine
 from rl.precision import Precision
 from rl.resume import (
     changed_manifest,
@@ -25,7 +26,8 @@ from rl.resume import (
     recorded_config,
     require_unchanged,
 )
-from rl.run_dir import RunDir, RunDirError, RunState
+from rl.run_dir import RunDir, RunState
+from rl.run_lock import RunDirError
 from rl.spo import PromptBaselines
 from tests.rl.test_learner import ready
 from tests.tiny import make_tiny_mixture, make_tiny_model
@@ -237,6 +239,48 @@ def test_every_change_is_named_and_refused_unless_it_is_forced() -> None:
     assert all(line in str(raised.value) for line in (*named, "--force-resume"))
     assert require_unchanged(iter(named), forced=True) == named
     assert require_unchanged(iter(()), forced=False) == []
+
+
+def test_a_forced_resume_writes_down_what_the_run_goes_on_with(tmp_path: Path) -> None:
+    machine = Machine.here()
+    with RunDir(tmp_path / "run") as run:
+        run.write_config(Config(learning_rate=1e-3))
+        run.write_manifest(Config(learning_rate=1e-3), machine)
+        before = run.read_manifest()
+    given = replace(recorded_config(tmp_path / "run", Config), learning_rate=1e-5, force_resume=True)
+    with RunDir(tmp_path / "run", resumed=True) as run:
+        run.write_forced(given, machine)
+        assert run.read_manifest()["started_at"] == before["started_at"]
+    again = recorded_config(tmp_path / "run", Config)
+    assert (again.learning_rate, again.force_resume) == (1e-5, False)
+    assert list(changed_settings(again, replace(given, force_resume=False))) == []
+
+
+def test_a_run_of_a_newer_version_or_none_is_refused_in_words(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run") as run:
+        run.write_config(Config())
+        run.write_manifest(Config(), Machine.here())
+        manifest = run.path / "manifest.json"
+        manifest.write_text(json.dumps(run.read_manifest() | {"format": 99}))
+        with pytest.raises(RunDirError, match="is of format 99, and this version knows 1: update"):
+            run.read_manifest()
+    (run.path / "config.json").write_text("[]")
+    with pytest.raises(RunDirError, match="holds a list; expected the settings of a run"):
+        recorded_config(run.path, Config)
+
+
+def test_the_ledger_takes_no_step_twice(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run") as run:
+        run.append_consumed(1, ["1-0-0"])
+        length = run.file_bytes()
+        run.append_consumed(2, ["2-1-0"])
+        with pytest.raises(ValueError, match="has step 2 already, and step 2 comes again"):
+            run.append_consumed(2, ["2-1-0"])
+    with RunDir(tmp_path / "run", resumed=True) as run:
+        with pytest.raises(ValueError, match="trained on twice"):
+            run.append_consumed(1, ["1-0-0"])
+        run.go_back(length)
+        run.append_consumed(2, ["2-1-0"])
 
 
 def test_what_a_row_has_learned_from_the_steps_goes_through_json() -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 from rl.config import Config
 from rl.durable import atomic_folder, atomic_write_json, require_free_bytes
 from rl.machine import Machine
-from rl.run_dir import RunDir, RunDirError, RunState, default_run_dir
+from rl.run_dir import RunDir, RunState, default_run_dir
+from rl.run_lock import RunDirError
 from rollout.jsonl import read_jsonl
 
 # A checkpoint writer that is killed at the point named in argv[2]: "write" half-way through a file, "between"
@@ -44,6 +46,26 @@ with durable.atomic_folder(path) as folder:
     (folder / "sub").mkdir()
     (folder / "sub" / "config.json").write_text("{}")
 """
+
+
+def test_a_temporary_of_our_own_number_was_left_by_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "step_000001"
+    left = tmp_path / f".step_000001.{platform.node()}.{os.getpid()}.tmp"  # a container that began again
+    left.mkdir()
+    (left / "half").write_text("")
+    with atomic_folder(path) as folder:
+        (folder / "whole").write_text("")
+    assert [file.name for file in path.iterdir()] == ["whole"]
+    assert not left.exists()
+
+
+def test_a_resumed_run_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run") as run:
+        left = run.checkpoints / ".step_000001.another-host.7.tmp"
+        left.mkdir()
+    with RunDir(tmp_path / "run", resumed=True):
+        assert not left.exists()
+
 
 KILL_POINTS = ("write", "between", "sync", "rename", "parent")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.run_dir import LOCK_NAME as LOCK_OF_A_RUN
+from rl.run_lock import LOCK_NAME as LOCK_OF_A_RUN
 from rollout.record import Record, TrajectoryRecorder, encode_record
 from scripts.viewer.api import Answers
 from scripts.viewer.index import TrajectoryIndex, UnknownLine

@@ -1,0 +1,47 @@
+"""A disk that fills in the middle of a run, the driver's or the learner's, costs no number of it."""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.running import RunningRun, running
+from tests.runs import assert_same_records, last_checkpoint, recipe
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+NUM_STEPS = 6
+SETTINGS = ["--determinism", "exact", "--num-steps", str(NUM_STEPS), "--eval-tasks", "8", "--save-every", "1"]
+
+
+def fill_disk_of(process: psutil.Process) -> None:
+    """Whatever it writes to a file beyond a byte fails from now on, as on a full disk."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+
+
+def ended(run: RunningRun) -> tuple[int, str]:
+    ends = time.monotonic() + 200
+    while run.driver.poll() is None and time.monotonic() < ends:
+        time.sleep(0.2)
+    return run.driver.returncode, run.errors
+
+
+@pytest.mark.parametrize("whose", ["driver", "learner"])
+def test_a_run_whose_disk_fills_says_so_and_goes_on_to_the_same_numbers(tmp_path: Path, whose: str) -> None:
+    unbroken = tmp_path / "unbroken"
+    code, screen = recipe(["--smoke", *SETTINGS, "--run-dir", str(unbroken)])
+    assert code == 0, screen
+    with running(tmp_path, SETTINGS) as run:
+        run.wait_for_step(200)
+        fill_disk_of(run.driver if whose == "driver" else run.process("ray::Learner"))
+        code, errors = ended(run)
+    assert code == 3, errors
+    assert "STOPPED: " in errors
+    assert "Go on with: python -m recipes.calc_grpo --resume" in errors
+    code, screen = recipe(["--resume", str(run.path)])
+    assert code == 0, screen
+    assert_same_records(run.path, unbroken)
+    assert last_checkpoint(run.path, NUM_STEPS) == last_checkpoint(unbroken, NUM_STEPS)
