@@ -48,6 +48,7 @@ from rl.validation import ConfigError
 from rl.weight_sync import WeightSync
 from rl.workers import RemoteLearner
 from rollout.collector import Collector, CollectorSpec
+from rollout.failures import world_cause
 from rollout.task_stream import TaskStream
 from rollout.tokenizer import load_tokenizer
 from rollout.workers import RemoteRollouts
@@ -94,6 +95,10 @@ def launch(
             config, directory = _prepare(resolved, machine, recipe, make_base, make_teacher)
             resume = None
     except REFUSALS as error:
+        return refuse(error)
+    except OSError as error:
+        if world_cause(error) is None:
+            raise
         return refuse(error)
     except KeyboardInterrupt:
         print("\nThis run was not started: interrupted", file=sys.stderr)

@@ -17,9 +17,9 @@ NUM_STEPS = 6
 SETTINGS = ["--determinism", "exact", "--num-steps", str(NUM_STEPS), "--eval-tasks", "8", "--save-every", "1"]
 
 
-def fill_disk_of(process: psutil.Process) -> None:
-    """Whatever it writes to a file beyond a byte fails from now on, as on a full disk."""
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+def fill_disk_of(process: psutil.Process, num_bytes: int) -> None:
+    """What it writes beyond `num_bytes` into a file fails from now on, as on a full disk."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
 
 
 def ended(run: RunningRun) -> tuple[int, str]:
@@ -36,7 +36,9 @@ def test_a_run_whose_disk_fills_says_so_and_goes_on_to_the_same_numbers(tmp_path
     assert code == 0, screen
     with running(tmp_path, SETTINGS) as run:
         run.wait_for_step(200)
-        fill_disk_of(run.driver if whose == "driver" else run.process("ray::Learner"))
+        # Its trajectories, or the next checkpoint; what it says on its screen is shorter.
+        size = (run.path / "trajectories.jsonl").stat().st_size
+        fill_disk_of(run.driver if whose == "driver" else run.process("ray::Learner"), size)
         code, errors = ended(run)
     assert code == 3, errors
     assert "STOPPED: " in errors
