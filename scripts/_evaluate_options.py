@@ -110,17 +110,22 @@ LISTS = ("--k", "--env")
 
 
 def spread(arguments: Sequence[str]) -> list[str]:
-    """`arguments` with 1,4,16 as three values where an option takes several."""
+    """`arguments` with 1,4,16 as three values where an option takes several, and its repeats as one option.
+
+    Of `--env calc:1 --env calc:2`, as scripts.compare has it, the parser would keep the last without a word.
+    """
     words: list[str] = []
+    listed: dict[str, list[str]] = {}
     option = ""
     for word in arguments:
-        option, equals, value = word.partition("=") if word.startswith("--") else (option, "", word)
+        is_option = word.startswith("--")
+        option, equals, value = word.partition("=") if is_option else (option, "", word)
         if option not in LISTS:
             words.append(word)
             continue
-        words += [option] if word.startswith("--") else []
-        words += value.split(",") if equals or not word.startswith("--") else []
-    return words
+        values = listed.setdefault(option, [])
+        values += value.split(",") if equals or not is_option else []
+    return words + [word for option, values in listed.items() for word in (option, *values)]
 
 
 def require_options(options: Options) -> None:
