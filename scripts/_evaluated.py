@@ -15,6 +15,7 @@ from envs.messages import Task
 from envs.registry import EnvDefinition, resolve_env, split_level
 from envs.splits import Split
 from rewards.base import resolve_reward
+from rl.checkpoint import HASHES, CheckpointError, checkpoints_of, newest_sound, verify
 from rl.config import Config
 from rl.defaults import resolve
 from rl.evaluation import EvaluationError
@@ -42,12 +43,13 @@ class Source:
     model: str
     run: Mapping[str, Any]
     step: int | None = None
+    digest: str | None = None  # of its weights, where they are files here
+    warnings: Sequence[str] = ()  # what is damaged: newer checkpoints, or the checkpoint that was named
 
     def facts(self) -> dict[str, Any]:
-        """What evaluation.json says of the policy: its weights by their digest where they are files here."""
-        folder = Path(self.model).expanduser()
-        digest = weights_digest(folder) if folder.is_dir() else None
-        return {"name": self.name, "model": self.model, "step": self.step, "weights_blake2b": digest}
+        """What evaluation.json says of the policy."""
+        facts = {"name": self.name, "model": self.model, "step": self.step}
+        return {**facts, "weights_blake2b": self.digest}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,22 +68,47 @@ class Cell:
 
 
 def find_policy(name: str) -> Source:
-    """The policy that `name` stands for; of the directory of a run its newest checkpoint.
+    """The policy that `name` stands for; of the directory of a run its newest sound checkpoint.
+
+    The weights' digest is taken here: a run that goes on may have pruned the checkpoint when all is sampled.
 
     Raises:
-        EvaluationError: a run without a checkpoint, or with settings that are not those of a run.
+        EvaluationError: a run without a checkpoint or with damaged ones alone, or with settings that are not
+            those of a run.
     """
     folder = Path(name).expanduser()
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir():
-        return Source(name=name, model=name, run={})
-    saved = sorted(path for path in checkpoints.glob("step_*") if path.is_dir())
-    if not saved:
+        return Source(
+            name=name, model=name, run={}, digest=weights_digest(folder), warnings=_damage_of(folder)
+        )
+    if not checkpoints_of(checkpoints):
         raise EvaluationError(
             f"{name} is a run without a checkpoint yet; wait for one (--save-every), or evaluate its model"
         )
-    step = int(saved[-1].name.removeprefix("step_"))
-    return Source(name=name, model=str(saved[-1]), run=_run_settings(folder / "config.json"), step=step)
+    run = _run_settings(folder / "config.json")
+    try:
+        saved, problems = newest_sound(checkpoints)
+        digest = weights_digest(saved) if saved else None
+    except OSError as error:
+        raise EvaluationError(
+            f"{name}: a checkpoint went while it was read ({error}); the run goes on and keeps its newest, so "
+            "try again"
+        ) from error
+    if saved is None:
+        raise EvaluationError("\n".join([f"{name} is a run without a sound checkpoint:", *problems]))
+    step = int(saved.name.removeprefix("step_"))
+    return Source(name=name, model=str(saved), run=run, step=step, digest=digest, warnings=tuple(problems))
+
+
+def _damage_of(folder: Path) -> tuple[str, ...]:
+    """What is wrong with `folder` by its own hashes; nothing where it has none, as no checkpoint of a run."""
+    try:
+        if (folder / HASHES).is_file():
+            verify(folder)
+    except CheckpointError as error:
+        return (str(error),)
+    return ()
 
 
 def _run_settings(path: Path) -> Mapping[str, Any]:
@@ -95,8 +122,10 @@ def _run_settings(path: Path) -> Mapping[str, Any]:
     return settings
 
 
-def weights_digest(folder: Path) -> str:
-    """BLAKE2b of the names and bytes of a model folder's weights."""
+def weights_digest(folder: Path) -> str | None:
+    """BLAKE2b of the names and bytes of a model folder's weights; None where there is no such folder."""
+    if not folder.is_dir():
+        return None
     digest = blake2b(digest_size=16)
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(path.name.encode())

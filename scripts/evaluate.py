@@ -139,6 +139,13 @@ def versions_here() -> dict[str, str]:
     return stack_versions() | commit
 
 
+def warn(plan: Plan) -> None:
+    """Say which checkpoints of the run are damaged."""
+    if plan.source:
+        for problem in plan.source.warnings:
+            print(f"WARNING: {plan.source.model} is evaluated: {problem}", file=sys.stderr)
+
+
 def require_empty(out: Path) -> None:
     """Raise EvaluationError where `out` holds something: no result is ever overwritten."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -171,6 +178,7 @@ def main() -> int:
         for each in (plan, other):
             if isinstance(each, Plan):
                 check(each)
+                warn(each)
     except (ValueError, EndpointError) as error:
         print(f"Nothing was evaluated:\n{error}", file=sys.stderr)
         return REFUSED

@@ -1,0 +1,82 @@
+"""Which policy scripts.evaluate takes, and what is known of it before the first episode."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from rl.checkpoint import HASHES, sha256
+from rl.config import Config
+from rl.evaluation import EvaluationError
+from scripts._evaluate_options import Options
+from scripts._evaluate_plan import make_plan
+from scripts._evaluated import find_policy
+from scripts.evaluate import warn
+from tests.tiny import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", tied=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: Path) -> Path:
+    """A run directory with checkpoints after steps 2 and 4."""
+    folder = tmp_path / "run"
+    for step in (2, 4):
+        checkpoint = folder / "checkpoints" / f"step_{step:06}"
+        shutil.copytree(model, checkpoint)
+        hashes = {file.name: sha256(file) for file in checkpoint.iterdir()}
+        (checkpoint / HASHES).write_text(json.dumps(hashes))
+    (folder / "config.json").write_text(json.dumps(asdict(Config())))
+    return folder
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_runs_newest_sound_checkpoint_is_evaluated_and_the_damaged_one_is_told(run: Path, capsys) -> None:
+    assert find_policy(str(run)).step == 4
+    flip_a_bit(run / "checkpoints" / "step_000004")
+    plan = make_plan(Options(model=str(run), num_tasks=20))
+    assert plan.recorded_policy()["step"] == 2
+    warn(plan)
+    said = capsys.readouterr().err
+    assert "WARNING" in said
+    assert "step_000002 is evaluated" in said
+    assert "step_000004: model.safetensors is damaged" in said
+
+
+def test_a_run_without_a_sound_checkpoint_is_refused(run: Path) -> None:
+    for step in (2, 4):
+        flip_a_bit(run / "checkpoints" / f"step_{step:06}")
+    with pytest.raises(
+        EvaluationError, match=r"(?s)without a sound checkpoint.*step_000002: model.safetensors is dam"
+    ):
+        find_policy(str(run))
+
+
+def test_a_damaged_checkpoint_that_is_named_is_told(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "step_000004"
+    assert find_policy(str(checkpoint)).warnings == ()
+    flip_a_bit(checkpoint)
+    (problem,) = find_policy(str(checkpoint)).warnings
+    assert "model.safetensors is damaged" in problem
+
+
+def test_a_checkpoint_that_is_pruned_meanwhile_has_its_digest(run: Path) -> None:
+    """A run that goes on keeps its newest checkpoints only; the digest is that of what was found."""
+    plan = make_plan(Options(model=str(run), num_tasks=20))
+    digest = find_policy(str(run)).facts()["weights_blake2b"]
+    shutil.rmtree(run / "checkpoints")
+    assert len(digest) == 32
+    assert plan.recorded_policy()["weights_blake2b"] == digest
