@@ -92,8 +92,8 @@ def find_policy(name: str) -> Source:
         digest = weights_digest(saved) if saved else None
     except OSError as error:
         raise EvaluationError(
-            f"{name}: a checkpoint went while it was read ({error}); the run goes on and keeps its newest, so "
-            "try again"
+            f"{name}: a checkpoint went while it was read ({error}); the run goes on and keeps its newest. "
+            "Try again"
         ) from error
     if saved is None:
         raise EvaluationError("\n".join([f"{name} is a run without a sound checkpoint:", *problems]))
