@@ -11,6 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+
 from envs.messages import Task
 from envs.registry import EnvDefinition, resolve_env, split_level
 from envs.splits import Split
@@ -21,6 +23,7 @@ from rl.defaults import resolve
 from rl.evaluation import EvaluationError
 from rl.machine import Machine
 from rl.model import model_facts
+from rl.model_folder import HUB_ID
 from rl.preflight import model_problems, prompt_problems, reward_model_problems
 from rl.validation import ConfigError, validate
 from rollout.chat_endpoint import EndpointSpec
@@ -47,9 +50,9 @@ class Source:
     warnings: Sequence[str] = ()  # what is damaged: newer checkpoints, or the checkpoint that was named
 
     def facts(self) -> dict[str, Any]:
-        """What evaluation.json says of the policy."""
+        """What evaluation.json says of the policy; of a hub id the commit that was loaded."""
         facts = {"name": self.name, "model": self.model, "step": self.step}
-        return {**facts, "weights_blake2b": self.digest}
+        return {**facts, "weights_blake2b": self.digest, "revision": hub_commit(self.model)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +136,14 @@ def weights_digest(folder: Path) -> str | None:
             while block := file.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def hub_commit(model: str) -> str | None:
+    """The commit of a hub id that is in the cache, which is the one that engines load; None of a folder."""
+    if Path(model).expanduser().exists() or not HUB_ID.fullmatch(model):
+        return None
+    cached = try_to_load_from_cache(model, "config.json")  # .../snapshots/COMMIT/config.json
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def parse_cells(options: Options, source: Source | None, seed: int) -> list[Cell]:

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 
 from rl.checkpoint import HASHES, sha256
@@ -14,7 +15,7 @@ from rl.config import Config
 from rl.evaluation import EvaluationError
 from scripts._evaluate_options import Options
 from scripts._evaluate_plan import make_plan
-from scripts._evaluated import find_policy
+from scripts._evaluated import Source, find_policy
 from scripts.evaluate import warn
 from tests.tiny import make_tiny_model
 
@@ -80,3 +81,16 @@ def test_a_checkpoint_that_is_pruned_meanwhile_has_its_digest(run: Path) -> None
     shutil.rmtree(run / "checkpoints")
     assert len(digest) == 32
     assert plan.recorded_policy()["weights_blake2b"] == digest
+
+
+def test_a_model_of_the_hub_is_recorded_with_its_commit(tmp_path: Path, model: Path, monkeypatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    source = Source(name="some/model", model="some/model", run={})
+    assert source.facts()["revision"] is None  # not loaded yet
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    stored = tmp_path / "models--some--model"
+    shutil.copytree(model, stored / "snapshots" / commit)
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text(commit)
+    assert source.facts()["revision"] == commit
+    assert find_policy(str(model)).facts()["revision"] is None
