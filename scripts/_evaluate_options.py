@@ -59,7 +59,7 @@ class Options:
     """Draw from the tokens at least this share as likely as the likeliest; 0: from all."""
 
     max_turns: int | None = None
-    """Turns of an episode."""
+    """Turns of an episode. None: the run's or the default, and at least what each level takes."""
     max_turn_tokens: int | None = None
     """Tokens that the policy may sample in one turn."""
     max_total_tokens: int | None = None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,16 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """The held-out tasks of one environment and level. `spec` names the environment, `reward` its reward."""
+    """The held-out tasks of one environment and level. `spec` names the environment, `reward` its reward.
+
+    `max_turns` is the setting's, or what the level takes where that is more and none was given.
+    """
 
     spec: str
     definition: EnvDefinition
     level: int
     reward: str
+    max_turns: int
     tasks: Sequence[Task]
 
     @property
@@ -146,7 +149,7 @@ def hub_commit(model: str) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 
-def parse_cells(options: Options, source: Source | None, seed: int) -> list[Cell]:
+def parse_cells(options: Options, source: Source | None, settings: Mapping[str, Any]) -> list[Cell]:
     """The tasks of each `--env NAME:LEVEL`, or of the run's own environment.
 
     Raises:
@@ -167,9 +170,17 @@ def parse_cells(options: Options, source: Source | None, seed: int) -> list[Cell
             resolve_reward(reward, definition)
         except ValueError as error:
             raise EvaluationError(f"--env {spec}: {error}") from error
-        stream = TaskStream(env=name, level=level, run_seed=seed, split=Split.HELD_OUT)
-        tasks = stream.slice(0, options.num_tasks)
-        cells.append(Cell(spec=name, definition=definition, level=level, reward=reward, tasks=tasks))
+        stream = TaskStream(env=name, level=level, run_seed=settings["seed"], split=Split.HELD_OUT)
+        cells.append(
+            Cell(
+                spec=name,
+                definition=definition,
+                level=level,
+                reward=reward,
+                max_turns=_max_turns(options, settings, definition.lengths(level).turns),
+                tasks=stream.slice(0, options.num_tasks),
+            )
+        )
     _require_distinct(cells)
     return cells
 
@@ -180,6 +191,11 @@ def parse_env(spec: str) -> tuple[str, int]:
     if not name or level is None:
         raise EvaluationError(f"--env {spec!r}: expected NAME:LEVEL, for example calc:1 or my_env.py:ENV:0")
     return name, level
+
+
+def _max_turns(options: Options, settings: Mapping[str, Any], needed: int) -> int:
+    """The command line's; else the run's or the default, which may be of an environment with fewer turns."""
+    return settings["max_turns"] if options.max_turns is not None else max(settings["max_turns"], needed)
 
 
 def _reward_name(options: Options, run: Mapping[str, Any], env: str) -> str:
@@ -202,11 +218,12 @@ def _require_distinct(cells: Sequence[Cell]) -> None:
             )
 
 
-def by_env(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
-    """(environment, its cells), in the order in which the environments were named."""
-    order = list(dict.fromkeys(cell.spec for cell in cells))
-    ordered = sorted(cells, key=lambda cell: order.index(cell.spec))
-    return ((spec, list(members)) for spec, members in groupby(ordered, key=lambda cell: cell.spec))
+def by_limits(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells that can share engines, of one environment and one limit of turns, in the order named."""
+    shared: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        shared.setdefault((cell.spec, cell.max_turns), []).append(cell)
+    return list(shared.values())
 
 
 def settings_of(options: Options, source: Source | None) -> dict[str, Any]:
@@ -226,7 +243,7 @@ def engine_config(options: Options, source: Source, settings: Mapping[str, Any],
     """The configuration of the engines that sample `cell` from the policy of `source`."""
     return replace(
         Config(),
-        **settings,
+        **{**settings, "max_turns": cell.max_turns},
         model=source.model,
         env=cell.spec,
         level=cell.level,

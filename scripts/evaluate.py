@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from rollout.trajectory import Trajectory, TrajectoryGroup
 from scripts._evaluate_options import Options, spread
 from scripts._evaluate_plan import EVALUATION, Plan, check, make_other, make_plan
 from scripts._evaluate_report import Report
-from scripts._evaluated import LIMITS, Cell, by_env, endpoint_spec
+from scripts._evaluated import LIMITS, Cell, by_limits, endpoint_spec
 
 AGAINST = "against.json"
 NUM_CONCURRENT_OF_ENDPOINT = 16
@@ -44,7 +45,7 @@ REFUSED, EVALUATED = 2, 0
 
 
 async def with_engines(plan: Plan, cells: Sequence[Cell]) -> list[list[TrajectoryGroup]]:
-    """The groups of each cell, all of one environment, from engines of this plan's policy."""
+    """The groups of each cell, all of one environment and limit, from engines of this plan's policy."""
     config = plan.config(cells[0])
     engines = make_rollouts(config)
     try:
@@ -83,7 +84,7 @@ async def collect(
 
 
 async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[TrajectoryGroup]]:
-    """The groups of each cell, all of one environment, from the endpoint."""
+    """The groups of each cell, all of one environment and limit, from the endpoint."""
     endpoint = ChatEndpoint(endpoint_spec(plan.options))
     definition = cells[0].definition
     try:
@@ -91,7 +92,9 @@ async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[Trajecto
             endpoint=endpoint,
             definition=definition,
             reward=resolve_reward(cells[0].reward, definition),
-            limits=Limits(**{name: plan.settings[name] for name in LIMITS}),
+            limits=replace(
+                Limits(**{name: plan.settings[name] for name in LIMITS}), max_turns=cells[0].max_turns
+            ),
             run_seed=plan.settings["seed"],
         )
         num_concurrent = plan.options.num_concurrent or NUM_CONCURRENT_OF_ENDPOINT
@@ -104,7 +107,7 @@ async def evaluate(plan: Plan) -> Evaluation:
     """Every cell sampled and scored, by one version of one policy."""
     sample = with_engines if plan.source else with_endpoint
     outcomes, trajectories = [], []
-    for _, cells in by_env(plan.cells):
+    for cells in by_limits(plan.cells):
         for cell, groups in zip(cells, await sample(plan, cells), strict=True):
             outcomes += [outcome_of(group, cell.definition.name, cell.level) for group in groups]
             found = [trajectory for group in groups for trajectory in group.trajectories]

@@ -15,7 +15,7 @@ from rl.config import Config
 from rl.evaluation import EvaluationError
 from scripts._evaluate_options import Options
 from scripts._evaluate_plan import make_plan
-from scripts._evaluated import Source, find_policy
+from scripts._evaluated import Source, by_limits, find_policy
 from scripts.evaluate import warn
 from tests.tiny import make_tiny_model
 
@@ -94,3 +94,26 @@ def test_a_model_of_the_hub_is_recorded_with_its_commit(tmp_path: Path, model: P
     (stored / "refs" / "main").write_text(commit)
     assert source.facts()["revision"] == commit
     assert find_policy(str(model)).facts()["revision"] is None
+
+
+def test_each_level_has_the_turns_that_it_takes(run: Path) -> None:
+    """A run on calc has 8 turns; grid:2 takes up to 12, and is no reason to refuse, nor to change calc's."""
+    plan = make_plan(Options(model=str(run), env=("calc:1", "grid:2", "calc:2"), num_tasks=20))
+    assert {cell.name: plan.config(cell).max_turns for cell in plan.cells} == {
+        "calc:1": 8,
+        "grid:2": 12,
+        "calc:2": 8,
+    }
+    assert [[cell.name for cell in cells] for cells in by_limits(plan.cells)] == [
+        ["calc:1", "calc:2"],
+        ["grid:2"],
+    ]
+    recorded = plan.recorded_settings()
+    assert (recorded["max_turns"], recorded["max_turns_by_cell"]) == (8, {"grid:2": 12})
+    alone = make_plan(Options(model=str(run), env=("calc:1",), num_tasks=20))
+    assert "max_turns_by_cell" not in alone.recorded_settings()
+
+
+def test_turns_that_are_given_hold_for_every_level(run: Path) -> None:
+    plan = make_plan(Options(model=str(run), env=("calc:1", "grid:2"), num_tasks=20, max_turns=9))
+    assert [cell.max_turns for cell in plan.cells] == [9, 9]
