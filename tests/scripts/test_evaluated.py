@@ -12,9 +12,10 @@ import pytest
 
 from rl.checkpoint import HASHES, sha256
 from rl.config import Config
-from rl.evaluation import EvaluationError
+from rl.evaluation import Evaluation, EvaluationError, TaskOutcome
 from scripts._evaluate_options import Options
 from scripts._evaluate_plan import make_plan
+from scripts._evaluate_report import Report
 from scripts._evaluated import Source, by_limits, find_policy
 from scripts.evaluate import warn
 from tests.tiny import make_tiny_model
@@ -117,3 +118,17 @@ def test_each_level_has_the_turns_that_it_takes(run: Path) -> None:
 def test_turns_that_are_given_hold_for_every_level(run: Path) -> None:
     plan = make_plan(Options(model=str(run), env=("calc:1", "grid:2"), num_tasks=20, max_turns=9))
     assert [cell.max_turns for cell in plan.cells] == [9, 9]
+
+
+def test_versions_that_differ_are_told_and_written() -> None:
+    outcome = TaskOutcome(task="a", env="calc", level=1, solved=(True,))
+    ours, other = (
+        Evaluation(policy={"name": "p"}, settings={}, versions=versions, outcomes=(outcome,))
+        for versions in ({"vllm": "2", "torch": "1", "commit": "b"}, {"vllm": "1", "torch": "1"})
+    )
+    report = Report.of(ours, other, [1])
+    assert [line.strip() for line in report.lines() if "versions" in line] == [
+        "NOTE: the versions differ: commit: 'b' against None",
+        "NOTE: the versions differ: vllm: '2' against '1'",
+    ]
+    assert report.to_json()["against"]["versions"] == {"vllm": "1", "torch": "1"}
