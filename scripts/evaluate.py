@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ from rl.evaluation import Evaluation, EvaluationError, count_errors, outcome_of
 from rl.machine import source_commit, stack_versions
 from rl.run_dir import default_run_dir
 from rollout.chat_endpoint import ChatEndpoint, EndpointError, EndpointRollouts
-from rollout.collector import Collector, CollectorSpec
+from rollout.collector import Collector, CollectorSpec, GroupRequest
 from rollout.limits import Limits
 from rollout.task_stream import TaskStream
 from rollout.trajectory import Trajectory, TrajectoryGroup
+from rollout.workers import within
 from scripts._evaluate_options import Options, spread
 from scripts._evaluate_plan import EVALUATION, Plan, check, make_other, make_plan
 from scripts._evaluate_report import Report
@@ -55,16 +56,37 @@ async def with_engines(plan: Plan, cells: Sequence[Cell]) -> list[list[Trajector
         await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Runs the groups of `rollouts` (a GroupRunner), each within `deadline_s` seconds, as an engine does."""
+
+    rollouts: EndpointRollouts
+    deadline_s: float
+
+    async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
+        """Run one group to its end. Raises PeerFailedError: it did not come to one in time."""
+        return await within(
+            self.rollouts.run_group(request),
+            self.deadline_s,
+            waiter="the evaluation",
+            awaited=f"group {request.index} of {self.rollouts.endpoint.spec.url} (--group-deadline-s)",
+        )
+
+
 async def collect(
     plan: Plan, cells: Sequence[Cell], runners: Sequence[Any], num_concurrent: int
 ) -> list[list[TrajectoryGroup]]:
-    """The groups of each cell, a cell at a time, so that one has the same samples alone and among others."""
+    """The groups of each cell, a cell at a time, so that one has the same samples alone and among others.
+
+    A runner gives each group its own deadline, from the moment that it is begun, and the first that is late
+    ends the evaluation: what hangs is noticed after one deadline, not after one for every round.
+    """
     num_groups = max(1, num_concurrent // plan.options.num_samples)
     num_rounds = -(-plan.options.num_tasks // (num_groups * len(runners)))
     spec = CollectorSpec(
         group_size=plan.options.num_samples,
         max_groups_per_runner=num_groups,
-        # One group after another may take its whole deadline.
+        # Never reached: one group after another may take its whole deadline, and the runners hold them to it.
         deadline_s=plan.options.group_deadline_s * num_rounds,
     )
     stream = TaskStream(env=cells[0].spec, level=cells[0].level, run_seed=plan.settings["seed"])
@@ -98,7 +120,8 @@ async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[Trajecto
             run_seed=plan.settings["seed"],
         )
         num_concurrent = plan.options.num_concurrent or NUM_CONCURRENT_OF_ENDPOINT
-        return await collect(plan, cells, [rollouts], num_concurrent)
+        timed = Timed(rollouts=rollouts, deadline_s=plan.options.group_deadline_s)
+        return await collect(plan, cells, [timed], num_concurrent)
     finally:
         await endpoint.close()
 

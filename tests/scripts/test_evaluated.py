@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
+from recipes.stopping import STOPPED
 from rl.checkpoint import HASHES, sha256
 from rl.config import Config
 from rl.evaluation import Evaluation, EvaluationError, TaskOutcome
+from rollout.collector import GroupRequest
+from rollout.failures import PeerFailedError
+from rollout.trajectory import TrajectoryGroup
+from rollout.workers import RemoteRollouts
 from scripts._evaluate_options import Options
 from scripts._evaluate_plan import make_plan
 from scripts._evaluate_report import Report
 from scripts._evaluated import Source, by_limits, find_policy
-from scripts.evaluate import warn
+from scripts.evaluate import collect, main, warn
+from tests.chat_server import completion, serving
 from tests.tiny import make_tiny_model
 
 
@@ -132,3 +142,41 @@ def test_versions_that_differ_are_told_and_written() -> None:
         "NOTE: the versions differ: vllm: '2' against '1'",
     ]
     assert report.to_json()["against"]["versions"] == {"vllm": "1", "torch": "1"}
+
+
+class Silent:
+    """The handle of an actor whose calls never end."""
+
+    class run_group:  # noqa: N801  (a method of the actor)
+        @staticmethod
+        def remote(request: GroupRequest) -> asyncio.Future[TrajectoryGroup]:
+            return asyncio.get_running_loop().create_future()
+
+
+def test_an_engine_that_hangs_is_noticed_after_one_groups_deadline(run: Path) -> None:
+    """20 groups, one at a time: 20 deadlines until the collector would notice."""
+    options = Options(model=str(run), env=("calc:1",), num_tasks=20, group_deadline_s=0.5)
+    plan = make_plan(options)
+    rollouts = object.__new__(RemoteRollouts)  # without its Ray actor
+    rollouts.name, rollouts._group_s, rollouts._actor = "engine 0", 0.5, Silent
+    started = time.monotonic()
+    with pytest.raises(PeerFailedError, match=r"waited 0.5 s for engine 0 \(group 0\)"):
+        asyncio.run(collect(plan, plan.cells, [rollouts], num_concurrent=1))
+    assert time.monotonic() - started < 5
+    assert plan.config(plan.cells[0]).group_deadline_s == 0.5  # what the engines of `plan` are made with
+
+
+def test_an_endpoint_that_hangs_is_noticed_after_one_groups_deadline(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        return completion("hi") if body["max_tokens"] == 1 else (time.sleep(60) or completion("late"))
+
+    started = time.monotonic()
+    with serving(answer) as server:
+        named = ["--endpoint", server.url, "--endpoint-model", "m", "--env", "calc:1", "--num-tasks", "24"]
+        limits = ["--group-deadline-s", "1", "--num-concurrent", "1", "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["evaluate", *named, *limits])
+        assert main() == STOPPED
+    assert "the evaluation waited 1 s for group 0 of" in capsys.readouterr().err
+    assert time.monotonic() - started < 12
