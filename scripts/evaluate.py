@@ -31,10 +31,10 @@ from rl.machine import source_commit, stack_versions
 from rl.run_dir import default_run_dir
 from rollout.chat_endpoint import ChatEndpoint, EndpointError, EndpointRollouts
 from rollout.collector import Collector, CollectorSpec, GroupRequest
+from rollout.failures import PeerFailedError
 from rollout.limits import Limits
 from rollout.task_stream import TaskStream
 from rollout.trajectory import Trajectory, TrajectoryGroup
-from rollout.workers import within
 from scripts._evaluate_options import Options, spread
 from scripts._evaluate_plan import EVALUATION, Plan, check, make_other, make_plan
 from scripts._evaluate_report import Report
@@ -65,12 +65,17 @@ class Timed:
 
     async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
         """Run one group to its end. Raises PeerFailedError: it did not come to one in time."""
-        return await within(
-            self.rollouts.run_group(request),
-            self.deadline_s,
-            waiter="the evaluation",
-            awaited=f"group {request.index} of {self.rollouts.endpoint.spec.url} (--group-deadline-s)",
-        )
+        deadline = asyncio.timeout(self.deadline_s)
+        try:
+            async with deadline:
+                return await self.rollouts.run_group(request)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise PeerFailedError(
+                f"the evaluation waited {self.deadline_s:g} s (--group-deadline-s) for group {request.index} "
+                f"of endpoint {self.rollouts.endpoint.spec.url}, which came to no end"
+            ) from None
 
 
 async def collect(

@@ -178,5 +178,5 @@ def test_an_endpoint_that_hangs_is_noticed_after_one_groups_deadline(
         limits = ["--group-deadline-s", "1", "--num-concurrent", "1", "--out", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", ["evaluate", *named, *limits])
         assert main() == STOPPED
-    assert "the evaluation waited 1 s for group 0 of" in capsys.readouterr().err
+    assert "the evaluation waited 1 s (--group-deadline-s) for group 0 of" in capsys.readouterr().err
     assert time.monotonic() - started < 12
