@@ -92,8 +92,8 @@ class Options:
     """Times that a request to an endpoint is made again after a failure that may pass."""
 
     out: str = ""
-    """Folder of evaluation.json, and of against.json where --against was sampled too; new or empty. Empty:
-    runs/evaluate-<time>."""
+    """Folder of evaluation.json and the episodes, and of against.json and against/ where --against was
+    sampled too; new or empty. Empty: runs/evaluate-<time>."""
 
     @property
     def num_samples(self) -> int:

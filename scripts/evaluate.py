@@ -6,8 +6,8 @@
 
 Every task and every random stream is a pure function of (seed, task, sample), so two policies meet the same
 ones. The samples of a task are one observation, and an episode that could not be scored counts as not solved
-and is told. Written to --out: evaluation.json, which a later --against takes. Exit code 0: evaluated; 2:
-refused before it began; 3: an engine or the endpoint failed.
+and is told. Written to --out: evaluation.json, which a later --against takes, and every episode, which
+scripts.view shows. Exit code 0: evaluated; 2: refused before it began; 3: an engine or the endpoint failed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ from rollout.task_stream import TaskStream
 from rollout.trajectory import Trajectory, TrajectoryGroup
 from scripts._evaluate_options import Options, spread
 from scripts._evaluate_plan import EVALUATION, Plan, check, make_other, make_plan
+from scripts._evaluate_record import Sampled, write_episodes
 from scripts._evaluate_report import Report
 from scripts._evaluated import LIMITS, Cell, by_limits, endpoint_spec
 
 AGAINST = "against.json"
+AGAINST_EPISODES = "against"
 NUM_CONCURRENT_OF_ENDPOINT = 16
 REFUSED, EVALUATED = 2, 0
 
@@ -131,27 +133,28 @@ async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[Trajecto
         await endpoint.close()
 
 
-async def evaluate(plan: Plan) -> Evaluation:
+async def evaluate(plan: Plan) -> Sampled:
     """Every cell sampled and scored, by one version of one policy."""
     sample = with_engines if plan.source else with_endpoint
-    outcomes, trajectories = [], []
+    outcomes, all_groups = [], []
     for cells in by_limits(plan.cells):
         for cell, groups in zip(cells, await sample(plan, cells), strict=True):
             outcomes += [outcome_of(group, cell.definition.name, cell.level) for group in groups]
-            found = [trajectory for group in groups for trajectory in group.trajectories]
-            require_success(cell, found)
-            trajectories += found
+            require_success(cell, [trajectory for group in groups for trajectory in group.trajectories])
+            all_groups += groups
+    trajectories = [trajectory for group in all_groups for trajectory in group.trajectories]
     spans = (span for t in trajectories for turn in t.turns for span in turn.completion.version_spans)
     versions = {span.version for span in spans}
     if len(versions) > 1:
         raise RuntimeError(f"one policy version was to be evaluated and {sorted(versions)} have sampled")
-    return Evaluation(
+    evaluation = Evaluation(
         policy=plan.recorded_policy(),
         settings=plan.recorded_settings(),
         versions=versions_here(),
         outcomes=tuple(outcomes),
         errors=count_errors(trajectories),
     )
+    return Sampled(evaluation=evaluation, groups=all_groups)
 
 
 def require_success(cell: Cell, trajectories: Sequence[Trajectory]) -> None:
@@ -183,13 +186,13 @@ def require_empty(out: Path) -> None:
         raise EvaluationError(f"--out {out} is not empty; give a new or an empty folder")
 
 
-async def evaluate_both(plan: Plan, other: Plan | Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
+async def evaluate_both(plan: Plan, other: Plan | Evaluation | None) -> tuple[Sampled, Sampled | None]:
     ours = await evaluate(plan)
-    return ours, await evaluate(other) if isinstance(other, Plan) else other
+    return ours, await evaluate(other) if isinstance(other, Plan) else None
 
 
-def run(plan: Plan, other: Plan | Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
-    """Both evaluations, on a Ray of their own where there are engines."""
+def run(plan: Plan, other: Plan | Evaluation | None) -> tuple[Sampled, Sampled | None]:
+    """Both evaluations, the other unless it is made already, on a Ray of their own if there are engines."""
     of_engines = [each for each in (plan, other) if isinstance(each, Plan) and each.source]
     try:
         if of_engines:
@@ -214,7 +217,7 @@ def main() -> int:
         print(f"Nothing was evaluated:\n{error}", file=sys.stderr)
         return REFUSED
     try:
-        ours, theirs = run(plan, other)
+        ours, sampled_other = run(plan, other)
     except EvaluationError as error:
         print(f"\nSTOPPED: {error}", file=sys.stderr)
         return STOPPED
@@ -224,13 +227,19 @@ def main() -> int:
             raise
         print(f"\nSTOPPED: {stop.cause}", file=sys.stderr)
         return stop.exit_code
-    report = Report.of(ours, theirs, options.ks)
+    theirs = sampled_other.evaluation if sampled_other else other
+    assert not isinstance(theirs, Plan)  # a plan was sampled
+    report = Report.of(ours.evaluation, theirs, options.ks)
     print("\n".join(report.lines()))
     out.mkdir(parents=True, exist_ok=True)
     atomic_write_json(out / EVALUATION, report.to_json())
-    if isinstance(other, Plan) and theirs is not None:
-        atomic_write_json(out / AGAINST, Report.of(theirs, None, options.ks).to_json())
-    print(f"written: {', '.join(str(path) for path in sorted(out.glob('*.json')))}")
+    write_episodes(out, ours)
+    if sampled_other:
+        against = Report.of(sampled_other.evaluation, None, options.ks)
+        atomic_write_json(out / AGAINST, against.to_json())
+        write_episodes(out / AGAINST_EPISODES, sampled_other)
+    print(f"written: {', '.join(str(path) for path in sorted(out.glob('*.json*')))}")
+    print(f"the episodes: python -m scripts.view {out}")
     return EVALUATED
 
 

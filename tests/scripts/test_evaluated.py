@@ -27,6 +27,7 @@ from scripts._evaluate_plan import make_plan
 from scripts._evaluate_report import Report
 from scripts._evaluated import Source, by_limits, find_policy
 from scripts.evaluate import collect, main, warn
+from scripts.viewer.run import open_runs
 from tests.chat_server import completion, serving
 from tests.tiny import make_tiny_model
 
@@ -180,3 +181,17 @@ def test_an_endpoint_that_hangs_is_noticed_after_one_groups_deadline(
         assert main() == STOPPED
     assert "the evaluation waited 1 s (--group-deadline-s) for group 0 of" in capsys.readouterr().err
     assert time.monotonic() - started < 12
+
+
+def test_the_episodes_are_written_for_the_viewer(tmp_path: Path, monkeypatch) -> None:
+    with serving(lambda body: completion("hi")) as server:
+        named = ["--endpoint", server.url, "--endpoint-model", "m", "--env", "calc:1", "calc:2", "--k", "2"]
+        monkeypatch.setattr(sys, "argv", ["evaluate", *named, "--num-tasks", "3", "--out", str(tmp_path)])
+        assert main() == 0
+    (viewed,) = open_runs([tmp_path])
+    viewed.refresh_fully()
+    assert viewed.problem_texts == []
+    rows = [(row.split, row.step, row.level, row.group, row.member) for row in viewed.index.rows]
+    # two samples of each of three tasks of each level, and no two tasks under one number
+    assert rows == [("eval", 0, 1 + group // 3, group, member) for group in range(6) for member in range(2)]
+    assert viewed.manifest["policy"]["name"] == "m"
