@@ -10,13 +10,25 @@ from rl.evaluation import level_result, outcome_of
 from rl.intervals import SuccessRate
 from rl.journal import Journal
 from rl.run_dir import RunDir
+from rl.screens import success_text
 from rollout.collector import Collector
-from rollout.jsonl import JsonlWriter
+from rollout.jsonl import JsonlWriter, read_jsonl
 from rollout.task_stream import TaskStream
 from rollout.workers import RemoteRollouts
 
 EVALUATIONS = "evaluations.jsonl"
 """In the run directory: one line an evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Success on the held-out tasks; of the failures `num_unscored` are episodes that could not be scored."""
+
+    rate: SuccessRate
+    num_unscored: int
+
+    def __str__(self) -> str:
+        return success_text(self.rate, self.num_unscored)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +49,16 @@ class HeldOut:
         every = self.config.eval_every
         return every > 0 and step % every == 0 and step < self.config.num_steps
 
-    async def evaluate(self, step: int) -> SuccessRate:
+    async def before(self, known: SuccessRate | None) -> Measured:
+        """Success of the starting policy; of a run that goes on, what it had found."""
+        if known is None:
+            return await self.evaluate(step=0)
+        path = self.directory.path / EVALUATIONS
+        rows = read_jsonl(path) if path.exists() else ()
+        unscored = (row["unscored"] for row in rows if row["step"] == 0)
+        return Measured(rate=known, num_unscored=next(unscored, 0))
+
+    async def evaluate(self, step: int) -> Measured:
         """Success after `step` steps; an episode that could not be scored counts as not solved."""
         config = self.config
         stream = TaskStream(env=config.env, level=config.level, run_seed=config.seed, split=Split.HELD_OUT)
@@ -62,4 +83,4 @@ class HeldOut:
         with JsonlWriter(self.directory.path / EVALUATIONS) as file:
             file.append([row])
         self.journal.track_evaluation(step, result)
-        return SuccessRate(num_solved, result.num_tasks)
+        return Measured(rate=SuccessRate(num_solved, result.num_tasks), num_unscored=result.num_unscored)

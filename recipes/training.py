@@ -56,7 +56,7 @@ async def train_and_judge(run: Run, started: float) -> int:
     )
     run.console.show_gap(before_sync, after_sync, config.gap_limit)
     held_out = HeldOut(config=config, collector=run.collector, journal=run.journal, directory=run.directory)
-    before = resumed.before or await held_out.evaluate(step=0)
+    before = await held_out.before(resumed.before)
     run.console.say(f"success before training, on held-out tasks: {before}")
     gates = StepGates(
         gap_limit=config.gap_limit,
@@ -83,7 +83,7 @@ async def train_and_judge(run: Run, started: float) -> int:
             num_trained_tokens=run.journal.num_trained_tokens,
             num_sampled_tokens=run.journal.num_sampled_tokens,
             wall_s=resumed.wall_s + time.monotonic() - started,
-            success_before=(before.num_successes, before.num_tasks),
+            success_before=(before.rate.num_successes, before.rate.num_tasks),
             objective=objective.state(),
             gates=gates.state(),
             record_is_full=run.journal.record_is_full,
@@ -118,12 +118,13 @@ async def train_and_judge(run: Run, started: float) -> int:
     if config.budget_tokens:
         run.console.say(_budget_line(config, last_step, run.journal.num_sampled_tokens))
     after = await held_out.evaluate(last_step)
-    judged = verdict(before, after, config.min_gain)
+    judged = verdict(before.rate, after.rate, config.min_gain)
     checkpoint = run.directory.checkpoint(last_step)
     run.console.show_end(
         EndFacts(
-            before=before,
-            after=after,
+            before=before.rate,
+            after=after.rate,
+            num_unscored=(before.num_unscored, after.num_unscored),
             verdict=judged,
             wall_s=resumed.wall_s + time.monotonic() - started,
             paths={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rl.evaluation import (
     Estimate,
@@ -88,6 +89,15 @@ def require_same_tasks(ours: set[TaskKey], theirs: set[TaskKey]) -> None:
 
 def differing_settings(ours: Evaluation, other: Evaluation) -> list[str]:
     """What else differs between the two than the policy, one line a setting."""
-    names = sorted(ours.settings.keys() | other.settings.keys())
-    pairs = ((name, ours.settings.get(name), other.settings.get(name)) for name in names)
-    return [f"{name}: {mine!r} against {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
+    return _differing(ours.settings, other.settings)
+
+
+def differing_versions(ours: Evaluation, other: Evaluation) -> list[str]:
+    """What software differs between the two, one line a package; "commit" is that of our code."""
+    return _differing(ours.versions, other.versions)
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    names = sorted(ours.keys() | theirs.keys())
+    pairs = ((name, ours.get(name), theirs.get(name)) for name in names)
+    return [f"{name}: {mine!r} against {other!r}" for name, mine, other in pairs if mine != other]

@@ -36,10 +36,14 @@ def pass_at_k(num_samples: int, num_solved: np.ndarray, k: int) -> np.ndarray:
 def mean_interval(values: np.ndarray, weight: float) -> tuple[float, float]:
     """The 95 % interval of the mean of task values in [0, 1]: Wilson's, at the effective number of tasks.
 
-    The effective number is that of yes-or-no tasks whose mean would be as uncertain: N m(1-m) / s², at least
-    N (Kish 1965; in Wilson's interval: Franco et al. 2019, J. Surv. Stat. Methodol. 7:334). Mean m and
-    variance s² are taken with two pseudo-tasks, a 0 and a 1, each of `weight` tasks: without them a sample of
-    zeros alone would say that tasks do not differ; with them its interval is Wilson's on N tasks.
+    The effective number is that of yes-or-no tasks whose mean would be as uncertain, N m(1-m) / s²: N over
+    the design effect (Kish 1965, Survey Sampling), put into Wilson's interval as Franco et al. 2019 recommend
+    (J. Surv. Stat. Methodol. 7:334). Mean m and variance s² are taken with two pseudo-tasks, a 0 and a 1, of
+    `weight` tasks each, which is ours: without them a sample of zeros alone would say that tasks do not
+    differ; with them its interval is Wilson's on N tasks.
+
+    By simulation (tests/rl/test_evaluation.py) it holds the truth of pass@1, avg@n and pass@4 in 94 to 96 of
+    100 cases with 64 or 256 tasks while pass@k is between 0.2 and 0.9, and in up to 98 nearer to 1.
 
     values: (N,). weight: k / n, as one task with n samples shows n / k independent sets of k. With one sample
     a task (weight 1) this is Wilson's interval exactly, that of rl.intervals.SuccessRate.
@@ -56,7 +60,11 @@ def difference_interval(differences: np.ndarray, weight: float) -> tuple[float, 
 
     Bonett and Price 2012 (J. Educ. Behav. Stat. 37:479) for pairs of proportions: the normal interval after
     adding one pair of each sign, so that it is not empty where no pair differs. Here the two have a `weight`
-    as in `mean_interval`; with one sample a task it is their interval exactly.
+    as in `mean_interval`, which is ours; with one sample a task it is their interval exactly.
+
+    By simulation it holds the truth in 95 to 96 of 100 cases for pass@1 and avg@n. It is wide rather than
+    wrong where few pairs differ, as for a pass@k near 1, whose pseudo-pairs weigh most: for pass@4 of 8
+    samples and 64 tasks in 96 at pass@4 = 0.65, 97 at 0.86, and in more than 99 above 0.95.
 
     differences: (N,).
     """

@@ -61,6 +61,7 @@ class EndFacts:
     wall_s: float
     paths: Mapping[str, str]  # what was written -> where
     next_commands: Sequence[str]
+    num_unscored: tuple[int, int] = (0, 0)  # episodes before and after that count as not solved
 
 
 def start_lines(facts: StartFacts) -> Iterator[str]:
@@ -180,14 +181,19 @@ def end_lines(facts: EndFacts) -> Iterator[str]:
     """Success before and after, what was written, what to try next; the last line is the verdict."""
     yield ""
     yield "success on held-out tasks"
-    yield f"  starting policy  {facts.before}"
-    yield f"  trained policy   {facts.after}"
+    yield f"  starting policy  {success_text(facts.before, facts.num_unscored[0])}"
+    yield f"  trained policy   {success_text(facts.after, facts.num_unscored[1])}"
     yield "written"
     yield from _table(facts.paths.items())
     yield "next"
     yield from (f"  {command}" for command in facts.next_commands)
     yield ""
     yield verdict_line(facts.verdict, facts.wall_s)
+
+
+def success_text(rate: SuccessRate, num_unscored: int) -> str:
+    """A success rate, and how many of its failures are episodes that could not be scored, if any."""
+    return f"{rate}" + (f"; {num_unscored} unscored, counted as not solved" if num_unscored else "")
 
 
 def verdict_line(verdict: Verdict, wall_s: float) -> str:

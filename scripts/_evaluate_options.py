@@ -59,7 +59,7 @@ class Options:
     """Draw from the tokens at least this share as likely as the likeliest; 0: from all."""
 
     max_turns: int | None = None
-    """Turns of an episode."""
+    """Turns of an episode. None: the run's or the default, and at least what each level takes."""
     max_turn_tokens: int | None = None
     """Tokens that the policy may sample in one turn."""
     max_total_tokens: int | None = None
@@ -92,8 +92,8 @@ class Options:
     """Times that a request to an endpoint is made again after a failure that may pass."""
 
     out: str = ""
-    """Folder of evaluation.json, and of against.json where --against was sampled too; new or empty. Empty:
-    runs/evaluate-<time>."""
+    """Folder of evaluation.json and the episodes, and of against.json and against/ where --against was
+    sampled too; new or empty. Empty: runs/evaluate-<time>."""
 
     @property
     def num_samples(self) -> int:
@@ -110,17 +110,22 @@ LISTS = ("--k", "--env")
 
 
 def spread(arguments: Sequence[str]) -> list[str]:
-    """`arguments` with 1,4,16 as three values where an option takes several."""
+    """`arguments` with 1,4,16 as three values where an option takes several, and its repeats as one option.
+
+    Of `--env calc:1 --env calc:2`, as scripts.compare has it, the parser would keep the last without a word.
+    """
     words: list[str] = []
+    listed: dict[str, list[str]] = {}
     option = ""
     for word in arguments:
-        option, equals, value = word.partition("=") if word.startswith("--") else (option, "", word)
+        is_option = word.startswith("--")
+        option, equals, value = word.partition("=") if is_option else (option, "", word)
         if option not in LISTS:
             words.append(word)
             continue
-        words += [option] if word.startswith("--") else []
-        words += value.split(",") if equals or not word.startswith("--") else []
-    return words
+        values = listed.setdefault(option, [])
+        values += value.split(",") if equals or not is_option else []
+    return words + [word for option, values in listed.items() for word in (option, *values)]
 
 
 def require_options(options: Options) -> None:

@@ -53,6 +53,9 @@ class Plan:
         """What evaluation.json says of how the policy was sampled."""
         options = self.options
         chosen = dict(self.settings)
+        raised = {c.name: c.max_turns for c in self.cells if c.max_turns != self.settings["max_turns"]}
+        if raised:
+            chosen["max_turns_by_cell"] = raised
         if self.source:
             config = self.config(self.cells[0])
             chosen |= {"device": config.device, "engine_dtype": config.engine_dtype}
@@ -83,7 +86,7 @@ def make_plan(options: Options) -> Plan:
     if source is None:
         endpoint_spec(options)
     settings = settings_of(options, source)
-    cells = parse_cells(options, source, settings["seed"])
+    cells = parse_cells(options, source, settings)
     return Plan(options=options, source=source, settings=settings, cells=cells)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from rl.evaluation import Estimate, Evaluation, LevelResult
-from rl.paired import LevelDifference, differences, differing_settings
+from rl.paired import LevelDifference, differences, differing_settings, differing_versions
 from rl.pass_at_k import MIN_TASKS
 
 
@@ -47,6 +47,8 @@ class Report:
             )
             for line in differing_settings(self.evaluation, self.other):
                 yield f"  NOTE: the settings differ: {line}"
+            for line in differing_versions(self.evaluation, self.other):
+                yield f"  NOTE: the versions differ: {line}"
         if any(result.average.low is None for result in self.results):
             yield f"  NOTE: no interval is computed from fewer than {MIN_TASKS} tasks"
 
@@ -60,6 +62,7 @@ class Report:
             found["against"] = {
                 "policy": dict(self.other.policy),
                 "settings": dict(self.other.settings),
+                "versions": dict(self.other.versions),
                 "results": [_as_json(result) for result in self.other_results],
                 "differences": [_as_json(each) for each in self.differences],
             }

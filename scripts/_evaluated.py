@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
-from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
 
 from envs.messages import Task
 from envs.registry import EnvDefinition, resolve_env, split_level
 from envs.splits import Split
 from rewards.base import resolve_reward
+from rl.checkpoint import HASHES, CheckpointError, checkpoints_of, newest_sound, verify
 from rl.config import Config
 from rl.defaults import resolve
 from rl.evaluation import EvaluationError
 from rl.machine import Machine
 from rl.model import model_facts
+from rl.model_folder import HUB_ID
 from rl.preflight import model_problems, prompt_problems, reward_model_problems
 from rl.validation import ConfigError, validate
 from rollout.chat_endpoint import EndpointSpec
@@ -42,22 +45,27 @@ class Source:
     model: str
     run: Mapping[str, Any]
     step: int | None = None
+    digest: str | None = None  # of its weights, where they are files here
+    warnings: Sequence[str] = ()  # what is damaged: newer checkpoints, or the checkpoint that was named
 
     def facts(self) -> dict[str, Any]:
-        """What evaluation.json says of the policy: its weights by their digest where they are files here."""
-        folder = Path(self.model).expanduser()
-        digest = weights_digest(folder) if folder.is_dir() else None
-        return {"name": self.name, "model": self.model, "step": self.step, "weights_blake2b": digest}
+        """What evaluation.json says of the policy; of a hub id the commit that was loaded."""
+        facts = {"name": self.name, "model": self.model, "step": self.step}
+        return {**facts, "weights_blake2b": self.digest, "revision": hub_commit(self.model)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """The held-out tasks of one environment and level. `spec` names the environment, `reward` its reward."""
+    """The held-out tasks of one environment and level. `spec` names the environment, `reward` its reward.
+
+    `max_turns` is the setting's, or what the level takes where that is more and none was given.
+    """
 
     spec: str
     definition: EnvDefinition
     level: int
     reward: str
+    max_turns: int
     tasks: Sequence[Task]
 
     @property
@@ -66,22 +74,47 @@ class Cell:
 
 
 def find_policy(name: str) -> Source:
-    """The policy that `name` stands for; of the directory of a run its newest checkpoint.
+    """The policy that `name` stands for; of the directory of a run its newest sound checkpoint.
+
+    The weights' digest is taken here: a run that goes on may have pruned the checkpoint when all is sampled.
 
     Raises:
-        EvaluationError: a run without a checkpoint, or with settings that are not those of a run.
+        EvaluationError: a run without a checkpoint or with damaged ones alone, or with settings that are not
+            those of a run.
     """
     folder = Path(name).expanduser()
     checkpoints = folder / "checkpoints"
     if not checkpoints.is_dir():
-        return Source(name=name, model=name, run={})
-    saved = sorted(path for path in checkpoints.glob("step_*") if path.is_dir())
-    if not saved:
+        return Source(
+            name=name, model=name, run={}, digest=weights_digest(folder), warnings=_damage_of(folder)
+        )
+    if not checkpoints_of(checkpoints):
         raise EvaluationError(
             f"{name} is a run without a checkpoint yet; wait for one (--save-every), or evaluate its model"
         )
-    step = int(saved[-1].name.removeprefix("step_"))
-    return Source(name=name, model=str(saved[-1]), run=_run_settings(folder / "config.json"), step=step)
+    run = _run_settings(folder / "config.json")
+    try:
+        saved, problems = newest_sound(checkpoints)
+        digest = weights_digest(saved) if saved else None
+    except OSError as error:
+        raise EvaluationError(
+            f"{name}: a checkpoint went while it was read ({error}); the run goes on and keeps its newest. "
+            "Try again"
+        ) from error
+    if saved is None:
+        raise EvaluationError("\n".join([f"{name} is a run without a sound checkpoint:", *problems]))
+    step = int(saved.name.removeprefix("step_"))
+    return Source(name=name, model=str(saved), run=run, step=step, digest=digest, warnings=tuple(problems))
+
+
+def _damage_of(folder: Path) -> tuple[str, ...]:
+    """What is wrong with `folder` by its own hashes; nothing where it has none, as no checkpoint of a run."""
+    try:
+        if (folder / HASHES).is_file():
+            verify(folder)
+    except CheckpointError as error:
+        return (str(error),)
+    return ()
 
 
 def _run_settings(path: Path) -> Mapping[str, Any]:
@@ -95,8 +128,10 @@ def _run_settings(path: Path) -> Mapping[str, Any]:
     return settings
 
 
-def weights_digest(folder: Path) -> str:
-    """BLAKE2b of the names and bytes of a model folder's weights."""
+def weights_digest(folder: Path) -> str | None:
+    """BLAKE2b of the names and bytes of a model folder's weights; None where there is no such folder."""
+    if not folder.is_dir():
+        return None
     digest = blake2b(digest_size=16)
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(path.name.encode())
@@ -106,7 +141,15 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def parse_cells(options: Options, source: Source | None, seed: int) -> list[Cell]:
+def hub_commit(model: str) -> str | None:
+    """The commit of a hub id that is in the cache, which is the one that engines load; None of a folder."""
+    if Path(model).expanduser().exists() or not HUB_ID.fullmatch(model):
+        return None
+    cached = try_to_load_from_cache(model, "config.json")  # .../snapshots/COMMIT/config.json
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
+def parse_cells(options: Options, source: Source | None, settings: Mapping[str, Any]) -> list[Cell]:
     """The tasks of each `--env NAME:LEVEL`, or of the run's own environment.
 
     Raises:
@@ -127,9 +170,17 @@ def parse_cells(options: Options, source: Source | None, seed: int) -> list[Cell
             resolve_reward(reward, definition)
         except ValueError as error:
             raise EvaluationError(f"--env {spec}: {error}") from error
-        stream = TaskStream(env=name, level=level, run_seed=seed, split=Split.HELD_OUT)
-        tasks = stream.slice(0, options.num_tasks)
-        cells.append(Cell(spec=name, definition=definition, level=level, reward=reward, tasks=tasks))
+        stream = TaskStream(env=name, level=level, run_seed=settings["seed"], split=Split.HELD_OUT)
+        cells.append(
+            Cell(
+                spec=name,
+                definition=definition,
+                level=level,
+                reward=reward,
+                max_turns=_max_turns(options, settings, definition.lengths(level).turns),
+                tasks=stream.slice(0, options.num_tasks),
+            )
+        )
     _require_distinct(cells)
     return cells
 
@@ -140,6 +191,11 @@ def parse_env(spec: str) -> tuple[str, int]:
     if not name or level is None:
         raise EvaluationError(f"--env {spec!r}: expected NAME:LEVEL, for example calc:1 or my_env.py:ENV:0")
     return name, level
+
+
+def _max_turns(options: Options, settings: Mapping[str, Any], needed: int) -> int:
+    """The command line's; else the run's or the default, which may be of an environment with fewer turns."""
+    return settings["max_turns"] if options.max_turns is not None else max(settings["max_turns"], needed)
 
 
 def _reward_name(options: Options, run: Mapping[str, Any], env: str) -> str:
@@ -162,11 +218,12 @@ def _require_distinct(cells: Sequence[Cell]) -> None:
             )
 
 
-def by_env(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
-    """(environment, its cells), in the order in which the environments were named."""
-    order = list(dict.fromkeys(cell.spec for cell in cells))
-    ordered = sorted(cells, key=lambda cell: order.index(cell.spec))
-    return ((spec, list(members)) for spec, members in groupby(ordered, key=lambda cell: cell.spec))
+def by_limits(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells that can share engines, of one environment and one limit of turns, in the order named."""
+    shared: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        shared.setdefault((cell.spec, cell.max_turns), []).append(cell)
+    return list(shared.values())
 
 
 def settings_of(options: Options, source: Source | None) -> dict[str, Any]:
@@ -186,7 +243,7 @@ def engine_config(options: Options, source: Source, settings: Mapping[str, Any],
     """The configuration of the engines that sample `cell` from the policy of `source`."""
     return replace(
         Config(),
-        **settings,
+        **{**settings, "max_turns": cell.max_turns},
         model=source.model,
         env=cell.spec,
         level=cell.level,

@@ -6,8 +6,8 @@
 
 Every task and every random stream is a pure function of (seed, task, sample), so two policies meet the same
 ones. The samples of a task are one observation, and an episode that could not be scored counts as not solved
-and is told. Written to --out: evaluation.json, which a later --against takes. Exit code 0: evaluated; 2:
-refused before it began; 3: an engine or the endpoint failed.
+and is told. Written to --out: evaluation.json, which a later --against takes, and every episode, which
+scripts.view shows. Exit code 0: evaluated; 2: refused before it began; 3: an engine or the endpoint failed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,25 @@ from rl.evaluation import Evaluation, EvaluationError, count_errors, outcome_of
 from rl.machine import source_commit, stack_versions
 from rl.run_dir import default_run_dir
 from rollout.chat_endpoint import ChatEndpoint, EndpointError, EndpointRollouts
-from rollout.collector import Collector, CollectorSpec
+from rollout.collector import Collector, CollectorSpec, GroupRequest
+from rollout.failures import PeerFailedError
 from rollout.limits import Limits
 from rollout.task_stream import TaskStream
 from rollout.trajectory import Trajectory, TrajectoryGroup
 from scripts._evaluate_options import Options, spread
 from scripts._evaluate_plan import EVALUATION, Plan, check, make_other, make_plan
+from scripts._evaluate_record import Sampled, write_episodes
 from scripts._evaluate_report import Report
-from scripts._evaluated import LIMITS, Cell, by_env, endpoint_spec
+from scripts._evaluated import LIMITS, Cell, by_limits, endpoint_spec
 
 AGAINST = "against.json"
+AGAINST_EPISODES = "against"
 NUM_CONCURRENT_OF_ENDPOINT = 16
 REFUSED, EVALUATED = 2, 0
 
 
 async def with_engines(plan: Plan, cells: Sequence[Cell]) -> list[list[TrajectoryGroup]]:
-    """The groups of each cell, all of one environment, from engines of this plan's policy."""
+    """The groups of each cell, all of one environment and limit, from engines of this plan's policy."""
     config = plan.config(cells[0])
     engines = make_rollouts(config)
     try:
@@ -54,16 +58,42 @@ async def with_engines(plan: Plan, cells: Sequence[Cell]) -> list[list[Trajector
         await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Runs the groups of `rollouts` (a GroupRunner), each within `deadline_s` seconds, as an engine does."""
+
+    rollouts: EndpointRollouts
+    deadline_s: float
+
+    async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
+        """Run one group to its end. Raises PeerFailedError: it did not come to one in time."""
+        deadline = asyncio.timeout(self.deadline_s)
+        try:
+            async with deadline:
+                return await self.rollouts.run_group(request)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise PeerFailedError(
+                f"the evaluation waited {self.deadline_s:g} s (--group-deadline-s) for group {request.index} "
+                f"of endpoint {self.rollouts.endpoint.spec.url}, which came to no end"
+            ) from None
+
+
 async def collect(
     plan: Plan, cells: Sequence[Cell], runners: Sequence[Any], num_concurrent: int
 ) -> list[list[TrajectoryGroup]]:
-    """The groups of each cell, a cell at a time, so that one has the same samples alone and among others."""
+    """The groups of each cell, a cell at a time, so that one has the same samples alone and among others.
+
+    A runner gives each group its own deadline, from the moment that it is begun, and the first that is late
+    ends the evaluation: what hangs is noticed after one deadline, not after one for every round.
+    """
     num_groups = max(1, num_concurrent // plan.options.num_samples)
     num_rounds = -(-plan.options.num_tasks // (num_groups * len(runners)))
     spec = CollectorSpec(
         group_size=plan.options.num_samples,
         max_groups_per_runner=num_groups,
-        # One group after another may take its whole deadline.
+        # Never reached: one group after another may take its whole deadline, and the runners hold them to it.
         deadline_s=plan.options.group_deadline_s * num_rounds,
     )
     stream = TaskStream(env=cells[0].spec, level=cells[0].level, run_seed=plan.settings["seed"])
@@ -83,7 +113,7 @@ async def collect(
 
 
 async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[TrajectoryGroup]]:
-    """The groups of each cell, all of one environment, from the endpoint."""
+    """The groups of each cell, all of one environment and limit, from the endpoint."""
     endpoint = ChatEndpoint(endpoint_spec(plan.options))
     definition = cells[0].definition
     try:
@@ -91,36 +121,40 @@ async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[Trajecto
             endpoint=endpoint,
             definition=definition,
             reward=resolve_reward(cells[0].reward, definition),
-            limits=Limits(**{name: plan.settings[name] for name in LIMITS}),
+            limits=replace(
+                Limits(**{name: plan.settings[name] for name in LIMITS}), max_turns=cells[0].max_turns
+            ),
             run_seed=plan.settings["seed"],
         )
         num_concurrent = plan.options.num_concurrent or NUM_CONCURRENT_OF_ENDPOINT
-        return await collect(plan, cells, [rollouts], num_concurrent)
+        timed = Timed(rollouts=rollouts, deadline_s=plan.options.group_deadline_s)
+        return await collect(plan, cells, [timed], num_concurrent)
     finally:
         await endpoint.close()
 
 
-async def evaluate(plan: Plan) -> Evaluation:
+async def evaluate(plan: Plan) -> Sampled:
     """Every cell sampled and scored, by one version of one policy."""
     sample = with_engines if plan.source else with_endpoint
-    outcomes, trajectories = [], []
-    for _, cells in by_env(plan.cells):
+    outcomes, all_groups = [], []
+    for cells in by_limits(plan.cells):
         for cell, groups in zip(cells, await sample(plan, cells), strict=True):
             outcomes += [outcome_of(group, cell.definition.name, cell.level) for group in groups]
-            found = [trajectory for group in groups for trajectory in group.trajectories]
-            require_success(cell, found)
-            trajectories += found
+            require_success(cell, [trajectory for group in groups for trajectory in group.trajectories])
+            all_groups += groups
+    trajectories = [trajectory for group in all_groups for trajectory in group.trajectories]
     spans = (span for t in trajectories for turn in t.turns for span in turn.completion.version_spans)
     versions = {span.version for span in spans}
     if len(versions) > 1:
         raise RuntimeError(f"one policy version was to be evaluated and {sorted(versions)} have sampled")
-    return Evaluation(
+    evaluation = Evaluation(
         policy=plan.recorded_policy(),
         settings=plan.recorded_settings(),
         versions=versions_here(),
         outcomes=tuple(outcomes),
         errors=count_errors(trajectories),
     )
+    return Sampled(evaluation=evaluation, groups=all_groups)
 
 
 def require_success(cell: Cell, trajectories: Sequence[Trajectory]) -> None:
@@ -139,19 +173,26 @@ def versions_here() -> dict[str, str]:
     return stack_versions() | commit
 
 
+def warn(plan: Plan) -> None:
+    """Say which checkpoints of the run are damaged."""
+    if plan.source:
+        for problem in plan.source.warnings:
+            print(f"WARNING: {plan.source.model} is evaluated: {problem}", file=sys.stderr)
+
+
 def require_empty(out: Path) -> None:
     """Raise EvaluationError where `out` holds something: no result is ever overwritten."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EvaluationError(f"--out {out} is not empty; give a new or an empty folder")
 
 
-async def evaluate_both(plan: Plan, other: Plan | Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
+async def evaluate_both(plan: Plan, other: Plan | Evaluation | None) -> tuple[Sampled, Sampled | None]:
     ours = await evaluate(plan)
-    return ours, await evaluate(other) if isinstance(other, Plan) else other
+    return ours, await evaluate(other) if isinstance(other, Plan) else None
 
 
-def run(plan: Plan, other: Plan | Evaluation | None) -> tuple[Evaluation, Evaluation | None]:
-    """Both evaluations, on a Ray of their own where there are engines."""
+def run(plan: Plan, other: Plan | Evaluation | None) -> tuple[Sampled, Sampled | None]:
+    """Both evaluations, the other unless it is made already, on a Ray of their own if there are engines."""
     of_engines = [each for each in (plan, other) if isinstance(each, Plan) and each.source]
     try:
         if of_engines:
@@ -171,11 +212,12 @@ def main() -> int:
         for each in (plan, other):
             if isinstance(each, Plan):
                 check(each)
+                warn(each)
     except (ValueError, EndpointError) as error:
         print(f"Nothing was evaluated:\n{error}", file=sys.stderr)
         return REFUSED
     try:
-        ours, theirs = run(plan, other)
+        ours, sampled_other = run(plan, other)
     except EvaluationError as error:
         print(f"\nSTOPPED: {error}", file=sys.stderr)
         return STOPPED
@@ -185,13 +227,19 @@ def main() -> int:
             raise
         print(f"\nSTOPPED: {stop.cause}", file=sys.stderr)
         return stop.exit_code
-    report = Report.of(ours, theirs, options.ks)
+    theirs = sampled_other.evaluation if sampled_other else other
+    assert not isinstance(theirs, Plan)  # a plan was sampled
+    report = Report.of(ours.evaluation, theirs, options.ks)
     print("\n".join(report.lines()))
     out.mkdir(parents=True, exist_ok=True)
     atomic_write_json(out / EVALUATION, report.to_json())
-    if isinstance(other, Plan) and theirs is not None:
-        atomic_write_json(out / AGAINST, Report.of(theirs, None, options.ks).to_json())
-    print(f"written: {', '.join(str(path) for path in sorted(out.glob('*.json')))}")
+    write_episodes(out, ours)
+    if sampled_other:
+        against = Report.of(sampled_other.evaluation, None, options.ks)
+        atomic_write_json(out / AGAINST, against.to_json())
+        write_episodes(out / AGAINST_EPISODES, sampled_other)
+    print(f"written: {', '.join(str(path) for path in sorted(out.glob('*.json*')))}")
+    print(f"the episodes: python -m scripts.view {out}")
     return EVALUATED
 
 

@@ -128,6 +128,21 @@ def test_an_endpoint_that_plays_well_solves_everything(tmp_path: Path, monkeypat
     assert KEY not in (tmp_path / "out" / "evaluation.json").read_text()
 
 
+def test_levels_with_many_turns_have_them_beside_others(tmp_path: Path, monkeypatch) -> None:
+    grid = resolve_env("grid")
+    tasks = TaskStream(env="grid", level=2, run_seed=0, split=Split.HELD_OUT).slice(0, 24)
+    play, walk = playing(CALC.reference, TASKS), playing(grid.reference, tasks)
+    with serving(lambda body: (walk if "[go" in body["messages"][0]["content"] else play)(body)) as server:
+        options = endpoint_options(server.url, tmp_path / "out", "--env", "grid:2")
+        assert run_main(monkeypatch, *options) == 0
+    found = read_evaluation(tmp_path / "out" / "evaluation.json")
+    assert {(outcome.env, outcome.solved) for outcome in found.outcomes} == {
+        ("calc", (True,)),
+        ("grid", (True,)),
+    }
+    assert found.settings["max_turns_by_cell"] == {"grid:2": 12}
+
+
 def test_a_former_evaluation_is_compared_with(tmp_path: Path, monkeypatch, capsys) -> None:
     with serving(playing(CALC.reference, TASKS)) as server:
         assert run_main(monkeypatch, *endpoint_options(server.url, tmp_path / "good")) == 0

