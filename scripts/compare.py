@@ -34,7 +34,7 @@ from rl.config import Config
 from rl.defaults import resolve
 from rl.durable import atomic_write_json
 from rl.machine import Machine
-from scripts.comparing.cells import Job, run_jobs
+from scripts.comparing.cells import Job, Outcome, run_jobs, status
 from scripts.comparing.comparison import (
     FORMAT,
     Comparison,
@@ -45,9 +45,10 @@ from scripts.comparing.comparison import (
     setting_entry,
 )
 from scripts.comparing.names import CompareError, parse_arms, parse_settings, parse_tuning, recipe_config
-from scripts.comparing.plan import Cell, Plan, config_diff, require_declared, require_same_source
+from scripts.comparing.plan import Cell, Plan, config_diff, require_declared
 from scripts.comparing.report import summary, write_report
-from scripts.comparing.results import RunResult
+from scripts.comparing.results import RunResult, read_run
+from scripts.comparing.sources import Manifests, manifests_now, require_same_source
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -132,27 +133,44 @@ def show_diff(diff: dict[str, Any]) -> None:
             print(f"    {value:<24} {who}")
 
 
+Results = list[tuple[Cell, RunResult]]
+
+
 def run_cells(
-    plan: Plan, cells: Sequence[Cell], options: Options
-) -> tuple[list[dict[str, Any]], list[tuple[Cell, RunResult]]]:
-    """Run what is not finished yet; entries of all cells, and the results of those that have one."""
-    jobs = [
+    plan: Plan, cells: Sequence[Cell], options: Options, earlier: Results
+) -> tuple[list[dict[str, Any]], Results]:
+    """Run what is not finished yet; entries of all cells, and the results of those that have one.
+
+    Everything is held against everything that has finished, `earlier` included, before the first run starts
+    and whenever one ends: the hours after a difference would be lost. Raises CompareError.
+    """
+    by_job = {
         Job(
             name=cell.name,
             folder=(folder := options.out.absolute() / cell.name),
             command=tuple(plan.command(cell, folder / "run")),
             deadline_s=options.cell_deadline_s,
-        )
+        ): cell
         for cell in cells
-    ]
-    run_jobs(jobs, lambda text: print(text, flush=True), num_parallel=options.parallel)
-    entries, results = [], []
-    for cell, job in zip(cells, jobs, strict=True):
-        entry, result = entry_of(cell, job)
-        entries.append(entry)
-        if result is not None:
-            results.append((cell, result))
-    return entries, results
+    }
+    waiting = [cell for job, cell in by_job.items() if status(job) != "finished"]
+    results = [(cell, read_run(job.run)) for job, cell in by_job.items() if cell not in waiting]
+    require_comparable([*earlier, *results], manifests_now((cell, plan.parsed(cell)) for cell in waiting))
+
+    def ended(job: Job, outcome: Outcome) -> None:
+        if not outcome.reason:
+            results.append((by_job[job], read_run(job.run)))
+            require_comparable([*earlier, *results])
+
+    run_jobs(list(by_job), lambda text: print(text, flush=True), num_parallel=options.parallel, ended=ended)
+    entries = [entry_of(cell, job) for job, cell in by_job.items()]
+    return entries, sorted(results, key=lambda result: cells.index(result[0]))
+
+
+def require_comparable(results: Results, planned: Manifests = ()) -> None:
+    """Raise CompareError where runs differ in more than was declared, or were not made by the same code."""
+    require_declared([(cell, result.config) for cell, result in results])
+    require_same_source([*((cell, result.manifest) for cell, result in results), *planned])
 
 
 def compare(options: Options, shared: Sequence[str]) -> Comparison:
@@ -165,18 +183,15 @@ def compare(options: Options, shared: Sequence[str]) -> Comparison:
     show_diff(diff)
     print(f"{len(tuning)} tuning runs, then {len(planned)} runs, {options.parallel} at a time\n", flush=True)
     try:
-        tuning_entries, tuning_results = run_cells(plan, tuning, options)
+        tuning_entries, tuning_results = run_cells(plan, tuning, options, [])
         chosen = choose_trials(tuning_entries, plan.arms, plan.settings) if tuning else {}
         for (setting, arm), trial in chosen.items():
             print(f"tuned: {arm} on {setting}: {', '.join(f'{field}={value}' for field, value in trial)}")
-        entries, results = run_cells(plan, plan.reported_cells(chosen), options)
+        entries, results = run_cells(plan, plan.reported_cells(chosen), options, tuning_results)
     finally:
         wall_s = add_wall(options.out, time.monotonic() - started)
-    everything = [*tuning_results, *results]
-    require_declared([(cell, result.config) for cell, result in everything])
-    manifests = [(cell, result.manifest) for cell, result in everything]
-    require_same_source(manifests)
-    manifest = manifests[0][1] if manifests else {}
+    manifests = [result.manifest for _, result in (*tuning_results, *results)]
+    manifest = manifests[0] if manifests else {}
     comparison: Comparison = {
         "format": FORMAT,
         "recipe": plan.recipe,
@@ -189,7 +204,7 @@ def compare(options: Options, shared: Sequence[str]) -> Comparison:
         "cells": entries,
         "tuning_cells": tuning_entries,
         "diff": config_diff([(cell, result.config) for cell, result in results]),
-        "commands": [_made(manifest, wall_s)],
+        "commands": [_made(manifests, wall_s)],
     }
     for path in options.merge:
         comparison = merge(comparison, path)
@@ -212,14 +227,15 @@ def _in_words(plan: Plan, arm: str) -> str:
     return config.describe_algorithm()
 
 
-def _made(manifest: Mapping[str, Any], wall_s: float) -> dict[str, Any]:
-    source, machine = manifest.get("source") or {}, manifest.get("machine") or {}
-    changed = " with changes" if source.get("dirty") else ""
+def _made(manifests: Sequence[Mapping[str, Any]], wall_s: float) -> dict[str, Any]:
+    machine = (manifests[0].get("machine") if manifests else None) or {}
+    sources = [manifest.get("source") or {} for manifest in manifests] or [{}]
+    commits = [f"{s.get('commit', 'unknown')}{' with changes' if s.get('dirty') else ''}" for s in sources]
     gpus = ", ".join(machine.get("gpus", ())) or "no GPU"
     return {
         "command": shlex.join(["python", "-m", "scripts.compare", *sys.argv[1:]]),
         "wall_s": round(wall_s, 1),
-        "commit": f"{source.get('commit', 'unknown')}{changed}",
+        "commit": ", ".join(dict.fromkeys(commits)),
         "machine": f"{machine.get('cores', os.cpu_count())} cores, {gpus}",
     }
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -160,13 +160,16 @@ def last_lines(log: Path, num: int = NUM_LOG_LINES) -> list[str]:
 
 
 Say = Callable[[str], None]
+Ended = Callable[[Job, Outcome], None]
 
 
-def run_jobs(jobs: Sequence[Job], say: Say, *, num_parallel: int = 1) -> None:
+def run_jobs(
+    jobs: Sequence[Job], say: Say, *, num_parallel: int = 1, ended: Ended = lambda job, outcome: None
+) -> None:
     """Run every job that is not finished; a failure is said and does not stop the others.
 
-    Raises:
-        KeyboardInterrupt: after the running processes were ended.
+    `ended` is told of each as it ends. What it raises, and KeyboardInterrupt, is raised after the processes
+    that still run were ended.
     """
     waiting = [job for job in jobs if status(job) != "finished"]
     if len(waiting) < len(jobs):
@@ -176,11 +179,13 @@ def run_jobs(jobs: Sequence[Job], say: Say, *, num_parallel: int = 1) -> None:
     outcomes = (
         _in_ray(waiting, num_parallel) if num_parallel > 1 else ((job, run_job(job)) for job in waiting)
     )
-    for number, (job, outcome) in enumerate(outcomes, start=1):
-        ended = f"FAILED: {outcome.reason}" if outcome.reason else "finished"
-        say(f"[{number}/{len(waiting)}] {job.name}: {ended} ({outcome.seconds:.0f} s)")
-        if outcome.reason:
-            say("\n".join(f"    | {line}" for line in last_lines(job.log)))
+    with closing(outcomes):  # an error of ours must not wait for the tasks that run beside it
+        for number, (job, outcome) in enumerate(outcomes, start=1):
+            how = f"FAILED: {outcome.reason}" if outcome.reason else "finished"
+            say(f"[{number}/{len(waiting)}] {job.name}: {how} ({outcome.seconds:.0f} s)")
+            if outcome.reason:
+                say("\n".join(f"    | {line}" for line in last_lines(job.log)))
+            ended(job, outcome)
 
 
 def _in_ray(jobs: Sequence[Job], num_parallel: int) -> Iterator[tuple[Job, Outcome]]:

@@ -12,7 +12,7 @@ import numpy as np
 from scripts.comparing.cells import Job, earlier_attempts, last_lines, read_outcome
 from scripts.comparing.names import Arm, Changes, CompareError, Setting
 from scripts.comparing.plan import Cell
-from scripts.comparing.results import RunResult, read_run
+from scripts.comparing.results import read_run
 
 FORMAT = 1
 COMMON = ("format", "recipe", "budget_tokens", "shared", "settings", "threshold", "versions")
@@ -22,8 +22,8 @@ Entry = dict[str, Any]
 Comparison = dict[str, Any]
 
 
-def entry_of(cell: Cell, job: Job) -> tuple[Entry, RunResult | None]:
-    """A cell that was run, as JSON, and what it left behind; no result for one that failed."""
+def entry_of(cell: Cell, job: Job) -> Entry:
+    """A cell that was run, as JSON; without scores for one that failed."""
     outcome = read_outcome(job)
     attempts = earlier_attempts(job)
     entry: Entry = {
@@ -39,16 +39,15 @@ def entry_of(cell: Cell, job: Job) -> tuple[Entry, RunResult | None]:
         "earlier_unfinished": sum(".unfinished-" in attempt.name for attempt in attempts),
     }
     if outcome.reason:
-        return entry, None
+        return entry
     result = read_run(job.run)
-    entry |= {
+    return entry | {
         "tokens": [int(tokens) for tokens in result.curve.tokens],
         "success": [float(success) for success in result.curve.success],
         "num_tokens": result.num_tokens,
         "num_steps": result.num_steps,
         "num_unscored": result.num_unscored,
     }
-    return entry, result
 
 
 def arm_entry(arm: Arm, description: str) -> Entry:

@@ -161,22 +161,6 @@ def require_declared(configs: Configs) -> None:
         )
 
 
-def require_same_source(manifests: Configs) -> None:
-    """Raise CompareError where runs were made by other code or other versions of the stack."""
-    problems = []
-    for cell, manifest in manifests[1:]:
-        first, reference = manifests[0]
-        for field in ("source", "versions"):
-            if manifest.get(field) != reference.get(field):
-                ours, theirs = reference.get(field), manifest.get(field)
-                problems.append(f"{field}: {ours!r} in {first.name}, {theirs!r} in {cell.name}")
-    if problems:
-        raise CompareError(
-            "runs were not made by the same code; remove the folders of the older ones and repeat the "
-            "command:\n  " + "\n  ".join(problems)
-        )
-
-
 def config_diff(configs: Configs) -> dict[str, dict[str, str]]:
     """The declared differences: field -> value -> the arms, settings and seeds that have it, in words."""
     diff: dict[str, dict[str, str]] = {}
