@@ -44,6 +44,7 @@ from scripts.comparing.comparison import (
     merge,
     setting_entry,
 )
+from scripts.comparing.locks import held
 from scripts.comparing.names import CompareError, parse_arms, parse_settings, parse_tuning, recipe_config
 from scripts.comparing.plan import Cell, Plan, config_diff, require_declared
 from scripts.comparing.report import summary, write_report
@@ -173,15 +174,20 @@ def require_comparable(results: Results, planned: Manifests = ()) -> None:
     require_same_source([*((cell, result.manifest) for cell, result in results), *planned])
 
 
-def compare(options: Options, shared: Sequence[str]) -> Comparison:
-    """Run the comparison to its end. Raises CompareError, KeyboardInterrupt."""
-    started = time.monotonic()
+def compare(options: Options, shared: Sequence[str]) -> tuple[Comparison, list[Path]]:
+    """Run the comparison to its end and write its report; the paths of that. Raises CompareError."""
     plan = make_plan(options, shared)
-    tuning = plan.tuning_cells
-    planned = plan.reported_cells({})
-    diff = check_cells(plan, [*tuning, *planned])
-    show_diff(diff)
-    print(f"{len(tuning)} tuning runs, then {len(planned)} runs, {options.parallel} at a time\n", flush=True)
+    show_diff(check_cells(plan, [*plan.tuning_cells, *plan.reported_cells({})]))
+    with held(options.out):  # not before: what is refused leaves nothing behind
+        comparison = _run(plan, options)
+        return comparison, write_report(comparison, options.out)
+
+
+def _run(plan: Plan, options: Options) -> Comparison:
+    """Run every cell that is not finished, and put all of them together."""
+    started = time.monotonic()
+    tuning, num_reported = plan.tuning_cells, len(plan.reported_cells({}))
+    print(f"{len(tuning)} tuning runs, then {num_reported} runs, {options.parallel} at a time\n", flush=True)
     try:
         tuning_entries, tuning_results = run_cells(plan, tuning, options, [])
         chosen = choose_trials(tuning_entries, plan.arms, plan.settings) if tuning else {}
@@ -246,8 +252,7 @@ def main() -> int:
     own, shared = split_shared(sys.argv[1:])
     options = tyro.cli(Options, args=own, description=__doc__)
     try:
-        comparison = compare(options, shared)
-        written = write_report(comparison, options.out)
+        comparison, written = compare(options, shared)
     except CompareError as error:
         print(f"Nothing is compared:\n{error}", file=sys.stderr)
         return REFUSED

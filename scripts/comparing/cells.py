@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rl.durable import atomic_write_json
+from scripts.comparing.locks import dies_with_parent, owner
 from scripts.comparing.names import CompareError
 from scripts.comparing.results import RunError, read_run
 
@@ -93,7 +94,12 @@ def run_job(job: Job, environment: Mapping[str, str] | None = None) -> Outcome:
     with job.log.open("wb") as log:
         # A session of its own: the terminal's Ctrl-C reaches this process, which passes it on once.
         process = subprocess.Popen(
-            job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            job.command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=dies_with_parent(),
         )
         try:
             code = process.wait(job.deadline_s)
@@ -138,8 +144,13 @@ def _run_in_worker(job: Job) -> Outcome:
 
 
 def move_aside(job: Job) -> None:
-    """Rename what an earlier attempt left to FOLDER.failed-N or FOLDER.unfinished-N."""
+    """Rename what an earlier attempt left to FOLDER.failed-N or FOLDER.unfinished-N.
+
+    Raises CompareError where it finished, or where its run is still on.
+    """
     state = status(job)
+    if (running := owner(job.run)) is not None:
+        raise CompareError(f"{job.run} is still being trained by {running}; wait for it or end it")
     if state == "finished":
         raise CompareError(f"{job.folder} is finished and is not run again")
     if state != "absent":
