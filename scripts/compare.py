@@ -41,10 +41,10 @@ from scripts.comparing.comparison import (
     arm_entry,
     choose_trials,
     entry_of,
-    merge,
     setting_entry,
 )
 from scripts.comparing.locks import held
+from scripts.comparing.merging import merge
 from scripts.comparing.names import CompareError, parse_arms, parse_settings, parse_tuning, recipe_config
 from scripts.comparing.plan import Cell, Plan, config_diff, require_declared
 from scripts.comparing.report import summary, write_report
@@ -104,7 +104,8 @@ def make_plan(options: Options, shared: Sequence[str]) -> Plan:
         settings=parse_settings(options.env, config),
         num_seeds=options.seeds,
         budget_tokens=options.budget_tokens,
-        shared=(*shared, *_learner_share(options.parallel, shared)),
+        shared=tuple(shared),
+        share=tuple(_learner_share(options.parallel, shared)),
         trials=parse_tuning(options.tune, arms, config),
         num_tuning_seeds=options.tuning_seeds,
     )

@@ -16,7 +16,8 @@ from rl.aggregates import (
     probability_of_improvement,
     time_to_threshold,
 )
-from scripts.comparing.comparison import Comparison, Entry, finished
+from scripts.comparing.comparison import Comparison, Entry, cell_of, finished
+from scripts.comparing.sources import Manifests, source_differences
 
 NEAR = 0.05
 """A level is saturated where every arm ends within this of 1, or of 0."""
@@ -155,6 +156,14 @@ def warnings(comparison: Comparison) -> list[str]:
                 f"tokens of the budget of {comparison['budget_tokens']:,} before num_steps ended it; raise "
                 "num_steps"
             )
+    found += [
+        f"the runs of {path} do not say their settings, so whether they differ in more than was declared is "
+        "not known"
+        for path in comparison.get("unchecked", ())
+    ]
+    found += [
+        f"runs were not made by the same code: {text}" for text in source_differences(_made(comparison))
+    ]
     for setting in (setting["label"] for setting in comparison["settings"]):
         by_arm = [finished(comparison, setting, arm["label"]) for arm in comparison["arms"]]
         finals = [float(np.mean([cell["success"][-1] for cell in cells])) for cells in by_arm if cells]
@@ -168,3 +177,12 @@ def warnings(comparison: Comparison) -> list[str]:
                     f"them apart; take {'a harder' if limit == '1' else 'an easier'} level"
                 )
     return found
+
+
+def _made(comparison: Comparison) -> Manifests:
+    """What the cells say that they were made of; nothing where they are older and do not."""
+    return [
+        (cell_of(entry, comparison), {**entry["config"], "code": entry["code"], "inputs": entry["inputs"]})
+        for entry in (*comparison["cells"], *comparison["tuning_cells"])
+        if "code" in entry
+    ]

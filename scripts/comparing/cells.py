@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -199,7 +199,7 @@ def run_jobs(
             ended(job, outcome)
 
 
-def _in_ray(jobs: Sequence[Job], num_parallel: int) -> Iterator[tuple[Job, Outcome]]:
+def _in_ray(jobs: Sequence[Job], num_parallel: int) -> Generator[tuple[Job, Outcome]]:
     """Jobs as Ray tasks, each with an equal share of this machine's cores and GPUs, or of the cluster's.
 
     On a cluster that RAY_ADDRESS names the folder must be on a file system that all its machines share.

@@ -1,10 +1,8 @@
-"""A comparison as data: its cells with their scores, which trial tuning chooses, and how two are merged."""
+"""A comparison as data: its cells with their scores, and which trial tuning chooses."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,6 @@ from scripts.comparing.plan import Cell
 from scripts.comparing.results import read_run
 
 FORMAT = 1
-COMMON = ("format", "recipe", "budget_tokens", "shared", "settings", "threshold", "versions")
-"""What two comparisons must have in common to be merged."""
 Entry = dict[str, Any]
 """A cell as JSON."""
 Comparison = dict[str, Any]
@@ -47,6 +43,9 @@ def entry_of(cell: Cell, job: Job) -> Entry:
         "num_tokens": result.num_tokens,
         "num_steps": result.num_steps,
         "num_unscored": result.num_unscored,
+        "config": dict(result.config),
+        "code": dict(result.manifest.get("code") or {}),
+        "inputs": dict(result.manifest.get("inputs") or {}),
     }
 
 
@@ -60,6 +59,23 @@ def setting_entry(setting: Setting) -> Entry:
     """A setting as JSON."""
     changes = [list(change) for change in setting.changes]
     return {"label": setting.label, "env": setting.env, "level": setting.level, "changes": changes}
+
+
+def cell_of(entry: Entry, comparison: Comparison) -> Cell:
+    """The cell whose JSON `entry` is."""
+    arm = next(arm for arm in comparison["arms"] if arm["label"] == entry["arm"])
+    setting = next(setting for setting in comparison["settings"] if setting["label"] == entry["setting"])
+    return Cell(
+        arm=Arm(label=arm["label"], algorithm=arm["algorithm"], changes=_changes(arm.get("changes", ()))),
+        setting=Setting(
+            label=setting["label"],
+            env=setting["env"],
+            level=setting["level"],
+            changes=_changes(setting.get("changes", ())),
+        ),
+        seed=entry["seed"],
+        trial=_changes(entry["trial"]),
+    )
 
 
 def finished(comparison: Comparison, setting: str, arm: str) -> list[Entry]:
@@ -98,48 +114,8 @@ def choose_trials(
 
 
 def _trial(entry: Entry) -> Changes:
-    return tuple((field, value) for field, value in entry["trial"])
+    return _changes(entry["trial"])
 
 
-def merge(ours: Comparison, path: Path) -> Comparison:
-    """`ours` with the arms and cells of another comparison.json.
-
-    Raises:
-        CompareError: it is none, its budget, settings, shared options or versions differ, an arm of one label
-            is another arm there, or a cell is in both.
-    """
-    try:
-        theirs = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CompareError(f"--merge {path}: cannot be read ({error}); expected a comparison.json") from error
-    if not isinstance(theirs, dict) or theirs.get("format") != FORMAT:
-        raise CompareError(f"--merge {path}: expected a comparison.json of format {FORMAT}")
-    differ = [name for name in COMMON if ours[name] != theirs[name]]
-    if differ:
-        found = "; ".join(f"{name}: {ours[name]!r} here, {theirs[name]!r} there" for name in differ)
-        raise CompareError(f"--merge {path}: not the same comparison ({found})")
-    known: Mapping[str, Entry] = {arm["label"]: arm for arm in ours["arms"]}
-    for arm in theirs["arms"]:
-        if known.get(arm["label"], arm) != arm:
-            raise CompareError(
-                f"--merge {path}: {arm['label']} is another arm there; name it otherwise, as "
-                f"new={arm['label']}"
-            )
-    keys = {_key(cell) for cell in ours["cells"]}
-    twice = [_key(cell) for cell in theirs["cells"] if _key(cell) in keys]
-    if twice:
-        setting, name, seed = twice[0]
-        raise CompareError(
-            f"--merge {path}: {name} on {setting}, seed {seed} is in both; leave it out of one"
-        )
-    return {
-        **ours,
-        "arms": [*ours["arms"], *(arm for arm in theirs["arms"] if arm["label"] not in known)],
-        "cells": [*ours["cells"], *theirs["cells"]],
-        "tuning_cells": [*ours["tuning_cells"], *theirs["tuning_cells"]],
-        "commands": [*ours["commands"], *theirs["commands"]],
-    }
-
-
-def _key(cell: Entry) -> tuple[str, str, int]:
-    return cell["setting"], cell["arm"], cell["seed"]
+def _changes(pairs: Sequence[Sequence[str]]) -> Changes:
+    return tuple((field, value) for field, value in pairs)

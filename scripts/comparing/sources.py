@@ -43,13 +43,17 @@ def require_same_source(manifests: Manifests) -> None:
     compared wherever they are named, hence within an arm and within a setting. Files that a user's own file
     imports have no digest, so a change in them is not seen.
     """
-    problems = [problem for what, values in _facts(manifests) for problem in _differences(what, values)]
-    if problems:
+    if problems := source_differences(manifests):
         raise CompareError(
             "runs were not made by the same code, so their scores cannot be compared; remove the folders of "
             "the older ones and repeat the command, or go back to the code that made them, or give another "
             "--out:\n  " + "\n  ".join(problems)
         )
+
+
+def source_differences(manifests: Manifests) -> list[str]:
+    """What runs were not made alike of: one line each, with the cells that have each value."""
+    return [problem for what, values in _facts(manifests) for problem in _differences(what, values)]
 
 
 def _facts(manifests: Manifests) -> Iterator[tuple[str, list[tuple[Cell, str]]]]:

@@ -181,3 +181,10 @@ def test_shared_options_follow_two_dashes():
 def test_cells_that_are_one_have_no_differences():
     made = plan("grpo", seeds=1)
     assert config_diff([(cell, vars(made.parsed(cell))) for cell in made.reported_cells({})]) == {}
+
+
+def test_a_share_of_the_cores_is_in_every_command_and_no_part_of_what_is_compared():
+    made = plan("grpo", "--num-steps", "9", parallel=2)
+    command = " ".join(made.command(made.reported_cells({})[0], Path("there/run"))[3:])
+    assert " --num-steps 9 --learner-threads 1 --algorithm grpo " in command
+    assert made.shared == ("--num-steps", "9")

@@ -11,7 +11,7 @@ import pytest
 from matplotlib import image
 
 from scripts.comparing.analysis import analyse
-from scripts.comparing.comparison import choose_trials, merge
+from scripts.comparing.comparison import choose_trials
 from scripts.comparing.names import Arm, CompareError, Setting
 from scripts.comparing.report import findings, plain, summary, write_report
 from tests.scripts.made_runs import BUDGET, cell, comparison
@@ -167,47 +167,6 @@ def test_a_trial_that_failed_is_not_chosen_and_none_left_is_refused():
     assert choose_trials([bad, good], arms, settings) == {("calc:2", "a"): (("learning_rate", "1"),)}
     with pytest.raises(CompareError, match="every tuning trial of a on calc:2 failed"):
         choose_trials([bad], arms, settings)
-
-
-def written(path: Path, made: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(made))
-    return path
-
-
-def test_a_comparison_takes_up_another_one(tmp_path: Path):
-    first = comparison([*arm("a", [0.5, 0.6]), *arm("b", [0.4, 0.5])])
-    write_report(first, tmp_path / "first")
-    merged = merge(comparison(arm("c", [0.7, 0.8])), tmp_path / "first" / "comparison.json")
-    assert [entry["label"] for entry in merged["arms"]] == ["c", "a", "b"]
-    assert len(merged["cells"]) == 6
-    assert analyse(merged)["improvement"]["calc:2"]["c"]["a"].value == 1.0
-    assert len(merged["commands"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"budget_tokens": 2000}, "budget_tokens: 1000 here, 2000 there"),
-        ({"settings": []}, "settings: "),
-        ({"shared": []}, "shared: "),
-        ({"versions": {}}, "versions: "),
-        ({"format": 2}, "expected a comparison.json of format 1"),
-        ({"arms": [{"label": "c", "algorithm": "other"}]}, "c is another arm there"),
-        ({"cells": arm("c", [0.7])}, "c on calc:2, seed 0 is in both"),
-    ],
-)
-def test_what_is_not_the_same_comparison_is_not_merged(tmp_path: Path, change: dict[str, Any], message: str):
-    other = written(tmp_path / "comparison.json", comparison(arm("a", [0.5])) | change)
-    with pytest.raises(CompareError, match=message):
-        merge(comparison(arm("c", [0.7])), other)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}"])
-def test_what_is_no_comparison_is_not_merged(tmp_path: Path, text: str):
-    path = tmp_path / "comparison.json"
-    path.write_text(text)
-    with pytest.raises(CompareError, match="expected a comparison"):
-        merge(comparison(arm("c", [0.7])), path)
 
 
 def test_the_json_holds_every_number_of_the_report(tmp_path: Path, two_settings: dict[str, Any]):
