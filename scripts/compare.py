@@ -165,7 +165,7 @@ def run_cells(
             require_comparable([*earlier, *results])
 
     run_jobs(list(by_job), lambda text: print(text, flush=True), num_parallel=options.parallel, ended=ended)
-    entries = [entry_of(cell, job) for job, cell in by_job.items()]
+    entries = [entry_of(cell, job, plan.budget_tokens) for job, cell in by_job.items()]
     return entries, sorted(results, key=lambda result: cells.index(result[0]))
 
 

@@ -17,7 +17,7 @@ from rl.aggregates import (
     time_to_threshold,
 )
 from scripts.comparing.comparison import Comparison, Entry, cell_of, finished
-from scripts.comparing.sources import Manifests, source_differences
+from scripts.comparing.sources import NUM_NAMES, Manifests, source_differences
 
 NEAR = 0.05
 """A level is saturated where every arm ends within this of 1, or of 0."""
@@ -33,7 +33,7 @@ def curve_of(entry: Entry) -> Curve:
 
 
 def score(entry: Entry, metric: str, budget: float) -> float | None:
-    """One score of a finished cell: `final` success, or `auc`, None where it did not spend the budget."""
+    """One score of a finished cell: `final` success, or `auc`, None for a curve that is not of the budget."""
     return area_under_curve(curve_of(entry), budget) if metric == "auc" else float(entry["success"][-1])
 
 
@@ -146,16 +146,9 @@ def warnings(comparison: Comparison) -> list[str]:
     failures = [cell for cell in comparison["cells"] if cell["failure"]]
     if failures:
         found.append(
-            f"{len(failures)} of {len(comparison['cells'])} cells failed and have no score; what is left "
-            "may be the luckier ones"
+            f"{len(failures)} of {len(comparison['cells'])} cells failed and have no score "
+            f"({_reasons(failures)}); what is left may be the luckier ones"
         )
-    for cell in comparison["cells"]:
-        if not cell["failure"] and cell["num_tokens"] < comparison["budget_tokens"]:
-            found.append(
-                f"{cell['arm']} on {cell['setting']}, seed {cell['seed']} sampled {cell['num_tokens']:,} "
-                f"tokens of the budget of {comparison['budget_tokens']:,} before num_steps ended it; raise "
-                "num_steps"
-            )
     found += [
         f"the runs of {path} do not say their settings, so whether they differ in more than was declared is "
         "not known"
@@ -177,6 +170,15 @@ def warnings(comparison: Comparison) -> list[str]:
                     f"them apart; take {'a harder' if limit == '1' else 'an easier'} level"
                 )
     return found
+
+
+def _reasons(failures: Sequence[Entry]) -> str:
+    """The first failures in words, and how many more there are."""
+    said = [
+        f"{cell['arm']} on {cell['setting']}, seed {cell['seed']}: {cell['failure']}" for cell in failures
+    ]
+    more = len(said) - NUM_NAMES
+    return "; ".join([*said[:NUM_NAMES], *([f"{more} more"] if more > 0 else [])])
 
 
 def _made(comparison: Comparison) -> Manifests:

@@ -18,8 +18,8 @@ Entry = dict[str, Any]
 Comparison = dict[str, Any]
 
 
-def entry_of(cell: Cell, job: Job) -> Entry:
-    """A cell that was run, as JSON; without scores for one that failed."""
+def entry_of(cell: Cell, job: Job, budget_tokens: int) -> Entry:
+    """A cell that was run, as JSON; one that failed has no curve."""
     outcome = read_outcome(job)
     attempts = earlier_attempts(job)
     entry: Entry = {
@@ -37,7 +37,7 @@ def entry_of(cell: Cell, job: Job) -> Entry:
     if outcome.reason:
         return entry
     result = read_run(job.run)
-    return entry | {
+    entry |= {
         "tokens": [int(tokens) for tokens in result.curve.tokens],
         "success": [float(success) for success in result.curve.success],
         "num_tokens": result.num_tokens,
@@ -47,6 +47,22 @@ def entry_of(cell: Cell, job: Job) -> Entry:
         "code": dict(result.manifest.get("code") or {}),
         "inputs": dict(result.manifest.get("inputs") or {}),
     }
+    return short_fails(entry, budget_tokens)
+
+
+def short_fails(entry: Entry, budget_tokens: int) -> Entry:
+    """`entry`, counted as failed where the run ended before it had spent the budget.
+
+    Its last success is not that of the budget: beside the others it would make an algorithm look worse, or
+    better where success falls again. Its curve stays in the data.
+    """
+    if entry["failure"] or entry["num_tokens"] >= budget_tokens:
+        return entry
+    reason = (
+        f"num_steps ended it at {entry['num_tokens']:,} tokens of the budget of {budget_tokens:,}; raise "
+        "num_steps"
+    )
+    return entry | {"failure": reason}
 
 
 def arm_entry(arm: Arm, description: str) -> Entry:
@@ -106,8 +122,8 @@ def choose_trials(
                     means[trial] = float(np.mean([run["success"][-1] for run in runs]))
             if not means:
                 raise CompareError(
-                    f"every tuning trial of {arm.label} on {setting.label} failed; see the logs under "
-                    "tuning/, or leave the arm out"
+                    f"every tuning trial of {arm.label} on {setting.label} failed ({mine[0]['failure']}); "
+                    "see the logs under tuning/, or leave the arm out"
                 )
             chosen[setting.label, arm.label] = max(means, key=lambda trial: means[trial])
     return chosen

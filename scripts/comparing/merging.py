@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.comparing.comparison import FORMAT, Comparison, Entry, cell_of
+from scripts.comparing.comparison import FORMAT, Comparison, Entry, cell_of, short_fails
 from scripts.comparing.names import CompareError
 from scripts.comparing.plan import Configs, config_diff, require_declared
 
@@ -59,7 +59,7 @@ def merge(ours: Comparison, path: Path) -> Comparison:
     merged = {
         **ours,
         "arms": [*ours["arms"], *(arm for arm in theirs["arms"] if arm["label"] not in known)],
-        "cells": [*ours["cells"], *theirs["cells"]],
+        "cells": [*ours["cells"], *(short_fails(cell, ours["budget_tokens"]) for cell in theirs["cells"])],
         "tuning_cells": [*ours["tuning_cells"], *theirs["tuning_cells"]],
         "commands": [*ours["commands"], *theirs["commands"]],
         "unchecked": [*ours.get("unchecked", ()), *theirs.get("unchecked", ())],

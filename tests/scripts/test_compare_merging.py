@@ -133,3 +133,9 @@ def test_what_a_cell_lacks_is_said(tmp_path: Path):
     del theirs["cells"][0]["failure"]
     with pytest.raises(CompareError, match=r"cells\[0\] has no failure"):
         merge(comparison(arm("c", [0.7])), written(tmp_path / "comparison.json", theirs))
+
+
+def test_a_run_that_did_not_spend_its_budget_has_no_score_from_there_either(tmp_path: Path):
+    theirs = arm("a", [0.5])[0] | {"num_tokens": 900}
+    merged = merge(comparison(arm("c", [0.7])), written(tmp_path / "comparison.json", comparison([theirs])))
+    assert analyse(merged)["scores"]["final"]["calc:2"]["a"].value is None

@@ -11,10 +11,12 @@ import pytest
 from matplotlib import image
 
 from scripts.comparing.analysis import analyse
-from scripts.comparing.comparison import choose_trials
+from scripts.comparing.cells import Job
+from scripts.comparing.comparison import choose_trials, entry_of
 from scripts.comparing.names import Arm, CompareError, Setting
+from scripts.comparing.plan import Cell
 from scripts.comparing.report import findings, plain, summary, write_report
-from tests.scripts.made_runs import BUDGET, cell, comparison
+from tests.scripts.made_runs import BUDGET, cell, comparison, make_run
 
 SEEDS = range(5)
 
@@ -117,12 +119,37 @@ def test_a_saturated_level_warns(a: list[float], b: list[float], said: str | Non
     assert warned == [] if said is None else said in warned[0]
 
 
-def test_a_run_that_did_not_spend_its_budget_warns_and_has_no_area():
-    short = cell("a", 0, [0.2, 0.5]) | {"tokens": [0, 900], "num_tokens": 900}
-    analysis = analyse(comparison([short, cell("a", 1, [0.2, 0.5])]))
-    assert "a on calc:2, seed 0 sampled 900 tokens of the budget of 1,000" in analysis["warnings"][0]
-    assert len(analysis["seeds"]["auc"]["calc:2"]["a"]) == 1
-    assert len(analysis["seeds"]["final"]["calc:2"]["a"]) == 2
+def run_cell(folder: Path, tokens: tuple[int, ...]) -> dict[str, Any]:
+    """The entry of a cell that ran to its end, sampling `tokens`."""
+    made = Cell(
+        arm=Arm(label="a", algorithm="grpo"), setting=Setting(label="calc:2", env="calc", level=2), seed=0
+    )
+    job = Job(name="x", folder=folder, command=("x",), deadline_s=1.0)
+    make_run(job.run, {0: 20, len(tokens): 90}, tokens=tokens)
+    job.record.write_text(json.dumps({"command": ["x"], "exit_code": 0, "seconds": 5.0, "reason": ""}))
+    return entry_of(made, job, BUDGET)
+
+
+def test_a_run_that_did_not_spend_its_budget_has_no_score_anywhere(tmp_path: Path):
+    short = run_cell(tmp_path, (500, 400))
+    assert short["failure"] == "num_steps ended it at 900 tokens of the budget of 1,000; raise num_steps"
+    rest = [*arm("a", [0.0, 0.5])[1:], *arm("b", [0.1, 0.4])]
+    analysis = analyse(comparison([short, *rest]))
+    assert "1 of 4 cells failed and have no score (a on calc:2, seed 0: num_steps" in analysis["warnings"][0]
+    assert analysis["seeds"]["final"]["calc:2"]["a"] == [0.5]
+    assert analysis["seeds"]["auc"]["calc:2"]["a"] == [pytest.approx(0.35)]
+    assert analysis["improvement"]["calc:2"]["a"]["b"].reason == "1 pair, 6 are needed"
+    assert analysis["threshold"]["calc:2"]["arms"]["a"]["seeds"] == 1
+    trial = [short | {"seed": 1000, "trial": [["learning_rate", "1"]]}]
+    with pytest.raises(CompareError, match=r"every tuning trial of a on calc:2 failed .num_steps ended it"):
+        choose_trials(
+            trial, [Arm(label="a", algorithm="grpo")], [Setting(label="calc:2", env="calc", level=2)]
+        )
+
+
+def test_a_run_that_spent_its_budget_has_a_score(tmp_path: Path):
+    whole = run_cell(tmp_path, (500, 500))
+    assert (whole["failure"], whole["success"]) == ("", [0.2, 0.9])
 
 
 def test_too_few_seeds_are_said_everywhere(tmp_path: Path):
