@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from scripts.comparing.comparison import Comparison, Entry, cell_of, finished
 from scripts.comparing.sources import NUM_NAMES, Manifests, source_differences
 
 NEAR = 0.05
-"""A level is saturated where every arm ends within this of 1, or of 0."""
+"""A level is saturated for arms that end within this of 1, or of 0 (see `_saturated`)."""
 METRICS = {"final": "final success", "auc": "mean success over the budget (AUC)"}
 """The two scores of a run, in words."""
 ALL = "all"
@@ -158,18 +158,34 @@ def warnings(comparison: Comparison) -> list[str]:
         f"runs were not made by the same code: {text}" for text in source_differences(_made(comparison))
     ]
     for setting in (setting["label"] for setting in comparison["settings"]):
-        by_arm = [finished(comparison, setting, arm["label"]) for arm in comparison["arms"]]
-        finals = [float(np.mean([cell["success"][-1] for cell in cells])) for cells in by_arm if cells]
-        for limit, is_near in (
-            ("1", min(finals, default=0) >= 1 - NEAR),
-            ("0", max(finals, default=1) <= NEAR),
-        ):
-            if is_near:
-                found.append(
-                    f"{setting} is saturated: every arm ends within {NEAR:g} of {limit}, so it cannot tell "
-                    f"them apart; take {'a harder' if limit == '1' else 'an easier'} level"
-                )
+        finals = {
+            arm["label"]: float(np.mean([cell["success"][-1] for cell in cells]))
+            for arm in comparison["arms"]
+            if (cells := finished(comparison, setting, arm["label"]))
+        }
+        found += _saturated(setting, finals)
     return found
+
+
+def _saturated(setting: str, finals: Mapping[str, float]) -> Iterator[str]:
+    """What a level cannot tell apart, by each arm's mean final success.
+
+    Where every arm ends near an end, the level says nothing. Where two or more do, it says nothing of these
+    among each other, at 1 as at 0: two that never left 0 may be as far apart as two that reached 1. One arm
+    alone at an end is told apart from the others, and that is a result.
+    """
+    for limit, harder in ((1.0, "a harder"), (0.0, "an easier")):
+        near = [arm for arm, final in finals.items() if abs(final - limit) <= NEAR + 1e-9]
+        if near and len(near) == len(finals):
+            yield (
+                f"{setting} is saturated: every arm ends within {NEAR:g} of {limit:g}, so it cannot tell "
+                f"them apart; take {harder} level"
+            )
+        elif len(near) > 1:
+            yield (
+                f"{setting} is saturated for {', '.join(near)}: they end within {NEAR:g} of {limit:g}, so it "
+                f"cannot tell these apart from each other; take {harder} level"
+            )
 
 
 def _reasons(failures: Sequence[Entry]) -> str:

@@ -119,6 +119,21 @@ def test_a_saturated_level_warns(a: list[float], b: list[float], said: str | Non
     assert warned == [] if said is None else said in warned[0]
 
 
+@pytest.mark.parametrize(
+    ("finals", "said"),
+    [
+        ({"a": 0.97, "b": 0.95, "c": 0.5}, "saturated for a, b: they end within 0.05 of 1"),
+        ({"a": 0.0, "b": 0.5, "c": 0.05}, "saturated for a, c: they end within 0.05 of 0"),
+        ({"a": 0.97, "b": 0.94, "c": 0.0}, None),  # one alone at an end is told apart from the others
+    ],
+)
+def test_arms_that_a_level_cannot_tell_apart_are_named(finals: dict[str, float], said: str | None):
+    cells = [entry for name, final in finals.items() for entry in arm(name, [final, final], start=0.0)]
+    warned = analyse(comparison(cells))["warnings"]
+    assert len(warned) == (said is not None)
+    assert said is None or said in warned[0]
+
+
 def run_cell(folder: Path, tokens: tuple[int, ...]) -> dict[str, Any]:
     """The entry of a cell that ran to its end, sampling `tokens`."""
     made = Cell(
