@@ -11,8 +11,8 @@ row is taken back, unless it is given there.
 
 Every run gets the same sampled tokens, the same tasks and starting policy by seed, and as many tuning trials,
 on other seeds. Written to --out: report.html, three PNGs, comparison.json, and every run with its log. The
-same command again goes on where it was cut off. Exit code 0: every run has a score; 1: some failed; 2:
-refused; 130: interrupted.
+same command again goes on where it was cut off. Exit code 0: every run has a score; 1: some failed, one
+that only tuned included; 2: refused; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -263,7 +263,13 @@ def main() -> int:
         return INTERRUPTED
     print(f"\n{summary(comparison)}")
     print("written: " + ", ".join(str(path) for path in written))
-    return SOME_FAILED if any(cell["failure"] for cell in comparison["cells"]) else DONE
+    return exit_code(comparison)
+
+
+def exit_code(comparison: Comparison) -> int:
+    """SOME_FAILED where a run has no score, also one that only tuned."""
+    cells = (*comparison["cells"], *comparison["tuning_cells"])
+    return SOME_FAILED if any(cell["failure"] for cell in cells) else DONE
 
 
 def split_shared(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

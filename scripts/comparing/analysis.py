@@ -125,18 +125,22 @@ def _reaching(comparison: Comparison, setting: str, arms: Sequence[str]) -> dict
 
 
 def _cost(comparison: Comparison, arm: str) -> dict[str, float]:
-    """Spent on reported cells and on tuning, failures included."""
+    """Spent on reported cells and on tuning, on attempts that failed or were cut off as well."""
     reported = [cell for cell in comparison["cells"] if cell["arm"] == arm]
     tuning = [cell for cell in comparison["tuning_cells"] if cell["arm"] == arm]
     return {
-        "tokens": sum(cell.get("num_tokens", 0) for cell in reported),
-        "seconds": sum(cell["seconds"] for cell in reported),
-        "cells": len(reported),
-        "failures": sum(bool(cell["failure"]) + cell["earlier_failures"] for cell in reported),
+        **_spent(reported),
         "unscored": sum(cell.get("num_unscored", 0) for cell in reported),
-        "tuning_tokens": sum(cell.get("num_tokens", 0) for cell in tuning),
-        "tuning_seconds": sum(cell["seconds"] for cell in tuning),
-        "tuning_cells": len(tuning),
+        **{f"tuning_{name}": number for name, number in _spent(tuning).items()},
+    }
+
+
+def _spent(cells: Sequence[Entry]) -> dict[str, float]:
+    return {
+        "tokens": sum(cell.get("num_tokens", 0) + cell.get("earlier_tokens", 0) for cell in cells),
+        "seconds": sum(cell["seconds"] + cell.get("earlier_seconds", 0) for cell in cells),
+        "cells": len(cells),
+        "failures": sum(bool(cell["failure"]) + cell["earlier_failures"] for cell in cells),
     }
 
 
@@ -148,6 +152,12 @@ def warnings(comparison: Comparison) -> list[str]:
         found.append(
             f"{len(failures)} of {len(comparison['cells'])} cells failed and have no score "
             f"({_reasons(failures)}); what is left may be the luckier ones"
+        )
+    trials = [cell for cell in comparison["tuning_cells"] if cell["failure"]]
+    if trials:
+        found.append(
+            f"{len(trials)} of {len(comparison['tuning_cells'])} tuning runs failed, and their trials could "
+            f"not be chosen ({_reasons(trials)})"
         )
     found += [
         f"the runs of {path} do not say their settings, so whether they differ in more than was declared is "

@@ -9,14 +9,14 @@ import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rl.durable import atomic_write_json
-from scripts.comparing.locks import dies_with_parent, owner
+from scripts.comparing.locks import LOCK_NAME, dies_with_parent, owner
 from scripts.comparing.names import CompareError
-from scripts.comparing.results import RunError, read_run
+from scripts.comparing.results import RunError, read_run, spent_tokens
 
 GRACE_S = 60.0
 """Seconds that a run has to end by itself once it was told to."""
@@ -48,6 +48,11 @@ class Job:
     @property
     def record(self) -> Path:
         return self.folder / "cell.json"
+
+    @property
+    def started(self) -> Path:
+        """An empty file, as old as the attempt."""
+        return self.folder / "started"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +95,7 @@ def run_job(job: Job, environment: Mapping[str, str] | None = None) -> Outcome:
     """
     move_aside(job)
     job.folder.mkdir(parents=True)
+    job.started.touch()
     started = time.monotonic()
     with job.log.open("wb") as log:
         # A session of its own: the terminal's Ctrl-C reaches this process, which passes it on once.
@@ -162,6 +168,22 @@ def earlier_attempts(job: Job) -> list[Path]:
     """Folders of attempts that were moved aside, oldest first."""
     attempts = job.folder.parent.glob(f"{job.folder.name}.*-*")
     return sorted(attempts, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def spent_before(job: Job) -> tuple[float, int]:
+    """Seconds and sampled tokens of the attempts that were moved aside, failed or cut off.
+
+    One that was cut off has no record: it lasted until it last wrote anything.
+    """
+    attempts = [replace(job, folder=folder) for folder in earlier_attempts(job)]
+    seconds = sum(read_outcome(a).seconds if a.record.is_file() else _lasted(a) for a in attempts)
+    return round(seconds, 1), sum(spent_tokens(attempt.run) for attempt in attempts)
+
+
+def _lasted(job: Job) -> float:
+    starts = [file.stat().st_mtime for file in (job.started, job.run / LOCK_NAME) if file.is_file()]
+    ends = [file.stat().st_mtime for file in (job.log, *job.run.glob("*.jsonl")) if file.is_file()]
+    return max(0.0, max(ends) - min(starts)) if starts and ends else 0.0
 
 
 def last_lines(log: Path, num: int = NUM_LOG_LINES) -> list[str]:

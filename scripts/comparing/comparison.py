@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from scripts.comparing.cells import Job, earlier_attempts, last_lines, read_outcome
+from scripts.comparing.cells import Job, earlier_attempts, last_lines, read_outcome, spent_before
 from scripts.comparing.names import Arm, Changes, CompareError, Setting
 from scripts.comparing.plan import Cell
-from scripts.comparing.results import read_run
+from scripts.comparing.results import read_run, spent_tokens
 
 FORMAT = 1
 Entry = dict[str, Any]
@@ -22,6 +22,7 @@ def entry_of(cell: Cell, job: Job, budget_tokens: int) -> Entry:
     """A cell that was run, as JSON; one that failed has no curve."""
     outcome = read_outcome(job)
     attempts = earlier_attempts(job)
+    earlier_seconds, earlier_tokens = spent_before(job)
     entry: Entry = {
         "arm": cell.arm.label,
         "setting": cell.setting.label,
@@ -33,6 +34,9 @@ def entry_of(cell: Cell, job: Job, budget_tokens: int) -> Entry:
         "log": last_lines(job.log) if outcome.reason else [],
         "earlier_failures": sum(".failed-" in attempt.name for attempt in attempts),
         "earlier_unfinished": sum(".unfinished-" in attempt.name for attempt in attempts),
+        "earlier_seconds": earlier_seconds,
+        "earlier_tokens": earlier_tokens,
+        "num_tokens": spent_tokens(job.run),
     }
     if outcome.reason:
         return entry

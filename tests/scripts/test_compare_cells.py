@@ -40,6 +40,7 @@ def test_a_verdict_is_a_score_whether_pass_or_fail(tmp_path: Path, code: str):
     assert status(cell) == "finished"
     assert read_outcome(cell) == outcome
     assert cell.log.read_text() == "made\n"
+    assert cell.started.stat().st_mtime <= cell.log.stat().st_mtime
 
 
 def test_a_finished_cell_is_not_run_again_and_a_failed_one_is(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from matplotlib import image
 
+from scripts.compare import exit_code
 from scripts.comparing.analysis import analyse
 from scripts.comparing.cells import Job
 from scripts.comparing.comparison import choose_trials, entry_of
@@ -134,15 +136,17 @@ def test_arms_that_a_level_cannot_tell_apart_are_named(finals: dict[str, float],
     assert said is None or said in warned[0]
 
 
+CELL = Cell(
+    arm=Arm(label="a", algorithm="grpo"), setting=Setting(label="calc:2", env="calc", level=2), seed=0
+)
+
+
 def run_cell(folder: Path, tokens: tuple[int, ...]) -> dict[str, Any]:
     """The entry of a cell that ran to its end, sampling `tokens`."""
-    made = Cell(
-        arm=Arm(label="a", algorithm="grpo"), setting=Setting(label="calc:2", env="calc", level=2), seed=0
-    )
     job = Job(name="x", folder=folder, command=("x",), deadline_s=1.0)
     make_run(job.run, {0: 20, len(tokens): 90}, tokens=tokens)
     job.record.write_text(json.dumps({"command": ["x"], "exit_code": 0, "seconds": 5.0, "reason": ""}))
-    return entry_of(made, job, BUDGET)
+    return entry_of(CELL, job, BUDGET)
 
 
 def test_a_run_that_did_not_spend_its_budget_has_no_score_anywhere(tmp_path: Path):
@@ -160,6 +164,47 @@ def test_a_run_that_did_not_spend_its_budget_has_no_score_anywhere(tmp_path: Pat
         choose_trials(
             trial, [Arm(label="a", algorithm="grpo")], [Setting(label="calc:2", env="calc", level=2)]
         )
+
+
+def test_what_failed_and_unfinished_attempts_spent_is_counted(tmp_path: Path):
+    for kind, tokens in (("failed-1", (300, 100)), ("unfinished-2", (70,))):
+        make_run(tmp_path / f"seed_0.{kind}/run", {}, tokens=tokens)
+    record = {"command": ["x"], "exit_code": 3, "seconds": 11.0, "reason": "ended with exit code 3"}
+    (tmp_path / "seed_0.failed-1/cell.json").write_text(json.dumps(record))
+    cut_off = tmp_path / "seed_0.unfinished-2"
+    for name, seconds in (("started", 1000), ("run/metrics.jsonl", 1030), ("run/evaluations.jsonl", 1020)):
+        (cut_off / name).touch()
+        os.utime(cut_off / name, (seconds, seconds))
+    with (cut_off / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "tokens/samp')
+    os.utime(cut_off / "run/metrics.jsonl", (1030, 1030))
+    entry = run_cell(tmp_path / "seed_0", (500, 500))
+    cost = analyse(comparison([entry]))["cost"]["a"]
+    assert cost["seconds"] == 5.0 + 11.0 + 30.0
+    assert cost["tokens"] == 1000 + 400 + 70
+    assert cost["failures"] == 1
+
+
+def test_what_a_failed_run_spent_is_counted(tmp_path: Path):
+    job = Job(name="x", folder=tmp_path, command=("x",), deadline_s=1.0)
+    make_run(job.run, {0: 20}, tokens=(500, 100))
+    job.record.write_text(json.dumps({"command": ["x"], "exit_code": 3, "seconds": 5.0, "reason": "gap"}))
+    entry = entry_of(CELL, job, BUDGET)
+    cost = analyse(comparison([entry]))["cost"]["a"]
+    assert (cost["tokens"], cost["seconds"], cost["failures"]) == (600, 5.0, 1)
+
+
+def test_a_tuning_run_that_failed_warns_and_is_in_the_exit_code(tmp_path: Path):
+    trial = failed("a", 1000) | {"trial": [["learning_rate", "2"]]}
+    made = comparison(arm("a", [0.5, 0.6]), tuning_cells=[trial])
+    analysis = analyse(made)
+    (warned,) = analysis["warnings"]
+    assert "1 of 1 tuning runs failed" in warned
+    assert analysis["cost"]["a"]["tuning_failures"] == 1
+    assert exit_code(made) == 1
+    assert exit_code(made | {"tuning_cells": []}) == 0
+    write_report(made, tmp_path)
+    assert "tuning failures" in (tmp_path / "report.html").read_text()
 
 
 def test_a_run_that_spent_its_budget_has_a_score(tmp_path: Path):
