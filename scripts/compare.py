@@ -97,16 +97,17 @@ def make_plan(options: Options, shared: Sequence[str]) -> Plan:
         raise CompareError(f"threshold = {options.threshold:g}: expected a success between 0 and 1")
     config = recipe_config(options.recipe)
     arms = parse_arms(options.algorithms, config)
+    settings = parse_settings(options.env, config)
     return Plan(
         recipe=options.recipe,
         config=config,
         arms=arms,
-        settings=parse_settings(options.env, config),
+        settings=settings,
         num_seeds=options.seeds,
         budget_tokens=options.budget_tokens,
         shared=tuple(shared),
         share=tuple(_learner_share(options.parallel, shared)),
-        trials=parse_tuning(options.tune, arms, config),
+        trials=parse_tuning(options.tune, arms, config, settings=settings, shared=shared),
         num_tuning_seeds=options.tuning_seeds,
     )
 

@@ -127,6 +127,10 @@ def test_what_follows_from_a_change_must_be_declared_too():
         ({"tune": ("learning_rat=1,2",)}, "unknown setting 'learning_rat'; did you mean 'learning_rate'"),
         ({"tune": ("learning_rate=1e-4",)}, "expected two values or more"),
         ({"algorithms": "x=grpo+learning_rate=0", "tune": ("learning_rate=1,2",)}, "x fixes learning_rate"),
+        (
+            {"env": ("calc:2+learning_rate=0",), "tune": ("learning_rate=1,2",)},
+            "calc:2 gives learning_rate a value too",
+        ),
         ({"tuning_seeds": 2}, "has no effect without --tune"),
         ({"recipe": "calc_grp"}, "unknown recipe 'calc_grp'; did you mean 'calc_grpo'"),
         ({"seeds": 0}, "seeds = 0: expected at least 1"),
@@ -137,6 +141,20 @@ def test_bad_names_are_refused_with_the_nearest(options: dict[str, object], mess
     with pytest.raises(CompareError) as refused:
         plan(**options)  # type: ignore[arg-type]
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [
+        ("learning_rate", ("--learning-rate", "1e-3")),
+        ("learning_rate", ("--learning_rate=1e-3",)),
+        ("kl_loss_coef", ("--beta", "0.1")),  # TRL's name of it
+    ],
+)
+def test_a_shared_option_of_a_tuned_field_is_refused(field: str, option: tuple[str, ...]):
+    with pytest.raises(CompareError, match=f"what follows -- gives {field} a value too"):
+        plan("grpo", *option, tune=(f"{field}=1e-3,1e-2",))
+    assert len(plan("grpo", *option, tune=("temperature=0.5,1.0",)).trials) == 2
 
 
 def test_a_cell_that_cannot_run_is_refused_before_any_does(capsys: pytest.CaptureFixture[str]):
