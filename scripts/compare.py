@@ -17,12 +17,10 @@ that only tuned included; 2: refused; 130: interrupted.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +30,6 @@ import tyro
 
 from rl.config import Config
 from rl.defaults import resolve
-from rl.durable import atomic_write_json
 from rl.machine import Machine
 from scripts.comparing.cells import Job, Outcome, run_jobs, status
 from scripts.comparing.comparison import (
@@ -50,6 +47,7 @@ from scripts.comparing.plan import Cell, Plan, config_diff, require_declared
 from scripts.comparing.report import summary, write_report
 from scripts.comparing.results import RunResult, read_run
 from scripts.comparing.sources import Manifests, manifests_now, require_same_source
+from scripts.comparing.wall import Wall
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -140,7 +138,7 @@ Results = list[tuple[Cell, RunResult]]
 
 
 def run_cells(
-    plan: Plan, cells: Sequence[Cell], options: Options, earlier: Results
+    plan: Plan, cells: Sequence[Cell], options: Options, wall: Wall, earlier: Results
 ) -> tuple[list[dict[str, Any]], Results]:
     """Run what is not finished yet; entries of all cells, and the results of those that have one.
 
@@ -161,6 +159,7 @@ def run_cells(
     require_comparable([*earlier, *results], manifests_now((cell, plan.parsed(cell)) for cell in waiting))
 
     def ended(job: Job, outcome: Outcome) -> None:
+        wall.note()
         if not outcome.reason:
             results.append((by_job[job], read_run(job.run)))
             require_comparable([*earlier, *results])
@@ -187,17 +186,18 @@ def compare(options: Options, shared: Sequence[str]) -> tuple[Comparison, list[P
 
 def _run(plan: Plan, options: Options) -> Comparison:
     """Run every cell that is not finished, and put all of them together."""
-    started = time.monotonic()
+    wall = Wall(options.out)
     tuning, num_reported = plan.tuning_cells, len(plan.reported_cells({}))
     print(f"{len(tuning)} tuning runs, then {num_reported} runs, {options.parallel} at a time\n", flush=True)
     try:
-        tuning_entries, tuning_results = run_cells(plan, tuning, options, [])
+        tuning_entries, tuning_results = run_cells(plan, tuning, options, wall, [])
         chosen = choose_trials(tuning_entries, plan.arms, plan.settings) if tuning else {}
         for (setting, arm), trial in chosen.items():
             print(f"tuned: {arm} on {setting}: {', '.join(f'{field}={value}' for field, value in trial)}")
-        entries, results = run_cells(plan, plan.reported_cells(chosen), options, tuning_results)
+        reported = plan.reported_cells(chosen)
+        entries, results = run_cells(plan, reported, options, wall, tuning_results)
     finally:
-        wall_s = add_wall(options.out, time.monotonic() - started)
+        wall_s = wall.note()
     manifests = [result.manifest for _, result in (*tuning_results, *results)]
     manifest = manifests[0] if manifests else {}
     comparison: Comparison = {
@@ -217,15 +217,6 @@ def _run(plan: Plan, options: Options) -> Comparison:
     for path in options.merge:
         comparison = merge(comparison, path)
     return comparison
-
-
-def add_wall(out: Path, wall_s: float) -> float:
-    """Seconds that this comparison has taken in all, the attempts that were cut off included."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "wall.json"
-    attempts = [*(json.loads(file.read_text()) if file.is_file() else []), round(wall_s, 1)]
-    atomic_write_json(file, attempts)
-    return sum(attempts)
 
 
 def _in_words(plan: Plan, arm: str) -> str:

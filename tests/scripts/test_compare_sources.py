@@ -15,6 +15,7 @@ from scripts.comparing.cells import Job, Outcome
 from scripts.comparing.names import CompareError
 from scripts.comparing.plan import Cell
 from scripts.comparing.sources import manifests_now, require_same_source
+from scripts.comparing.wall import Wall
 from tests.scripts.made_runs import VERSIONS, make_run
 
 CODE = {"rl": "1111", "envs": "2222"}
@@ -110,7 +111,7 @@ def comparing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         )
         plan = make_plan(options, ())
         try:
-            run_cells(plan, plan.reported_cells({}), options, [])
+            run_cells(plan, plan.reported_cells({}), options, Wall(options.out), [])
         except CompareError as error:
             return [*started, str(error)]
         return started
@@ -140,3 +141,23 @@ def test_code_that_is_not_that_of_finished_cells_starts_none(
     now("3")
     (said,) = comparing([])
     assert "code: rl 1 in cells/calc-2/grpo/seed_0 and cells/calc-2/grpo/seed_1, 3 in" in said
+
+
+def test_an_attempt_that_is_killed_is_counted_up_to_its_last_cell(
+    comparing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("scripts.compare.manifests_now", lambda configs: [])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/wall.json").write_text("[7.5]")
+    noted: list[float] = []
+
+    class Listening(Wall):
+        def note(self) -> float:
+            noted.append(super().note())
+            return noted[-1]
+
+    monkeypatch.setattr(f"{__name__}.Wall", Listening)
+    comparing(["1", "1", "1"])
+    assert len(noted) == 3  # though nobody came to the end and noted it there
+    before, attempt = json.loads((tmp_path / "out/wall.json").read_text())
+    assert (before, sum((before, attempt))) == (7.5, noted[-1])
