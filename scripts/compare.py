@@ -46,6 +46,7 @@ from scripts.comparing.names import CompareError, parse_arms, parse_settings, pa
 from scripts.comparing.plan import Cell, Plan, config_diff, require_declared
 from scripts.comparing.report import summary, write_report
 from scripts.comparing.results import RunResult, read_run
+from scripts.comparing.shares import shares
 from scripts.comparing.sources import Manifests, manifests_now, require_same_source
 from scripts.comparing.wall import Wall
 
@@ -93,6 +94,9 @@ def make_plan(options: Options, shared: Sequence[str]) -> Plan:
         )
     if not 0 <= options.threshold <= 1:
         raise CompareError(f"threshold = {options.threshold:g}: expected a success between 0 and 1")
+    if not os.environ.get("RAY_ADDRESS"):  # a cluster's cores are known once it is joined
+        machine = Machine.here()
+        shares([(machine.cores, len(machine.gpus))], options.parallel)
     config = recipe_config(options.recipe)
     arms = parse_arms(options.algorithms, config)
     settings = parse_settings(options.env, config)

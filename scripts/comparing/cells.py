@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from scripts.comparing.locks import LOCK_NAME, dies_with_parent, owner
 from scripts.comparing.names import CompareError
 from scripts.comparing.results import RunError, read_run, spent_tokens
 
+ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 60.0
 """Seconds that a run has to end by itself once it was told to."""
 NUM_LOG_LINES = 12
@@ -30,12 +31,16 @@ Status = Literal["finished", "failed", "unfinished", "absent"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One cell as a process: `command` writes its run to `folder`/run and its screen to `folder`/log.txt."""
+    """One cell as a process: `command` writes its run to `folder`/run and its screen to `folder`/log.txt.
+
+    It starts in `cwd`, where the user's own files are named from, whatever the directory of a Ray worker is.
+    """
 
     name: str
     folder: Path
     command: tuple[str, ...]
     deadline_s: float
+    cwd: Path = field(default_factory=Path.cwd)
 
     @property
     def run(self) -> Path:
@@ -103,7 +108,8 @@ def run_job(job: Job, environment: Mapping[str, str] | None = None) -> Outcome:
             job.command,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            cwd=job.cwd,
+            env=_finds_recipes(os.environ if environment is None else environment),
             start_new_session=True,
             preexec_fn=dies_with_parent(),
         )
@@ -119,8 +125,20 @@ def run_job(job: Job, environment: Mapping[str, str] | None = None) -> Outcome:
     outcome = Outcome(
         command=job.command, exit_code=code, seconds=round(time.monotonic() - started, 1), reason=reason
     )
-    atomic_write_json(job.record, asdict(outcome))
+    write_outcome(job, outcome)
     return outcome
+
+
+def write_outcome(job: Job, outcome: Outcome) -> None:
+    """Write down how `job` ended: from then on it is known as finished or failed."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(job.record, asdict(outcome))
+
+
+def _finds_recipes(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` with our folder on Python's path, so that a run is of the code that compares."""
+    paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def end_process(process: subprocess.Popen[bytes]) -> int:
@@ -142,11 +160,6 @@ def _reason(job: Job, code: int) -> str:
     except RunError as error:
         return f"ended with exit code {code} and without results: {error}"
     return ""
-
-
-def _run_in_worker(job: Job) -> Outcome:
-    """`run_job` in a Ray worker, whose cluster is not the run's: a run starts its own."""
-    return run_job(job, {name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
 
 
 def move_aside(job: Job) -> None:
@@ -209,9 +222,12 @@ def run_jobs(
         say(f"{len(jobs) - len(waiting)} of {len(jobs)} cells are finished already and are not run again")
     if not waiting:
         return
-    outcomes = (
-        _in_ray(waiting, num_parallel) if num_parallel > 1 else ((job, run_job(job)) for job in waiting)
-    )
+    if num_parallel > 1:
+        from scripts.comparing.parallel import in_ray  # Ray, which runs one after another do without
+
+        outcomes = in_ray(waiting, num_parallel, say)
+    else:
+        outcomes = ((job, run_job(job)) for job in waiting)
     with closing(outcomes):  # an error of ours must not wait for the tasks that run beside it
         for number, (job, outcome) in enumerate(outcomes, start=1):
             how = f"FAILED: {outcome.reason}" if outcome.reason else "finished"
@@ -219,46 +235,3 @@ def run_jobs(
             if outcome.reason:
                 say("\n".join(f"    | {line}" for line in last_lines(job.log)))
             ended(job, outcome)
-
-
-def _in_ray(jobs: Sequence[Job], num_parallel: int) -> Generator[tuple[Job, Outcome]]:
-    """Jobs as Ray tasks, each with an equal share of this machine's cores and GPUs, or of the cluster's.
-
-    On a cluster that RAY_ADDRESS names the folder must be on a file system that all its machines share.
-    """
-    import ray
-
-    from rl.machine import Machine
-
-    machine = Machine.here()
-    with _ray_session(machine.cores):
-        remote = ray.remote(_run_in_worker).options(
-            num_cpus=machine.cores / num_parallel if num_parallel <= machine.cores else 1,
-            num_gpus=len(machine.gpus) / num_parallel,
-            max_retries=0,
-        )
-        tasks = {remote.remote(job): job for job in jobs}
-        try:
-            while tasks:
-                (done, *_), _ = ray.wait(list(tasks), num_returns=1)
-                yield tasks.pop(done), ray.get(done)
-        except BaseException:
-            for task in tasks:
-                ray.cancel(task)
-            ray.wait(list(tasks), num_returns=len(tasks), timeout=GRACE_S + 10)
-            raise
-
-
-@contextmanager
-def _ray_session(num_cores: int) -> Iterator[None]:
-    import logging
-
-    import ray
-
-    joins = bool(os.environ.get("RAY_ADDRESS"))
-    own = {} if joins else {"num_cpus": num_cores, "include_dashboard": False, "object_store_memory": 10**8}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipes.calc_grpo import CONFIG
+from rl.machine import Machine
 from scripts.compare import Options, check_cells, make_plan, split_shared
 from scripts.comparing.names import CompareError, parse_arms, parse_settings
 from scripts.comparing.plan import Cell, Plan, config_diff, undeclared
@@ -131,6 +132,7 @@ def test_what_follows_from_a_change_must_be_declared_too():
             {"env": ("calc:2+learning_rate=0",), "tune": ("learning_rate=1,2",)},
             "calc:2 gives learning_rate a value too",
         ),
+        ({"parallel": 10_000}, "parallel = 10000: a run needs a core, and there are"),
         ({"tuning_seeds": 2}, "has no effect without --tune"),
         ({"recipe": "calc_grp"}, "unknown recipe 'calc_grp'; did you mean 'calc_grpo'"),
         ({"seeds": 0}, "seeds = 0: expected at least 1"),
@@ -204,5 +206,6 @@ def test_cells_that_are_one_have_no_differences():
 def test_a_share_of_the_cores_is_in_every_command_and_no_part_of_what_is_compared():
     made = plan("grpo", "--num-steps", "9", parallel=2)
     command = " ".join(made.command(made.reported_cells({})[0], Path("there/run"))[3:])
-    assert " --num-steps 9 --learner-threads 1 --algorithm grpo " in command
+    threads = max(1, Machine.here().cores // 2)
+    assert f" --num-steps 9 --learner-threads {threads} --algorithm grpo " in command
     assert made.shared == ("--num-steps", "9")
