@@ -53,6 +53,16 @@ def test_scores_are_interquartile_means_by_setting_and_over_all(two_settings: di
     assert 0.699 < low < 0.74 < high <= 0.9
 
 
+def test_a_terminal_shows_every_setting_and_all_of_them(two_settings: dict[str, Any]):
+    analysis = analyse(two_settings)
+    lines = summary(two_settings).splitlines()
+    assert lines[0].startswith("final success")
+    for view, heading in (("calc:2", "  calc:2"), ("calc:3", "  calc:3"), ("all", "  all settings")):
+        where = lines.index(heading)
+        for line, name in zip(lines[where + 1 :], ("good", "bad"), strict=False):
+            assert line.split(maxsplit=1) == [name, str(analysis["scores"]["final"][view][name])]
+
+
 def test_a_planted_difference_is_found(two_settings: dict[str, Any]):
     analysis = analyse(two_settings)
     # ten of ten: low is 0.025^(1/10)
