@@ -43,7 +43,8 @@ def wilson_interval(num_successes: float, num_tasks: float, z: float = Z_95) -> 
     """Wilson's score interval of a binomial rate (Wilson 1927, JASA 22:209-212).
 
     With p = k / n: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n). Unlike p ± z sqrt(p(1-p)/n) it stays
-    inside [0, 1] and is not empty at k = 0 or k = n. k and n may be effective numbers (rl/pass_at_k.py).
+    inside [0, 1] and is not empty at k = 0 or k = n. k and n may be effective numbers (rl/pass_at_k.py);
+    scipy.stats.binomtest takes whole ones only.
     """
     rate = num_successes / num_tasks
     shrink = 1 + z * z / num_tasks

@@ -11,18 +11,16 @@ row is taken back, unless it is given there.
 
 Every run gets the same sampled tokens, the same tasks and starting policy by seed, and as many tuning trials,
 on other seeds. Written to --out: report.html, three PNGs, comparison.json, and every run with its log. The
-same command again goes on where it was cut off. Exit code 0: every run has a score; 1: some failed; 2:
-refused; 130: interrupted.
+same command again goes on where it was cut off. Exit code 0: every run has a score; 1: some failed, one
+that only tuned included; 2: refused; 130: interrupted.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,22 +30,25 @@ import tyro
 
 from rl.config import Config
 from rl.defaults import resolve
-from rl.durable import atomic_write_json
 from rl.machine import Machine
-from scripts.comparing.cells import Job, run_jobs
+from scripts.comparing.cells import Job, Outcome, run_jobs, status
 from scripts.comparing.comparison import (
     FORMAT,
     Comparison,
     arm_entry,
     choose_trials,
     entry_of,
-    merge,
     setting_entry,
 )
+from scripts.comparing.locks import held
+from scripts.comparing.merging import merge
 from scripts.comparing.names import CompareError, parse_arms, parse_settings, parse_tuning, recipe_config
-from scripts.comparing.plan import Cell, Plan, config_diff, require_declared, require_same_source
+from scripts.comparing.plan import Cell, Plan, config_diff, require_declared
 from scripts.comparing.report import summary, write_report
-from scripts.comparing.results import RunResult
+from scripts.comparing.results import RunResult, read_run
+from scripts.comparing.shares import shares
+from scripts.comparing.sources import Manifests, manifests_now, require_same_source
+from scripts.comparing.wall import Wall
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -93,17 +94,22 @@ def make_plan(options: Options, shared: Sequence[str]) -> Plan:
         )
     if not 0 <= options.threshold <= 1:
         raise CompareError(f"threshold = {options.threshold:g}: expected a success between 0 and 1")
+    if not os.environ.get("RAY_ADDRESS"):  # a cluster's cores are known once it is joined
+        machine = Machine.here()
+        shares([(machine.cores, len(machine.gpus))], options.parallel)
     config = recipe_config(options.recipe)
     arms = parse_arms(options.algorithms, config)
+    settings = parse_settings(options.env, config)
     return Plan(
         recipe=options.recipe,
         config=config,
         arms=arms,
-        settings=parse_settings(options.env, config),
+        settings=settings,
         num_seeds=options.seeds,
         budget_tokens=options.budget_tokens,
-        shared=(*shared, *_learner_share(options.parallel, shared)),
-        trials=parse_tuning(options.tune, arms, config),
+        shared=tuple(shared),
+        share=tuple(_learner_share(options.parallel, shared)),
+        trials=parse_tuning(options.tune, arms, config, settings=settings, shared=shared),
         num_tuning_seeds=options.tuning_seeds,
     )
 
@@ -132,51 +138,72 @@ def show_diff(diff: dict[str, Any]) -> None:
             print(f"    {value:<24} {who}")
 
 
+Results = list[tuple[Cell, RunResult]]
+
+
 def run_cells(
-    plan: Plan, cells: Sequence[Cell], options: Options
-) -> tuple[list[dict[str, Any]], list[tuple[Cell, RunResult]]]:
-    """Run what is not finished yet; entries of all cells, and the results of those that have one."""
-    jobs = [
+    plan: Plan, cells: Sequence[Cell], options: Options, wall: Wall, earlier: Results
+) -> tuple[list[dict[str, Any]], Results]:
+    """Run what is not finished yet; entries of all cells, and the results of those that have one.
+
+    Everything is held against everything that has finished, `earlier` included, before the first run starts
+    and whenever one ends: the hours after a difference would be lost. Raises CompareError.
+    """
+    by_job = {
         Job(
             name=cell.name,
             folder=(folder := options.out.absolute() / cell.name),
             command=tuple(plan.command(cell, folder / "run")),
             deadline_s=options.cell_deadline_s,
-        )
+        ): cell
         for cell in cells
-    ]
-    run_jobs(jobs, lambda text: print(text, flush=True), num_parallel=options.parallel)
-    entries, results = [], []
-    for cell, job in zip(cells, jobs, strict=True):
-        entry, result = entry_of(cell, job)
-        entries.append(entry)
-        if result is not None:
-            results.append((cell, result))
-    return entries, results
+    }
+    waiting = [cell for job, cell in by_job.items() if status(job) != "finished"]
+    results = [(cell, read_run(job.run)) for job, cell in by_job.items() if cell not in waiting]
+    require_comparable([*earlier, *results], manifests_now((cell, plan.parsed(cell)) for cell in waiting))
+
+    def ended(job: Job, outcome: Outcome) -> None:
+        wall.note()
+        if not outcome.reason:
+            results.append((by_job[job], read_run(job.run)))
+            require_comparable([*earlier, *results])
+
+    run_jobs(list(by_job), lambda text: print(text, flush=True), num_parallel=options.parallel, ended=ended)
+    entries = [entry_of(cell, job, plan.budget_tokens) for job, cell in by_job.items()]
+    return entries, sorted(results, key=lambda result: cells.index(result[0]))
 
 
-def compare(options: Options, shared: Sequence[str]) -> Comparison:
-    """Run the comparison to its end. Raises CompareError, KeyboardInterrupt."""
-    started = time.monotonic()
+def require_comparable(results: Results, planned: Manifests = ()) -> None:
+    """Raise CompareError where runs differ in more than was declared, or were not made by the same code."""
+    require_declared([(cell, result.config) for cell, result in results])
+    require_same_source([*((cell, result.manifest) for cell, result in results), *planned])
+
+
+def compare(options: Options, shared: Sequence[str]) -> tuple[Comparison, list[Path]]:
+    """Run the comparison to its end and write its report; the paths of that. Raises CompareError."""
     plan = make_plan(options, shared)
-    tuning = plan.tuning_cells
-    planned = plan.reported_cells({})
-    diff = check_cells(plan, [*tuning, *planned])
-    show_diff(diff)
-    print(f"{len(tuning)} tuning runs, then {len(planned)} runs, {options.parallel} at a time\n", flush=True)
+    show_diff(check_cells(plan, [*plan.tuning_cells, *plan.reported_cells({})]))
+    with held(options.out):  # not before: what is refused leaves nothing behind
+        comparison = _run(plan, options)
+        return comparison, write_report(comparison, options.out)
+
+
+def _run(plan: Plan, options: Options) -> Comparison:
+    """Run every cell that is not finished, and put all of them together."""
+    wall = Wall(options.out)
+    tuning, num_reported = plan.tuning_cells, len(plan.reported_cells({}))
+    print(f"{len(tuning)} tuning runs, then {num_reported} runs, {options.parallel} at a time\n", flush=True)
     try:
-        tuning_entries, tuning_results = run_cells(plan, tuning, options)
+        tuning_entries, tuning_results = run_cells(plan, tuning, options, wall, [])
         chosen = choose_trials(tuning_entries, plan.arms, plan.settings) if tuning else {}
         for (setting, arm), trial in chosen.items():
             print(f"tuned: {arm} on {setting}: {', '.join(f'{field}={value}' for field, value in trial)}")
-        entries, results = run_cells(plan, plan.reported_cells(chosen), options)
+        reported = plan.reported_cells(chosen)
+        entries, results = run_cells(plan, reported, options, wall, tuning_results)
     finally:
-        wall_s = add_wall(options.out, time.monotonic() - started)
-    everything = [*tuning_results, *results]
-    require_declared([(cell, result.config) for cell, result in everything])
-    manifests = [(cell, result.manifest) for cell, result in everything]
-    require_same_source(manifests)
-    manifest = manifests[0][1] if manifests else {}
+        wall_s = wall.note()
+    manifests = [result.manifest for _, result in (*tuning_results, *results)]
+    manifest = manifests[0] if manifests else {}
     comparison: Comparison = {
         "format": FORMAT,
         "recipe": plan.recipe,
@@ -189,20 +216,11 @@ def compare(options: Options, shared: Sequence[str]) -> Comparison:
         "cells": entries,
         "tuning_cells": tuning_entries,
         "diff": config_diff([(cell, result.config) for cell, result in results]),
-        "commands": [_made(manifest, wall_s)],
+        "commands": [_made(manifests, wall_s)],
     }
     for path in options.merge:
         comparison = merge(comparison, path)
     return comparison
-
-
-def add_wall(out: Path, wall_s: float) -> float:
-    """Seconds that this comparison has taken in all, the attempts that were cut off included."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "wall.json"
-    attempts = [*(json.loads(file.read_text()) if file.is_file() else []), round(wall_s, 1)]
-    atomic_write_json(file, attempts)
-    return sum(attempts)
 
 
 def _in_words(plan: Plan, arm: str) -> str:
@@ -212,14 +230,15 @@ def _in_words(plan: Plan, arm: str) -> str:
     return config.describe_algorithm()
 
 
-def _made(manifest: Mapping[str, Any], wall_s: float) -> dict[str, Any]:
-    source, machine = manifest.get("source") or {}, manifest.get("machine") or {}
-    changed = " with changes" if source.get("dirty") else ""
+def _made(manifests: Sequence[Mapping[str, Any]], wall_s: float) -> dict[str, Any]:
+    machine = (manifests[0].get("machine") if manifests else None) or {}
+    sources = [manifest.get("source") or {} for manifest in manifests] or [{}]
+    commits = [f"{s.get('commit', 'unknown')}{' with changes' if s.get('dirty') else ''}" for s in sources]
     gpus = ", ".join(machine.get("gpus", ())) or "no GPU"
     return {
         "command": shlex.join(["python", "-m", "scripts.compare", *sys.argv[1:]]),
         "wall_s": round(wall_s, 1),
-        "commit": f"{source.get('commit', 'unknown')}{changed}",
+        "commit": ", ".join(dict.fromkeys(commits)),
         "machine": f"{machine.get('cores', os.cpu_count())} cores, {gpus}",
     }
 
@@ -230,8 +249,7 @@ def main() -> int:
     own, shared = split_shared(sys.argv[1:])
     options = tyro.cli(Options, args=own, description=__doc__)
     try:
-        comparison = compare(options, shared)
-        written = write_report(comparison, options.out)
+        comparison, written = compare(options, shared)
     except CompareError as error:
         print(f"Nothing is compared:\n{error}", file=sys.stderr)
         return REFUSED
@@ -241,7 +259,13 @@ def main() -> int:
         return INTERRUPTED
     print(f"\n{summary(comparison)}")
     print("written: " + ", ".join(str(path) for path in written))
-    return SOME_FAILED if any(cell["failure"] for cell in comparison["cells"]) else DONE
+    return exit_code(comparison)
+
+
+def exit_code(comparison: Comparison) -> int:
+    """SOME_FAILED where a run has no score, also one that only tuned."""
+    cells = (*comparison["cells"], *comparison["tuning_cells"])
+    return SOME_FAILED if any(cell["failure"] for cell in cells) else DONE
 
 
 def split_shared(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ from rl.aggregates import (
     probability_of_improvement,
     time_to_threshold,
 )
-from scripts.comparing.comparison import Comparison, Entry, finished
+from scripts.comparing.comparison import Comparison, Entry, cell_of, finished
+from scripts.comparing.sources import NUM_NAMES, Manifests, source_differences
 
 NEAR = 0.05
-"""A level is saturated where every arm ends within this of 1, or of 0."""
+"""A level is saturated for arms that end within this of 1, or of 0 (see `_saturated`)."""
 METRICS = {"final": "final success", "auc": "mean success over the budget (AUC)"}
 """The two scores of a run, in words."""
 ALL = "all"
@@ -32,7 +33,7 @@ def curve_of(entry: Entry) -> Curve:
 
 
 def score(entry: Entry, metric: str, budget: float) -> float | None:
-    """One score of a finished cell: `final` success, or `auc`, None where it did not spend the budget."""
+    """One score of a finished cell: `final` success, or `auc`, None for a curve that is not of the budget."""
     return area_under_curve(curve_of(entry), budget) if metric == "auc" else float(entry["success"][-1])
 
 
@@ -124,18 +125,22 @@ def _reaching(comparison: Comparison, setting: str, arms: Sequence[str]) -> dict
 
 
 def _cost(comparison: Comparison, arm: str) -> dict[str, float]:
-    """Spent on reported cells and on tuning, failures included."""
+    """Spent on reported cells and on tuning, on attempts that failed or were cut off as well."""
     reported = [cell for cell in comparison["cells"] if cell["arm"] == arm]
     tuning = [cell for cell in comparison["tuning_cells"] if cell["arm"] == arm]
     return {
-        "tokens": sum(cell.get("num_tokens", 0) for cell in reported),
-        "seconds": sum(cell["seconds"] for cell in reported),
-        "cells": len(reported),
-        "failures": sum(bool(cell["failure"]) + cell["earlier_failures"] for cell in reported),
+        **_spent(reported),
         "unscored": sum(cell.get("num_unscored", 0) for cell in reported),
-        "tuning_tokens": sum(cell.get("num_tokens", 0) for cell in tuning),
-        "tuning_seconds": sum(cell["seconds"] for cell in tuning),
-        "tuning_cells": len(tuning),
+        **{f"tuning_{name}": number for name, number in _spent(tuning).items()},
+    }
+
+
+def _spent(cells: Sequence[Entry]) -> dict[str, float]:
+    return {
+        "tokens": sum(cell.get("num_tokens", 0) + cell.get("earlier_tokens", 0) for cell in cells),
+        "seconds": sum(cell["seconds"] + cell.get("earlier_seconds", 0) for cell in cells),
+        "cells": len(cells),
+        "failures": sum(bool(cell["failure"]) + cell["earlier_failures"] for cell in cells),
     }
 
 
@@ -145,26 +150,67 @@ def warnings(comparison: Comparison) -> list[str]:
     failures = [cell for cell in comparison["cells"] if cell["failure"]]
     if failures:
         found.append(
-            f"{len(failures)} of {len(comparison['cells'])} cells failed and have no score; what is left "
-            "may be the luckier ones"
+            f"{len(failures)} of {len(comparison['cells'])} cells failed and have no score "
+            f"({_reasons(failures)}); what is left may be the luckier ones"
         )
-    for cell in comparison["cells"]:
-        if not cell["failure"] and cell["num_tokens"] < comparison["budget_tokens"]:
-            found.append(
-                f"{cell['arm']} on {cell['setting']}, seed {cell['seed']} sampled {cell['num_tokens']:,} "
-                f"tokens of the budget of {comparison['budget_tokens']:,} before num_steps ended it; raise "
-                "num_steps"
-            )
+    trials = [cell for cell in comparison["tuning_cells"] if cell["failure"]]
+    if trials:
+        found.append(
+            f"{len(trials)} of {len(comparison['tuning_cells'])} tuning runs failed, and their trials could "
+            f"not be chosen ({_reasons(trials)})"
+        )
+    found += [
+        f"the runs of {path} do not say their settings, so whether they differ in more than was declared is "
+        "not known"
+        for path in comparison.get("unchecked", ())
+    ]
+    found += [
+        f"runs were not made by the same code: {text}" for text in source_differences(_made(comparison))
+    ]
     for setting in (setting["label"] for setting in comparison["settings"]):
-        by_arm = [finished(comparison, setting, arm["label"]) for arm in comparison["arms"]]
-        finals = [float(np.mean([cell["success"][-1] for cell in cells])) for cells in by_arm if cells]
-        for limit, is_near in (
-            ("1", min(finals, default=0) >= 1 - NEAR),
-            ("0", max(finals, default=1) <= NEAR),
-        ):
-            if is_near:
-                found.append(
-                    f"{setting} is saturated: every arm ends within {NEAR:g} of {limit}, so it cannot tell "
-                    f"them apart; take {'a harder' if limit == '1' else 'an easier'} level"
-                )
+        finals = {
+            arm["label"]: float(np.mean([cell["success"][-1] for cell in cells]))
+            for arm in comparison["arms"]
+            if (cells := finished(comparison, setting, arm["label"]))
+        }
+        found += _saturated(setting, finals)
     return found
+
+
+def _saturated(setting: str, finals: Mapping[str, float]) -> Iterator[str]:
+    """What a level cannot tell apart, by each arm's mean final success.
+
+    Where every arm ends near an end, the level says nothing. Where two or more do, it says nothing of these
+    among each other, at 1 as at 0: two that never left 0 may be as far apart as two that reached 1. One arm
+    alone at an end is told apart from the others, and that is a result.
+    """
+    for limit, harder in ((1.0, "a harder"), (0.0, "an easier")):
+        near = [arm for arm, final in finals.items() if abs(final - limit) <= NEAR + 1e-9]
+        if near and len(near) == len(finals):
+            yield (
+                f"{setting} is saturated: every arm ends within {NEAR:g} of {limit:g}, so it cannot tell "
+                f"them apart; take {harder} level"
+            )
+        elif len(near) > 1:
+            yield (
+                f"{setting} is saturated for {', '.join(near)}: they end within {NEAR:g} of {limit:g}, so it "
+                f"cannot tell these apart from each other; take {harder} level"
+            )
+
+
+def _reasons(failures: Sequence[Entry]) -> str:
+    """The first failures in words, and how many more there are."""
+    said = [
+        f"{cell['arm']} on {cell['setting']}, seed {cell['seed']}: {cell['failure']}" for cell in failures
+    ]
+    more = len(said) - NUM_NAMES
+    return "; ".join([*said[:NUM_NAMES], *([f"{more} more"] if more > 0 else [])])
+
+
+def _made(comparison: Comparison) -> Manifests:
+    """What the cells say that they were made of; nothing where they are older and do not."""
+    return [
+        (cell_of(entry, comparison), {**entry["config"], "code": entry["code"], "inputs": entry["inputs"]})
+        for entry in (*comparison["cells"], *comparison["tuning_cells"])
+        if "code" in entry
+    ]

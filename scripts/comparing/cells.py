@@ -7,16 +7,18 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rl.durable import atomic_write_json
+from scripts.comparing.locks import LOCK_NAME, dies_with_parent, owner
 from scripts.comparing.names import CompareError
-from scripts.comparing.results import RunError, read_run
+from scripts.comparing.results import RunError, read_run, spent_tokens
 
+ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 60.0
 """Seconds that a run has to end by itself once it was told to."""
 NUM_LOG_LINES = 12
@@ -29,12 +31,16 @@ Status = Literal["finished", "failed", "unfinished", "absent"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One cell as a process: `command` writes its run to `folder`/run and its screen to `folder`/log.txt."""
+    """One cell as a process: `command` writes its run to `folder`/run and its screen to `folder`/log.txt.
+
+    It starts in `cwd`, where the user's own files are named from, whatever the directory of a Ray worker is.
+    """
 
     name: str
     folder: Path
     command: tuple[str, ...]
     deadline_s: float
+    cwd: Path = field(default_factory=Path.cwd)
 
     @property
     def run(self) -> Path:
@@ -47,6 +53,11 @@ class Job:
     @property
     def record(self) -> Path:
         return self.folder / "cell.json"
+
+    @property
+    def started(self) -> Path:
+        """An empty file, as old as the attempt."""
+        return self.folder / "started"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +100,18 @@ def run_job(job: Job, environment: Mapping[str, str] | None = None) -> Outcome:
     """
     move_aside(job)
     job.folder.mkdir(parents=True)
+    job.started.touch()
     started = time.monotonic()
     with job.log.open("wb") as log:
         # A session of its own: the terminal's Ctrl-C reaches this process, which passes it on once.
         process = subprocess.Popen(
-            job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            job.command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=job.cwd,
+            env=_finds_recipes(os.environ if environment is None else environment),
+            start_new_session=True,
+            preexec_fn=dies_with_parent(),
         )
         try:
             code = process.wait(job.deadline_s)
@@ -107,8 +125,20 @@ def run_job(job: Job, environment: Mapping[str, str] | None = None) -> Outcome:
     outcome = Outcome(
         command=job.command, exit_code=code, seconds=round(time.monotonic() - started, 1), reason=reason
     )
-    atomic_write_json(job.record, asdict(outcome))
+    write_outcome(job, outcome)
     return outcome
+
+
+def write_outcome(job: Job, outcome: Outcome) -> None:
+    """Write down how `job` ended: from then on it is known as finished or failed."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(job.record, asdict(outcome))
+
+
+def _finds_recipes(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` with our folder on Python's path, so that a run is of the code that compares."""
+    paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def end_process(process: subprocess.Popen[bytes]) -> int:
@@ -132,14 +162,14 @@ def _reason(job: Job, code: int) -> str:
     return ""
 
 
-def _run_in_worker(job: Job) -> Outcome:
-    """`run_job` in a Ray worker, whose cluster is not the run's: a run starts its own."""
-    return run_job(job, {name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
-
-
 def move_aside(job: Job) -> None:
-    """Rename what an earlier attempt left to FOLDER.failed-N or FOLDER.unfinished-N."""
+    """Rename what an earlier attempt left to FOLDER.failed-N or FOLDER.unfinished-N.
+
+    Raises CompareError where it finished, or where its run is still on.
+    """
     state = status(job)
+    if (running := owner(job.run)) is not None:
+        raise CompareError(f"{job.run} is still being trained by {running}; wait for it or end it")
     if state == "finished":
         raise CompareError(f"{job.folder} is finished and is not run again")
     if state != "absent":
@@ -153,6 +183,22 @@ def earlier_attempts(job: Job) -> list[Path]:
     return sorted(attempts, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
+def spent_before(job: Job) -> tuple[float, int]:
+    """Seconds and sampled tokens of the attempts that were moved aside, failed or cut off.
+
+    One that was cut off has no record: it lasted until it last wrote anything.
+    """
+    attempts = [replace(job, folder=folder) for folder in earlier_attempts(job)]
+    seconds = sum(read_outcome(a).seconds if a.record.is_file() else _lasted(a) for a in attempts)
+    return round(seconds, 1), sum(spent_tokens(attempt.run) for attempt in attempts)
+
+
+def _lasted(job: Job) -> float:
+    starts = [file.stat().st_mtime for file in (job.started, job.run / LOCK_NAME) if file.is_file()]
+    ends = [file.stat().st_mtime for file in (job.log, *job.run.glob("*.jsonl")) if file.is_file()]
+    return max(0.0, max(ends) - min(starts)) if starts and ends else 0.0
+
+
 def last_lines(log: Path, num: int = NUM_LOG_LINES) -> list[str]:
     """The end of a log, without blank lines."""
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
@@ -160,67 +206,32 @@ def last_lines(log: Path, num: int = NUM_LOG_LINES) -> list[str]:
 
 
 Say = Callable[[str], None]
+Ended = Callable[[Job, Outcome], None]
 
 
-def run_jobs(jobs: Sequence[Job], say: Say, *, num_parallel: int = 1) -> None:
+def run_jobs(
+    jobs: Sequence[Job], say: Say, *, num_parallel: int = 1, ended: Ended = lambda job, outcome: None
+) -> None:
     """Run every job that is not finished; a failure is said and does not stop the others.
 
-    Raises:
-        KeyboardInterrupt: after the running processes were ended.
+    `ended` is told of each as it ends. What it raises, and KeyboardInterrupt, is raised after the processes
+    that still run were ended.
     """
     waiting = [job for job in jobs if status(job) != "finished"]
     if len(waiting) < len(jobs):
         say(f"{len(jobs) - len(waiting)} of {len(jobs)} cells are finished already and are not run again")
     if not waiting:
         return
-    outcomes = (
-        _in_ray(waiting, num_parallel) if num_parallel > 1 else ((job, run_job(job)) for job in waiting)
-    )
-    for number, (job, outcome) in enumerate(outcomes, start=1):
-        ended = f"FAILED: {outcome.reason}" if outcome.reason else "finished"
-        say(f"[{number}/{len(waiting)}] {job.name}: {ended} ({outcome.seconds:.0f} s)")
-        if outcome.reason:
-            say("\n".join(f"    | {line}" for line in last_lines(job.log)))
+    if num_parallel > 1:
+        from scripts.comparing.parallel import in_ray  # Ray, which runs one after another do without
 
-
-def _in_ray(jobs: Sequence[Job], num_parallel: int) -> Iterator[tuple[Job, Outcome]]:
-    """Jobs as Ray tasks, each with an equal share of this machine's cores and GPUs, or of the cluster's.
-
-    On a cluster that RAY_ADDRESS names the folder must be on a file system that all its machines share.
-    """
-    import ray
-
-    from rl.machine import Machine
-
-    machine = Machine.here()
-    with _ray_session(machine.cores):
-        remote = ray.remote(_run_in_worker).options(
-            num_cpus=machine.cores / num_parallel if num_parallel <= machine.cores else 1,
-            num_gpus=len(machine.gpus) / num_parallel,
-            max_retries=0,
-        )
-        tasks = {remote.remote(job): job for job in jobs}
-        try:
-            while tasks:
-                (done, *_), _ = ray.wait(list(tasks), num_returns=1)
-                yield tasks.pop(done), ray.get(done)
-        except BaseException:
-            for task in tasks:
-                ray.cancel(task)
-            ray.wait(list(tasks), num_returns=len(tasks), timeout=GRACE_S + 10)
-            raise
-
-
-@contextmanager
-def _ray_session(num_cores: int) -> Iterator[None]:
-    import logging
-
-    import ray
-
-    joins = bool(os.environ.get("RAY_ADDRESS"))
-    own = {} if joins else {"num_cpus": num_cores, "include_dashboard": False, "object_store_memory": 10**8}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        outcomes = in_ray(waiting, num_parallel, say)
+    else:
+        outcomes = ((job, run_job(job)) for job in waiting)
+    with closing(outcomes):  # an error of ours must not wait for the tasks that run beside it
+        for number, (job, outcome) in enumerate(outcomes, start=1):
+            how = f"FAILED: {outcome.reason}" if outcome.reason else "finished"
+            say(f"[{number}/{len(waiting)}] {job.name}: {how} ({outcome.seconds:.0f} s)")
+            if outcome.reason:
+                say("\n".join(f"    | {line}" for line in last_lines(job.log)))
+            ended(job, outcome)

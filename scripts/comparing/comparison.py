@@ -1,31 +1,28 @@
-"""A comparison as data: its cells with their scores, which trial tuning chooses, and how two are merged."""
+"""A comparison as data: its cells with their scores, and which trial tuning chooses."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from scripts.comparing.cells import Job, earlier_attempts, last_lines, read_outcome
+from scripts.comparing.cells import Job, earlier_attempts, last_lines, read_outcome, spent_before
 from scripts.comparing.names import Arm, Changes, CompareError, Setting
 from scripts.comparing.plan import Cell
-from scripts.comparing.results import RunResult, read_run
+from scripts.comparing.results import read_run, spent_tokens
 
 FORMAT = 1
-COMMON = ("format", "recipe", "budget_tokens", "shared", "settings", "threshold", "versions")
-"""What two comparisons must have in common to be merged."""
 Entry = dict[str, Any]
 """A cell as JSON."""
 Comparison = dict[str, Any]
 
 
-def entry_of(cell: Cell, job: Job) -> tuple[Entry, RunResult | None]:
-    """A cell that was run, as JSON, and what it left behind; no result for one that failed."""
+def entry_of(cell: Cell, job: Job, budget_tokens: int) -> Entry:
+    """A cell that was run, as JSON; one that failed has no curve."""
     outcome = read_outcome(job)
     attempts = earlier_attempts(job)
+    earlier_seconds, earlier_tokens = spent_before(job)
     entry: Entry = {
         "arm": cell.arm.label,
         "setting": cell.setting.label,
@@ -37,9 +34,12 @@ def entry_of(cell: Cell, job: Job) -> tuple[Entry, RunResult | None]:
         "log": last_lines(job.log) if outcome.reason else [],
         "earlier_failures": sum(".failed-" in attempt.name for attempt in attempts),
         "earlier_unfinished": sum(".unfinished-" in attempt.name for attempt in attempts),
+        "earlier_seconds": earlier_seconds,
+        "earlier_tokens": earlier_tokens,
+        "num_tokens": spent_tokens(job.run),
     }
     if outcome.reason:
-        return entry, None
+        return entry
     result = read_run(job.run)
     entry |= {
         "tokens": [int(tokens) for tokens in result.curve.tokens],
@@ -47,8 +47,26 @@ def entry_of(cell: Cell, job: Job) -> tuple[Entry, RunResult | None]:
         "num_tokens": result.num_tokens,
         "num_steps": result.num_steps,
         "num_unscored": result.num_unscored,
+        "config": dict(result.config),
+        "code": dict(result.manifest.get("code") or {}),
+        "inputs": dict(result.manifest.get("inputs") or {}),
     }
-    return entry, result
+    return short_fails(entry, budget_tokens)
+
+
+def short_fails(entry: Entry, budget_tokens: int) -> Entry:
+    """`entry`, counted as failed where the run ended before it had spent the budget.
+
+    Its last success is not that of the budget: beside the others it would make an algorithm look worse, or
+    better where success falls again. Its curve stays in the data.
+    """
+    if entry["failure"] or entry["num_tokens"] >= budget_tokens:
+        return entry
+    reason = (
+        f"num_steps ended it at {entry['num_tokens']:,} tokens of the budget of {budget_tokens:,}; raise "
+        "num_steps"
+    )
+    return entry | {"failure": reason}
 
 
 def arm_entry(arm: Arm, description: str) -> Entry:
@@ -61,6 +79,23 @@ def setting_entry(setting: Setting) -> Entry:
     """A setting as JSON."""
     changes = [list(change) for change in setting.changes]
     return {"label": setting.label, "env": setting.env, "level": setting.level, "changes": changes}
+
+
+def cell_of(entry: Entry, comparison: Comparison) -> Cell:
+    """The cell whose JSON `entry` is."""
+    arm = next(arm for arm in comparison["arms"] if arm["label"] == entry["arm"])
+    setting = next(setting for setting in comparison["settings"] if setting["label"] == entry["setting"])
+    return Cell(
+        arm=Arm(label=arm["label"], algorithm=arm["algorithm"], changes=_changes(arm.get("changes", ()))),
+        setting=Setting(
+            label=setting["label"],
+            env=setting["env"],
+            level=setting["level"],
+            changes=_changes(setting.get("changes", ())),
+        ),
+        seed=entry["seed"],
+        trial=_changes(entry["trial"]),
+    )
 
 
 def finished(comparison: Comparison, setting: str, arm: str) -> list[Entry]:
@@ -91,56 +126,16 @@ def choose_trials(
                     means[trial] = float(np.mean([run["success"][-1] for run in runs]))
             if not means:
                 raise CompareError(
-                    f"every tuning trial of {arm.label} on {setting.label} failed; see the logs under "
-                    "tuning/, or leave the arm out"
+                    f"every tuning trial of {arm.label} on {setting.label} failed ({mine[0]['failure']}); "
+                    "see the logs under tuning/, or leave the arm out"
                 )
             chosen[setting.label, arm.label] = max(means, key=lambda trial: means[trial])
     return chosen
 
 
 def _trial(entry: Entry) -> Changes:
-    return tuple((field, value) for field, value in entry["trial"])
+    return _changes(entry["trial"])
 
 
-def merge(ours: Comparison, path: Path) -> Comparison:
-    """`ours` with the arms and cells of another comparison.json.
-
-    Raises:
-        CompareError: it is none, its budget, settings, shared options or versions differ, an arm of one label
-            is another arm there, or a cell is in both.
-    """
-    try:
-        theirs = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CompareError(f"--merge {path}: cannot be read ({error}); expected a comparison.json") from error
-    if not isinstance(theirs, dict) or theirs.get("format") != FORMAT:
-        raise CompareError(f"--merge {path}: expected a comparison.json of format {FORMAT}")
-    differ = [name for name in COMMON if ours[name] != theirs[name]]
-    if differ:
-        found = "; ".join(f"{name}: {ours[name]!r} here, {theirs[name]!r} there" for name in differ)
-        raise CompareError(f"--merge {path}: not the same comparison ({found})")
-    known: Mapping[str, Entry] = {arm["label"]: arm for arm in ours["arms"]}
-    for arm in theirs["arms"]:
-        if known.get(arm["label"], arm) != arm:
-            raise CompareError(
-                f"--merge {path}: {arm['label']} is another arm there; name it otherwise, as "
-                f"new={arm['label']}"
-            )
-    keys = {_key(cell) for cell in ours["cells"]}
-    twice = [_key(cell) for cell in theirs["cells"] if _key(cell) in keys]
-    if twice:
-        setting, name, seed = twice[0]
-        raise CompareError(
-            f"--merge {path}: {name} on {setting}, seed {seed} is in both; leave it out of one"
-        )
-    return {
-        **ours,
-        "arms": [*ours["arms"], *(arm for arm in theirs["arms"] if arm["label"] not in known)],
-        "cells": [*ours["cells"], *theirs["cells"]],
-        "tuning_cells": [*ours["tuning_cells"], *theirs["tuning_cells"]],
-        "commands": [*ours["commands"], *theirs["commands"]],
-    }
-
-
-def _key(cell: Entry) -> tuple[str, str, int]:
-    return cell["setting"], cell["arm"], cell["seed"]
+def _changes(pairs: Sequence[Sequence[str]]) -> Changes:
+    return tuple((field, value) for field, value in pairs)

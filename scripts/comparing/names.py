@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
 from envs.names import unknown_name
 from envs.registry import resolve_env
-from rl.algorithms import base_row
+from rl.algorithms import base_row, knobs_of
 from rl.config import Config
+from rl.conversions import converted_options, field_name, options
 from rl.overrides import Overrides
 
 RESERVED = ("algorithm", "env", "level", "seed", "run_dir", "budget_tokens")
@@ -125,8 +127,18 @@ def _parse_change(text: str, config: Config, where: str) -> tuple[str, str]:
     return field, value
 
 
-def parse_tuning(texts: Sequence[str], arms: Sequence[Arm], config: Config) -> tuple[Changes, ...]:
-    """Every combination of `learning_rate=1e-4,3e-4` and further fields: the trials of each arm."""
+def parse_tuning(
+    texts: Sequence[str],
+    arms: Sequence[Arm],
+    config: Config,
+    *,
+    settings: Sequence[Setting] = (),
+    shared: Sequence[str] = (),
+) -> tuple[Changes, ...]:
+    """Every combination of `learning_rate=1e-4,3e-4` and further fields: the trials of each arm.
+
+    CompareError where an arm, a setting or a shared option gives a value to a tuned field as well.
+    """
     grids = []
     for text in texts:
         field, values = _parse_change(text, config, f"--tune {text}")
@@ -139,6 +151,13 @@ def parse_tuning(texts: Sequence[str], arms: Sequence[Arm], config: Config) -> t
                 f"--tune {text}: {', '.join(fixed)} fixes {field} itself, so arms would not get the same "
                 "number of trials; leave out one of the two"
             )
+        others = [setting.label for setting in settings if field in dict(setting.changes)]
+        others += ["what follows --"] if field in given_fields(shared, config) else []
+        if others:
+            raise CompareError(
+                f"--tune {text}: {', '.join(others)} gives {field} a value too, which no run would have; "
+                "leave out one of the two"
+            )
         grids.append([(field, value) for value in choices])
     if len({grid[0][0] for grid in grids}) < len(grids):
         raise CompareError("--tune names a field twice; give all of its values at once")
@@ -147,16 +166,16 @@ def parse_tuning(texts: Sequence[str], arms: Sequence[Arm], config: Config) -> t
 
 def as_options(changes: Changes, config: Config) -> list[str]:
     """`changes` as a recipe's command line has them."""
-    options = []
+    words = []
     for field, value in changes:
         option = field.replace("_", "-")
         if isinstance(getattr(config, field), bool):
             if value not in ("True", "False"):
                 raise CompareError(f"{field}={value}: expected True or False")
-            options += [f"--{option}" if value == "True" else f"--no-{option}"]
+            words += [f"--{option}" if value == "True" else f"--no-{option}"]
         else:
-            options += [f"--{option}", value]
-    return options
+            words += [f"--{option}", value]
+    return words
 
 
 def row_options(config: Config, shared: Sequence[str]) -> list[str]:
@@ -167,6 +186,17 @@ def row_options(config: Config, shared: Sequence[str]) -> list[str]:
     given = {option.partition("=")[0].removeprefix("--").replace("-", "_") for option in shared}
     knobs = [field.name for field in fields(Overrides) if getattr(config, field.name) is not None]
     return [text for knob in knobs if knob not in given for text in (f"--{knob.replace('_', '-')}", "None")]
+
+
+def given_fields(shared: Sequence[str], config: Config) -> set[str]:
+    """The fields that shared options set, those named as other libraries name them included."""
+    words = list(shared)
+    in_force = {**knobs_of(base_row(config.algorithm)), **config.overrides}
+    # A foreign option that is refused is so with its reason when the cells are parsed.
+    with suppress(ValueError):
+        words, _ = converted_options(words, {field.name for field in fields(config)}, in_force)
+    given = {field_name(spelled) for spelled, _, _ in options(words)}
+    return given | {name.removeprefix("no_") for name in given}
 
 
 def slug(label: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Plan:
     num_seeds: int
     budget_tokens: int
     shared: tuple[str, ...] = ()
+    share: tuple[str, ...] = ()  # of this machine, for a run that is not alone on it
     trials: tuple[Changes, ...] = ()
     num_tuning_seeds: int = 1
 
@@ -95,6 +96,7 @@ class Plan:
         return [
             *row_options(self.config, self.shared),
             *self.shared,
+            *self.share,
             *("--algorithm", cell.arm.algorithm, "--env", cell.setting.env),
             *("--level", str(cell.setting.level), "--seed", str(cell.seed)),
             *("--budget-tokens", str(self.budget_tokens)),
@@ -123,8 +125,10 @@ class Plan:
             ) from error
 
 
-def undeclared(configs: Configs) -> list[str]:
+def undeclared(configs: Configs, besides: Set[str] = frozenset()) -> list[str]:
     """Every field in which cells differ though nothing declares it: one line each, naming field and cells.
+
+    Fields of `besides` may differ anywhere.
 
     Cells that share setting and seed may differ by arm only, those of one arm by setting and seed. A field
     that an arm, a setting or a trial sets is compared among the cells where it is not set.
@@ -139,11 +143,11 @@ def undeclared(configs: Configs) -> list[str]:
         for cell, config in configs:
             groups.setdefault(key(cell), []).append((cell, config))
         for group in groups.values():
-            problems += _differences(group, allowed | PLACE)
+            problems += _differences(group, allowed | PLACE | besides)
     return list(dict.fromkeys(problems))
 
 
-def _differences(group: Configs, allowed: frozenset[str]) -> Iterator[str]:
+def _differences(group: Configs, allowed: Set[str]) -> Iterator[str]:
     for field in sorted({field for _, config in group for field in config} - allowed):
         comparable = [(cell, config.get(field, "absent")) for cell, config in group if not cell.sets(field)]
         for cell, value in comparable[1:]:
@@ -152,28 +156,12 @@ def _differences(group: Configs, allowed: frozenset[str]) -> Iterator[str]:
                 yield f"{field}: {expected!r} in {first.name}, {value!r} in {cell.name}"
 
 
-def require_declared(configs: Configs) -> None:
+def require_declared(configs: Configs, besides: Set[str] = frozenset()) -> None:
     """Raise CompareError where cells differ in more than was declared."""
-    if problems := undeclared(configs):
+    if problems := undeclared(configs, besides):
         raise CompareError(
             "cells differ in more than was declared, so their scores cannot be compared:\n  "
             + "\n  ".join(problems)
-        )
-
-
-def require_same_source(manifests: Configs) -> None:
-    """Raise CompareError where runs were made by other code or other versions of the stack."""
-    problems = []
-    for cell, manifest in manifests[1:]:
-        first, reference = manifests[0]
-        for field in ("source", "versions"):
-            if manifest.get(field) != reference.get(field):
-                ours, theirs = reference.get(field), manifest.get(field)
-                problems.append(f"{field}: {ours!r} in {first.name}, {theirs!r} in {cell.name}")
-    if problems:
-        raise CompareError(
-            "runs were not made by the same code; remove the folders of the older ones and repeat the "
-            "command:\n  " + "\n  ".join(problems)
         )
 
 

@@ -97,13 +97,14 @@ def plain(value: Any) -> Any:
 
 
 def summary(comparison: Comparison) -> str:
-    """The scores as lines of a terminal."""
+    """The scores as lines of a terminal, by setting and over all of them."""
     analysis = analyse(comparison)
     lines = []
     for metric, words in METRICS.items():
-        estimates = _overall(analysis["scores"][metric])
         lines.append(f"{words}, interquartile mean with 95 % interval")
-        lines += [f"  {arm:<24} {estimate}" for arm, estimate in estimates.items()]
+        for view, estimates in analysis["scores"][metric].items():
+            lines.append(f"  {'all settings' if view == ALL else view}")
+            lines += [f"    {arm:<24} {estimate}" for arm, estimate in estimates.items()]
     lines += ["paired probability of improvement", *(f"  {text}" for text in findings(analysis))]
     lines += [f"WARNING: {text}" for text in analysis["warnings"]]
     return "\n".join(lines)

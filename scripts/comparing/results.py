@@ -49,10 +49,7 @@ class RunResult:
 def read_run(run: Path) -> RunResult:
     """Read a finished run. RunError where a file is missing, broken, or the last step was not evaluated."""
     config, manifest = read_json(run / "config.json"), read_json(run / "manifest.json")
-    steps = [
-        (line["step"], sum(line.get(name, 0.0) for name in SPENT))
-        for line in _lines(run / "metrics.jsonl", ("step",))
-    ]
+    steps = [(line["step"], _sampled(line)) for line in _lines(run / "metrics.jsonl", ("step",))]
     evaluations = [
         line
         for line in _lines(run / "evaluations.jsonl", EVALUATION)
@@ -85,6 +82,22 @@ def read_run(run: Path) -> RunResult:
         config=config,
         manifest=manifest,
     )
+
+
+def spent_tokens(run: Path) -> int:
+    """What a run sampled as far as it got; a last line that was cut off does not count."""
+    file = run / "metrics.jsonl"
+    spent = 0.0
+    for text in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            spent += _sampled(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return int(spent)
+
+
+def _sampled(line: Mapping[str, Any]) -> float:
+    return sum(line.get(name, 0.0) for name in SPENT)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def test_a_verdict_is_a_score_whether_pass_or_fail(tmp_path: Path, code: str):
     assert status(cell) == "finished"
     assert read_outcome(cell) == outcome
     assert cell.log.read_text() == "made\n"
+    assert cell.started.stat().st_mtime <= cell.log.stat().st_mtime
 
 
 def test_a_finished_cell_is_not_run_again_and_a_failed_one_is(tmp_path: Path):
@@ -60,6 +61,17 @@ def test_a_finished_cell_is_not_run_again_and_a_failed_one_is(tmp_path: Path):
 @pytest.mark.parametrize("code", ["2", "3", "130"])
 def test_an_exit_code_that_is_no_verdict_is_a_failure_though_scores_were_written(tmp_path: Path, code: str):
     assert run_job(job(tmp_path / "seed_0", RUN, code)).reason == f"ended with exit code {code}"
+
+
+def test_a_run_finds_the_recipes_and_files_named_from_where_the_user_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("here")
+    cell = job(tmp_path / "seed_0", "import recipes; print(recipes.__file__, open('mine.txt').read())")
+    monkeypatch.chdir(ROOT)  # as a Ray worker may be anywhere
+    run_job(cell)
+    assert cell.log.read_text() == f"{ROOT}/recipes/__init__.py here\n"
 
 
 def test_a_half_finished_cell_is_moved_aside(tmp_path: Path):
@@ -106,14 +118,6 @@ def test_an_interrupt_ends_the_child_and_leaves_the_cell_unfinished(tmp_path: Pa
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)
     assert not (folder / "cell.json").exists()
-
-
-def test_cells_run_side_by_side_as_ray_tasks(tmp_path: Path):
-    jobs = [job(tmp_path / f"seed_{i}", RUN, "0") for i in range(2)]
-    said: list[str] = []
-    run_jobs(jobs, said.append, num_parallel=2)
-    assert [status(cell) for cell in jobs] == ["finished"] * 2
-    assert len(said) == 2
 
 
 def test_a_curve_is_read_from_evaluations_and_tokens(tmp_path: Path):

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from recipes.calc_grpo import CONFIG
+from rl.machine import Machine
 from scripts.compare import Options, check_cells, make_plan, split_shared
 from scripts.comparing.names import CompareError, parse_arms, parse_settings
-from scripts.comparing.plan import Cell, Plan, config_diff, require_same_source, undeclared
+from scripts.comparing.plan import Cell, Plan, config_diff, undeclared
 
 
 def plan(algorithms: str = "grpo,rloo", *shared: str, **options: object) -> Plan:
@@ -108,15 +109,6 @@ def test_what_follows_from_a_change_must_be_declared_too():
     assert set(check_cells(made, made.reported_cells({}))) == {"group_size", "num_concurrent", "seed"}
 
 
-def test_runs_of_other_code_are_refused():
-    cells = plan().reported_cells({})
-    manifests = [(cell, {"source": {"commit": "a"}, "versions": {"ray": "2.60.0"}}) for cell in cells]
-    require_same_source(manifests)
-    manifests[1][1]["versions"] = {"ray": "2.61.0"}
-    with pytest.raises(CompareError, match=r"versions: .*2\.60\.0.*seed_0.*2\.61\.0"):
-        require_same_source(manifests)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -136,6 +128,11 @@ def test_runs_of_other_code_are_refused():
         ({"tune": ("learning_rat=1,2",)}, "unknown setting 'learning_rat'; did you mean 'learning_rate'"),
         ({"tune": ("learning_rate=1e-4",)}, "expected two values or more"),
         ({"algorithms": "x=grpo+learning_rate=0", "tune": ("learning_rate=1,2",)}, "x fixes learning_rate"),
+        (
+            {"env": ("calc:2+learning_rate=0",), "tune": ("learning_rate=1,2",)},
+            "calc:2 gives learning_rate a value too",
+        ),
+        ({"parallel": 10_000}, "parallel = 10000: a run needs a core, and there are"),
         ({"tuning_seeds": 2}, "has no effect without --tune"),
         ({"recipe": "calc_grp"}, "unknown recipe 'calc_grp'; did you mean 'calc_grpo'"),
         ({"seeds": 0}, "seeds = 0: expected at least 1"),
@@ -146,6 +143,20 @@ def test_bad_names_are_refused_with_the_nearest(options: dict[str, object], mess
     with pytest.raises(CompareError) as refused:
         plan(**options)  # type: ignore[arg-type]
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [
+        ("learning_rate", ("--learning-rate", "1e-3")),
+        ("learning_rate", ("--learning_rate=1e-3",)),
+        ("kl_loss_coef", ("--beta", "0.1")),  # TRL's name of it
+    ],
+)
+def test_a_shared_option_of_a_tuned_field_is_refused(field: str, option: tuple[str, ...]):
+    with pytest.raises(CompareError, match=f"what follows -- gives {field} a value too"):
+        plan("grpo", *option, tune=(f"{field}=1e-3,1e-2",))
+    assert len(plan("grpo", *option, tune=("temperature=0.5,1.0",)).trials) == 2
 
 
 def test_a_cell_that_cannot_run_is_refused_before_any_does(capsys: pytest.CaptureFixture[str]):
@@ -190,3 +201,11 @@ def test_shared_options_follow_two_dashes():
 def test_cells_that_are_one_have_no_differences():
     made = plan("grpo", seeds=1)
     assert config_diff([(cell, vars(made.parsed(cell))) for cell in made.reported_cells({})]) == {}
+
+
+def test_a_share_of_the_cores_is_in_every_command_and_no_part_of_what_is_compared():
+    made = plan("grpo", "--num-steps", "9", parallel=2)
+    command = " ".join(made.command(made.reported_cells({})[0], Path("there/run"))[3:])
+    threads = max(1, Machine.here().cores // 2)
+    assert f" --num-steps 9 --learner-threads {threads} --algorithm grpo " in command
+    assert made.shared == ("--num-steps", "9")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 from matplotlib import image
 
+from scripts.compare import exit_code
 from scripts.comparing.analysis import analyse
-from scripts.comparing.comparison import choose_trials, merge
+from scripts.comparing.cells import Job
+from scripts.comparing.comparison import choose_trials, entry_of
 from scripts.comparing.names import Arm, CompareError, Setting
+from scripts.comparing.plan import Cell
 from scripts.comparing.report import findings, plain, summary, write_report
-from tests.scripts.made_runs import BUDGET, cell, comparison
+from tests.scripts.made_runs import BUDGET, cell, comparison, make_run
 
 SEEDS = range(5)
 
@@ -47,6 +51,16 @@ def test_scores_are_interquartile_means_by_setting_and_over_all(two_settings: di
     assert scores["auc"]["calc:2"]["good"].value == pytest.approx((0.2 + 0.74) / 2)  # a straight line
     low, high = scores["final"]["calc:2"]["good"].low, scores["final"]["calc:2"]["good"].high
     assert 0.699 < low < 0.74 < high <= 0.9
+
+
+def test_a_terminal_shows_every_setting_and_all_of_them(two_settings: dict[str, Any]):
+    analysis = analyse(two_settings)
+    lines = summary(two_settings).splitlines()
+    assert lines[0].startswith("final success")
+    for view, heading in (("calc:2", "  calc:2"), ("calc:3", "  calc:3"), ("all", "  all settings")):
+        where = lines.index(heading)
+        for line, name in zip(lines[where + 1 :], ("good", "bad"), strict=False):
+            assert line.split(maxsplit=1) == [name, str(analysis["scores"]["final"][view][name])]
 
 
 def test_a_planted_difference_is_found(two_settings: dict[str, Any]):
@@ -117,12 +131,95 @@ def test_a_saturated_level_warns(a: list[float], b: list[float], said: str | Non
     assert warned == [] if said is None else said in warned[0]
 
 
-def test_a_run_that_did_not_spend_its_budget_warns_and_has_no_area():
-    short = cell("a", 0, [0.2, 0.5]) | {"tokens": [0, 900], "num_tokens": 900}
-    analysis = analyse(comparison([short, cell("a", 1, [0.2, 0.5])]))
-    assert "a on calc:2, seed 0 sampled 900 tokens of the budget of 1,000" in analysis["warnings"][0]
-    assert len(analysis["seeds"]["auc"]["calc:2"]["a"]) == 1
-    assert len(analysis["seeds"]["final"]["calc:2"]["a"]) == 2
+@pytest.mark.parametrize(
+    ("finals", "said"),
+    [
+        ({"a": 0.97, "b": 0.95, "c": 0.5}, "saturated for a, b: they end within 0.05 of 1"),
+        ({"a": 0.0, "b": 0.5, "c": 0.05}, "saturated for a, c: they end within 0.05 of 0"),
+        ({"a": 0.97, "b": 0.94, "c": 0.0}, None),  # one alone at an end is told apart from the others
+    ],
+)
+def test_arms_that_a_level_cannot_tell_apart_are_named(finals: dict[str, float], said: str | None):
+    cells = [entry for name, final in finals.items() for entry in arm(name, [final, final], start=0.0)]
+    warned = analyse(comparison(cells))["warnings"]
+    assert len(warned) == (said is not None)
+    assert said is None or said in warned[0]
+
+
+CELL = Cell(
+    arm=Arm(label="a", algorithm="grpo"), setting=Setting(label="calc:2", env="calc", level=2), seed=0
+)
+
+
+def run_cell(folder: Path, tokens: tuple[int, ...]) -> dict[str, Any]:
+    """The entry of a cell that ran to its end, sampling `tokens`."""
+    job = Job(name="x", folder=folder, command=("x",), deadline_s=1.0)
+    make_run(job.run, {0: 20, len(tokens): 90}, tokens=tokens)
+    job.record.write_text(json.dumps({"command": ["x"], "exit_code": 0, "seconds": 5.0, "reason": ""}))
+    return entry_of(CELL, job, BUDGET)
+
+
+def test_a_run_that_did_not_spend_its_budget_has_no_score_anywhere(tmp_path: Path):
+    short = run_cell(tmp_path, (500, 400))
+    assert short["failure"] == "num_steps ended it at 900 tokens of the budget of 1,000; raise num_steps"
+    rest = [*arm("a", [0.0, 0.5])[1:], *arm("b", [0.1, 0.4])]
+    analysis = analyse(comparison([short, *rest]))
+    assert "1 of 4 cells failed and have no score (a on calc:2, seed 0: num_steps" in analysis["warnings"][0]
+    assert analysis["seeds"]["final"]["calc:2"]["a"] == [0.5]
+    assert analysis["seeds"]["auc"]["calc:2"]["a"] == [pytest.approx(0.35)]
+    assert analysis["improvement"]["calc:2"]["a"]["b"].reason == "1 pair, 6 are needed"
+    assert analysis["threshold"]["calc:2"]["arms"]["a"]["seeds"] == 1
+    trial = [short | {"seed": 1000, "trial": [["learning_rate", "1"]]}]
+    with pytest.raises(CompareError, match=r"every tuning trial of a on calc:2 failed .num_steps ended it"):
+        choose_trials(
+            trial, [Arm(label="a", algorithm="grpo")], [Setting(label="calc:2", env="calc", level=2)]
+        )
+
+
+def test_what_failed_and_unfinished_attempts_spent_is_counted(tmp_path: Path):
+    for kind, tokens in (("failed-1", (300, 100)), ("unfinished-2", (70,))):
+        make_run(tmp_path / f"seed_0.{kind}/run", {}, tokens=tokens)
+    record = {"command": ["x"], "exit_code": 3, "seconds": 11.0, "reason": "ended with exit code 3"}
+    (tmp_path / "seed_0.failed-1/cell.json").write_text(json.dumps(record))
+    cut_off = tmp_path / "seed_0.unfinished-2"
+    for name, seconds in (("started", 1000), ("run/metrics.jsonl", 1030), ("run/evaluations.jsonl", 1020)):
+        (cut_off / name).touch()
+        os.utime(cut_off / name, (seconds, seconds))
+    with (cut_off / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "tokens/samp')
+    os.utime(cut_off / "run/metrics.jsonl", (1030, 1030))
+    entry = run_cell(tmp_path / "seed_0", (500, 500))
+    cost = analyse(comparison([entry]))["cost"]["a"]
+    assert cost["seconds"] == 5.0 + 11.0 + 30.0
+    assert cost["tokens"] == 1000 + 400 + 70
+    assert cost["failures"] == 1
+
+
+def test_what_a_failed_run_spent_is_counted(tmp_path: Path):
+    job = Job(name="x", folder=tmp_path, command=("x",), deadline_s=1.0)
+    make_run(job.run, {0: 20}, tokens=(500, 100))
+    job.record.write_text(json.dumps({"command": ["x"], "exit_code": 3, "seconds": 5.0, "reason": "gap"}))
+    entry = entry_of(CELL, job, BUDGET)
+    cost = analyse(comparison([entry]))["cost"]["a"]
+    assert (cost["tokens"], cost["seconds"], cost["failures"]) == (600, 5.0, 1)
+
+
+def test_a_tuning_run_that_failed_warns_and_is_in_the_exit_code(tmp_path: Path):
+    trial = failed("a", 1000) | {"trial": [["learning_rate", "2"]]}
+    made = comparison(arm("a", [0.5, 0.6]), tuning_cells=[trial])
+    analysis = analyse(made)
+    (warned,) = analysis["warnings"]
+    assert "1 of 1 tuning runs failed" in warned
+    assert analysis["cost"]["a"]["tuning_failures"] == 1
+    assert exit_code(made) == 1
+    assert exit_code(made | {"tuning_cells": []}) == 0
+    write_report(made, tmp_path)
+    assert "tuning failures" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_spent_its_budget_has_a_score(tmp_path: Path):
+    whole = run_cell(tmp_path, (500, 500))
+    assert (whole["failure"], whole["success"]) == ("", [0.2, 0.9])
 
 
 def test_too_few_seeds_are_said_everywhere(tmp_path: Path):
@@ -167,47 +264,6 @@ def test_a_trial_that_failed_is_not_chosen_and_none_left_is_refused():
     assert choose_trials([bad, good], arms, settings) == {("calc:2", "a"): (("learning_rate", "1"),)}
     with pytest.raises(CompareError, match="every tuning trial of a on calc:2 failed"):
         choose_trials([bad], arms, settings)
-
-
-def written(path: Path, made: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(made))
-    return path
-
-
-def test_a_comparison_takes_up_another_one(tmp_path: Path):
-    first = comparison([*arm("a", [0.5, 0.6]), *arm("b", [0.4, 0.5])])
-    write_report(first, tmp_path / "first")
-    merged = merge(comparison(arm("c", [0.7, 0.8])), tmp_path / "first" / "comparison.json")
-    assert [entry["label"] for entry in merged["arms"]] == ["c", "a", "b"]
-    assert len(merged["cells"]) == 6
-    assert analyse(merged)["improvement"]["calc:2"]["c"]["a"].value == 1.0
-    assert len(merged["commands"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"budget_tokens": 2000}, "budget_tokens: 1000 here, 2000 there"),
-        ({"settings": []}, "settings: "),
-        ({"shared": []}, "shared: "),
-        ({"versions": {}}, "versions: "),
-        ({"format": 2}, "expected a comparison.json of format 1"),
-        ({"arms": [{"label": "c", "algorithm": "other"}]}, "c is another arm there"),
-        ({"cells": arm("c", [0.7])}, "c on calc:2, seed 0 is in both"),
-    ],
-)
-def test_what_is_not_the_same_comparison_is_not_merged(tmp_path: Path, change: dict[str, Any], message: str):
-    other = written(tmp_path / "comparison.json", comparison(arm("a", [0.5])) | change)
-    with pytest.raises(CompareError, match=message):
-        merge(comparison(arm("c", [0.7])), other)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}"])
-def test_what_is_no_comparison_is_not_merged(tmp_path: Path, text: str):
-    path = tmp_path / "comparison.json"
-    path.write_text(text)
-    with pytest.raises(CompareError, match="expected a comparison"):
-        merge(comparison(arm("c", [0.7])), path)
 
 
 def test_the_json_holds_every_number_of_the_report(tmp_path: Path, two_settings: dict[str, Any]):
