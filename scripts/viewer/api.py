@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from scripts.viewer.advantages import Advantages, NoAdvantages, advantages_of
+from scripts.viewer.advantages import Advantages, advantages_of
 from scripts.viewer.index import Row
 from scripts.viewer.present import Json, group_json, plain, row_json, run_summary, steps, trajectory_json
 from scripts.viewer.query import FilterError, parse_filters, search
@@ -17,7 +17,7 @@ class NotFound(LookupError):
 
 
 class Answers:
-    """The answers on some runs. The advantages of the step that was asked for last are kept."""
+    """The answers on some runs. The advantages that were computed last are kept."""
 
     def __init__(self, runs: list[ViewedRun]) -> None:
         self.runs = runs
@@ -70,28 +70,47 @@ class Answers:
         return trajectory_json(row, record, run.texts)
 
     def advantages(self, run: ViewedRun, line: int) -> Json:
-        """Turn -> advantages of its sampled tokens; or why there are none. Raises UnknownLine."""
+        """Turn -> advantages of its sampled tokens, and where they are from; or why there are none.
+
+        Raises UnknownLine, or ValueError for a line that is damaged where the index did not look.
+        """
         row = run.index.row(line)
         if row.split != "train":
-            return {"reason": "nothing is trained on held-out tasks", "turns": {}}
-        of_step = [other for other in run.index.rows if (other.step, other.split) == (row.step, row.split)]
-        found = self._advantages_of_step(run, of_step)
-        if isinstance(found, str):
-            return {"reason": found, "turns": {}}
+            return _no_advantages("nothing is trained on held-out tasks")
         (record,) = run.index.records([row])
-        turns = found.get(record.trajectory.id)
-        reason = "" if turns else "the trajectory was left out of the loss"
-        return {"reason": reason, "turns": plain(turns or {})}
+        if record.advantages is not None:
+            recorded = {turn: list(values) for turn, values in enumerate(record.advantages)}
+            return {"reason": "", "source": "recorded by the run", "turns": plain(recorded)}
+        if run.index.holds(row, "advantages"):
+            # The learner scores whatever it trains on, whether its loss has advantages or not.
+            is_trained = record.old_logprobs is not None
+            return _no_advantages(
+                "what this run learns from has none"
+                if is_trained
+                else "the trajectory was left out of the loss"
+            )
+        found = self._computed(run, row)
+        if isinstance(found, str):
+            return _no_advantages(found)
+        if not (turns := found.get(record.trajectory.id)):
+            return _no_advantages("the trajectory was left out of the loss")
+        source = "computed again from the recorded rewards: the record is older than advantages in records"
+        return {"reason": "", "source": source, "turns": plain(turns)}
 
-    def _advantages_of_step(self, run: ViewedRun, rows: list[Row]) -> Advantages | str:
-        key = (run.path, run.index.generation, rows[0].line, rows[-1].line, len(rows))
+    def _computed(self, run: ViewedRun, row: Row) -> Advantages | str:
+        rows = [other for other in run.index.rows if (other.step, other.split) == (row.step, row.split)]
+        key = (run.path, run.index.generation, rows[0].line, rows[-1].line, len(rows), row.group)
         if self._last[0] != key:
             try:
-                found: Advantages | str = advantages_of(run.config, [*run.index.records(rows)])
-            except NoAdvantages as error:
+                found: Advantages | str = advantages_of(run.config, run.index, rows, row.group)
+            except ValueError as error:  # NoAdvantages, or a damaged line
                 found = str(error)
             self._last = (key, found)
         return self._last[1]
+
+
+def _no_advantages(reason: str) -> Json:
+    return {"reason": reason, "source": "", "turns": {}}
 
 
 def metric_words() -> dict[str, str]:

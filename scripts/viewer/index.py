@@ -142,6 +142,11 @@ class TrajectoryIndex:
                 where = f"{self.file.path.name}, line {row.line}"
                 raise ValueError(f"{where}: no trajectory ({error!r}); it was changed or damaged") from error
 
+    def holds(self, row: Row, name: str) -> bool:
+        """Whether the row's line has a field `name`: an older version's has not all."""
+        (line,) = self.lines([row])
+        return name in json.loads(line)
+
 
 def _row(line: Line) -> Row:
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -30,14 +31,19 @@ class Made:
     records: list[Record]
 
 
-def make_run(path: Path, *, num_steps: int = 2, algorithm: str = "grpo", hold: bool = False) -> Made:
+def make_run(
+    path: Path, *, num_steps: int = 2, algorithm: str = "grpo", hold: bool = False, older: bool = False
+) -> Made:
     """Two held-out tasks, then steps of two groups of four; the last line is hostile and unscored.
 
-    `hold` leaves the run's lock taken, as while it goes on.
+    `hold` leaves the run's lock taken, as while it goes on; `older` writes records as they were before they
+    held advantages.
     """
     model = path.parent / "model"
     _tokenizer().save_pretrained(model)
-    config = Config(env="calc", algorithm=algorithm, model=str(model), num_steps=num_steps, group_size=4)
+    config = Config(
+        env="calc", algorithm=algorithm, model=str(model), num_steps=num_steps, num_groups=2, group_size=4
+    )
     directory = RunDir(path)
     directory.write_config(config)
     directory.write_manifest(config, Machine(host="test", cores=2, memory_bytes=2**30, gpus=()))
@@ -49,6 +55,8 @@ def make_run(path: Path, *, num_steps: int = 2, algorithm: str = "grpo", hold: b
     recorder = TrajectoryRecorder(directory.trajectories, max_bytes=10**9)
     recorder.write(records)
     recorder.close()
+    if older:
+        without_advantages(directory.trajectories)
     if hold:
         HELD.append(directory)
     else:
@@ -58,6 +66,14 @@ def make_run(path: Path, *, num_steps: int = 2, algorithm: str = "grpo", hold: b
 
 HELD: list[RunDir] = []
 """Runs that are kept locked until a test releases them."""
+
+
+def without_advantages(path: Path) -> None:
+    """Make the records of a file those of a version that wrote none."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps({k: v for k, v in row.items() if k != "advantages"}) + "\n" for row in rows)
+    )
 
 
 def step_records(step: int) -> list[Record]:
@@ -84,7 +100,21 @@ def _trained(step: int, group: int, member: int) -> Record:
         tuple(x - 0.01 * (place == 0) for place, x in enumerate(turn.completion.logprobs))
         for turn in made.turns
     )
-    return Record(step=step, split="train", group=group, member=member, trajectory=made, old_logprobs=old)
+    # None that an algorithm gives for these rewards, so that a computed one is told from it.
+    sign = 1.0 if REWARDS[member] else -1.0
+    weights = tuple(
+        tuple(sign * (0.5 if (turn, place) == (0, 0) else 0.75) for place in range(len(numbers)))
+        for turn, numbers in enumerate(old)
+    )
+    return Record(
+        step=step,
+        split="train",
+        group=group,
+        member=member,
+        trajectory=made,
+        old_logprobs=old,
+        advantages=weights,
+    )
 
 
 def _episode(name: str, reward: float, version: int) -> Trajectory:
@@ -134,6 +164,7 @@ def _made_hostile(record: Record) -> Record:
     return replace(
         record,
         old_logprobs=None,
+        advantages=None,
         trajectory=replace(
             made,
             episode=replace(made.episode, transcript=said, stop_reason=StopReason.ERROR),

@@ -61,13 +61,14 @@ def test_filter_open_a_trajectory_and_read_a_tokens_numbers(url: str, tmp_path: 
         page.locator(".tokens .token.sampled").nth(
             4
         ).hover()  # the fifth of "calc 1+2": the policy changed there
-        page.locator("#inspector [data-field='advantage'] dd", has_text="0.866").wait_for()
+        page.locator("#inspector [data-field='advantage'] dd", has_text="0.75").wait_for()
         assert field(page, "engine log-prob") == "−0.625000"
         assert field(page, "learner log-prob") == "−0.625000"
         assert (field(page, "gap"), field(page, "ratio")) == ("0", "1.000000")
         assert field(page, "policy version") == "2"
         page.locator(".tokens .token.sampled").nth(0).hover()
         assert field(page, "learner log-prob") == "−0.135000"
+        assert field(page, "advantage") == "0.5"
         assert (field(page, "gap"), field(page, "ratio")) == ("−0.01", "0.990050")  # exp(-0.01)
         assert field(page, "policy version") == "1"
 
@@ -167,7 +168,7 @@ def test_an_export_opens_from_a_file_without_a_server(made: Made, tmp_path: Path
         assert lines(page) == ["20", "21", "24", "25"]
         page.get_by_role("link", name="20", exact=True).click()
         page.locator(".tokens .token.sampled").nth(1).hover()
-        page.locator("#inspector [data-field='advantage'] dd", has_text="−0.866").wait_for()
+        page.locator("#inspector [data-field='advantage'] dd", has_text="−0.75").wait_for()
         assert field(page, "engine log-prob") == "−0.250000"
         go(page, f"file://{out}", "#/groups/0?step=3&split=train")
         assert page.locator("#groups .cells").count() == 2

@@ -214,28 +214,6 @@ def test_names_of_runs_in_different_folders_differ(tmp_path: Path):
     assert [run.name for run in runs] == ["a/run", "b/run"]
 
 
-def test_advantages_are_those_of_the_algorithm(made: Made):
-    run = ViewedRun(made.path)
-    run.refresh_fully()
-    answers = Answers([run])
-    turns = answers.advantages(run, 3)["turns"]
-    # Rewards 1, 0, 0, 1: mean 1/2, sample standard deviation 1/√3, so (1 - 1/2) √3 = 0.8660.
-    assert [value for turn in turns.values() for value in turn] == pytest.approx([0.8660] * 12, abs=1e-3)
-    assert "left out" in answers.advantages(run, 18)["reason"]
-    assert "held-out" in answers.advantages(run, 1)["reason"]
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "reason"), [("ppo", "need more than one step's"), ("file.py:ROW", "is not run")]
-)
-def test_advantages_that_cannot_be_computed_again_say_why(tmp_path: Path, algorithm: str, reason: str):
-    run = ViewedRun(make_run(tmp_path / "run", algorithm=algorithm).path)
-    run.refresh_fully()
-    found = Answers([run]).advantages(run, 3)
-    assert found["turns"] == {}
-    assert reason in found["reason"]
-
-
 def test_without_a_tokenizer_ids_are_shown_and_it_is_said(made: Made):
     (made.path.parent / "model" / "tokenizer.json").unlink()
     run = ViewedRun(made.path)

@@ -115,7 +115,7 @@ function inspect(place) {
     el("dl", { class: "numbers" }, row("id", String(chosen.id)), row("turn", `${chosen.turn}, token ${chosen.at}`),
       isContext ? null : [row("engine log-prob", precise(chosen.engine), "nats"), row("probability", isNumber(chosen.engine) ? `${short(100 * Math.exp(chosen.engine))} %` : "–"),
         row("learner log-prob", precise(chosen.learner), "nats, before the update"), row("gap", short(chosen.gap), "learner − engine, nats"),
-        row("ratio", precise(chosen.ratio), "exp(learner − engine)"), row("advantage", short(chosen.advantage), view.reason || "computed again from the step's recorded rewards"),
+        row("ratio", precise(chosen.ratio), "exp(learner − engine)"), row("advantage", short(chosen.advantage), view.reason || view.source),
         row("policy version", short(chosen.version))]),
     isContext ? el("p", { class: "quiet" }, "Context has no log-probs: the policy did not sample it.") : null,
     isContext || !view.reason ? null : el("p", { class: "quiet" }, `No advantage: ${view.reason}.`));
@@ -145,10 +145,11 @@ const strength = (each) => ({ engine: each.engine, gap: each.gap, ratio: isNumbe
 
 async function advantages(run, line) {
   const page = view.page;
-  view.reason = "being computed from the step's recorded rewards";
-  const { turns, reason } = await ask(`/api/runs/${run}/advantages/${line}`);
+  view.reason = "being read";
+  const { turns, reason, source } = await ask(`/api/runs/${run}/advantages/${line}`);
   if (page !== view.page) return; // another trajectory was opened meanwhile
   view.reason = reason;
+  view.source = source;
   for (const each of view.tokens) if (each.engine !== undefined) each.advantage = turns[each.turn]?.[each.at] ?? null;
   if (view.inspected !== undefined && view.tokens[view.inspected]?.node.classList.contains("chosen")) inspect(view.inspected);
   paint();
