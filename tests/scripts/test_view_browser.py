@@ -83,6 +83,7 @@ def test_the_keyboard_goes_to_the_next_trajectory_and_the_next_token(url: str, t
         page.locator("main[data-shown*='/8?']").wait_for()  # lines 6 and 7 do not pass the filters
         page.keyboard.press("k")
         page.locator("main[data-shown*='/5?']").wait_for()
+        page.locator("#neighbours", has_text="number 2 with stop_reason max_turns, step 1").wait_for()
         page.locator(".tokens .token.sampled").nth(0).click()
         assert field(page, "turn") == "0, token 0"
         page.keyboard.press("ArrowRight")

@@ -158,22 +158,23 @@ async function advantages(run, line) {
 // The neighbours in the list that led here; a trajectory that was opened by its address is among its group.
 async function beside(run, line, row, params, place) {
   const filters = Object.keys(params).length ? params : { step: row.step, split: row.split, group: row.group };
-  const rows = await everyRowNear(run, filters, line);
-  const at = rows.findIndex((other) => other.line === line);
+  const found = await around(run, filters, line, place);
+  if (!found) return;
   const to = (other) => (other ? link("trajectory", run, filters, other.line) : null);
-  place.replaceChildren(jump("← Previous (k)", to(rows[at - 1]), "prev"), jump("Next (j) →", to(rows[at + 1]), "next"),
+  const told = Object.entries(filters).map(([name, value]) => `${name} ${value}`).join(", ");
+  place.replaceChildren(jump("← Previous (k)", to(found.previous), "prev"), jump("Next (j) →", to(found.next), "next"),
     el("a", { class: "button", href: link("list", run, filters), "data-jump": "up" }, "List (u)"),
-    el("span", { class: "quiet" }, at < 0 ? "" : `number ${at + 1} with ${Object.entries(filters).map(([name, value]) => `${name} ${value}`).join(", ")}`));
+    el("span", { class: "quiet" }, found.number === null ? `with ${told}` : `number ${found.number} with ${told}`));
 }
 
-// Pages of the search until the neighbour after `line` is among them.
-async function everyRowNear(run, filters, line) {
-  const found = [];
-  let start = 0;
-  while (start !== null && !(found.length && found.at(-1).line > line)) {
-    const page = await ask(`/api/runs/${run}/rows`, { ...filters, start });
-    found.push(...page.rows);
-    start = page.next_row;
+// A search through text takes several requests, each of them short; null when another page was opened meanwhile.
+async function around(run, filters, line, place) {
+  const path = `/api/runs/${run}/rows`;
+  let found = await ask(path, { ...filters, near: line });
+  while (found.earlier !== null || found.later !== null) {
+    if (!place.isConnected) return null;
+    const more = await ask(path, { ...filters, near: line, earlier: found.earlier ?? 0, later: found.later ?? Number.MAX_SAFE_INTEGER });
+    found = { ...more, previous: found.previous ?? more.previous, next: found.next ?? more.next };
   }
   return found;
 }
