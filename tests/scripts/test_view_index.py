@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rollout.record import Record, TrajectoryRecorder, encode_record
 from scripts.viewer.api import Answers
 from scripts.viewer.index import TrajectoryIndex, UnknownLine
 from scripts.viewer.query import FilterError, Filters, beside, parse_filters, search
-from scripts.viewer.run import LOCK_NAME, NotViewable, ViewedRun, open_runs
+from scripts.viewer.run import LOCK_NAME, NotViewable, ViewedRun, is_locked, open_runs
 from tests.scripts.made_run import HELD, Made, make_run, step_records
 
 
@@ -234,6 +235,33 @@ def test_a_run_is_live_while_its_lock_is_held_and_looking_takes_no_lock(tmp_path
     HELD.pop().close()
     assert not run.is_live
     assert LOCK_NAME == LOCK_OF_A_RUN
+
+
+def test_a_lock_on_the_same_inode_of_another_device_is_another_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, table = tmp_path / ".lock", tmp_path / "locks"
+    path.touch()
+    monkeypatch.setattr("scripts.viewer.run.LOCKS", table)
+    device, inode = os.stat(path).st_dev, os.stat(path).st_ino
+    own = f"{os.major(device):02x}:{os.minor(device):02x}"
+    for line, is_held in (
+        (f"1: FLOCK  ADVISORY  WRITE 4242 {own}:{inode} 0 EOF", True),
+        (f"1: FLOCK  ADVISORY  WRITE 4242 fe:fe:{inode} 0 EOF", False),
+        (f"1: FLOCK  ADVISORY  WRITE 4242 {own}:1{inode} 0 EOF", False),
+        (f"1: -> FLOCK  ADVISORY  WRITE 4242 {own}:{inode} 0 EOF", False),
+    ):
+        table.write_text(line + "\n")
+        assert is_locked(path) is is_held
+    assert is_locked(tmp_path / "none") is False
+
+
+def test_where_the_kernel_shows_no_locks_it_is_said_not_guessed(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr("scripts.viewer.run.LOCKS", tmp_path / "nowhere")
+    (summary,) = Answers([ViewedRun(made.path)]).summaries()
+    assert summary["live"] is None
 
 
 def test_names_of_runs_in_different_folders_differ(tmp_path: Path):
