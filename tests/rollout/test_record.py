@@ -11,6 +11,7 @@ import pytest
 
 from envs.episode import Episode, Score
 from envs.messages import ParseStatus, StopReason, Task, ToolCall, message
+from envs.tools import dispatch, parse_calls, tool
 from rollout.jsonl import JsonlWriter, read_jsonl
 from rollout.record import Record, TrajectoryRecorder, decode_record, encode_record, read_records
 from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
@@ -122,6 +123,18 @@ def test_kept_ids_come_back_equal_and_an_older_record_has_none(tmp_path: Path):
 def test_old_logprobs_of_the_wrong_length_are_refused():
     with pytest.raises(ValueError, match=r"\[3, 3, 2\].*\[3, 3, 3\]"):
         record(old_logprobs=((0.0,) * 3, (0.0,) * 3, (0.0,) * 2))
+
+
+async def test_a_call_that_did_not_run_has_no_time():
+    @tool
+    def look(where: str) -> str:
+        """Look."""
+        return where
+
+    calls = parse_calls("[look here] [lok here] [look there", [look.spec])
+    told = await dispatch(calls, {"look": look})
+    assert list(told.call_s) == ["call_0"]
+    assert told.call_s["call_0"] >= 0
 
 
 def test_advantages_that_a_turn_shares_take_one_number_and_come_back_for_every_token():

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from envs.messages import Message, StopReason, ToolCall, message
+from envs.messages import Message, ParseStatus, StopReason, ToolCall, message
 from recipes.char_tokenizer import make_char_tokenizer
 from rl.config import Config
 from rl.machine import Machine
@@ -119,13 +119,15 @@ def _trained(step: int, group: int, member: int) -> Record:
 
 def _episode(name: str, reward: float, version: int) -> Trajectory:
     call = ToolCall(id="call_0", name="calc", arguments={"expression": "1+2"}, text="calc 1+2")
+    cut_off = ToolCall(id="call_1", name="calc", arguments={"expression": "9*9"}, text="calc 9*9")
+    unknown = ToolCall(id="call_2", name="cal", status=ParseStatus.UNKNOWN_TOOL, text="cal", problem="no cal")
     is_wrong = reward == 0.0
     said = (
-        message("assistant", "", tool_calls=(call,)),
+        message("assistant", "", tool_calls=(call, cut_off, unknown) if is_wrong else (call,)),
         message("tool", "error: no" if is_wrong else "3", tool_call_id="call_0", is_error=is_wrong),
         message("assistant", f"so {reward:g}"),
     )
-    return trajectory(
+    made = trajectory(
         name,
         reward=reward,
         said=said,
@@ -136,6 +138,7 @@ def _episode(name: str, reward: float, version: int) -> Trajectory:
         parts={"answer": reward},
         success=reward,
     )
+    return replace(made, call_s={"call_0": 0.125})
 
 
 def _turn(parent: int | None, context: str, sampled: str, version: int) -> Turn:

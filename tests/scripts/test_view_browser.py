@@ -96,6 +96,34 @@ def test_the_keyboard_goes_to_the_next_trajectory_and_the_next_token(url: str, t
         assert lines(page) == ["4", "5", "8", "9"]
 
 
+def test_a_tool_call_has_its_time_or_says_that_there_is_none(url: str, tmp_path: Path):
+    with open_page(tmp_path) as page:
+        go(page, url, "#/trajectory/0/3")
+        assert page.locator(".call .call-time").all_inner_texts() == [" 125 ms"]
+        # Of the next one, a call was cut off while it ran, and another one never ran.
+        go(page, url, "#/trajectory/0/4")
+        assert page.locator(".call .call-time").all_inner_texts() == [" 125 ms", " no time recorded", ""]
+
+
+def test_the_ratio_says_which_one_it_is(url: str, tmp_path: Path):
+    with open_page(tmp_path) as page:
+        go(page, url, "#/trajectory/0/3")
+        page.locator(".tokens .token.sampled").nth(0).hover()
+        assert "not the π_new/π_old that the loss clips" in page.locator("#ratio-note").inner_text()
+
+
+def test_an_unknown_metric_names_the_nearest(url: str, tmp_path: Path):
+    with open_page(tmp_path) as page:
+        go(page, url, "#/")
+        for typed, said in (
+            ("polcy/los", "; nearest: policy/loss."),
+            ("rewrad", "; nearest: rollout/reward_mean."),
+            ("xyzzy", "No metric has that in its name."),
+        ):
+            page.locator("#metric").fill(typed)
+            page.locator("#curves p", has_text=said).wait_for()
+
+
 def test_groups_show_each_members_reward_and_lead_to_it(url: str, tmp_path: Path):
     with open_page(tmp_path) as page:
         go(page, url, "#/groups/0?step=3&split=train")

@@ -44,7 +44,8 @@ function header(run, { task, score, error }, row) {
 function message(said) {
   const calls = said.tool_calls.map((call) => el("div", { class: call.status === "ok" ? "call" : "call bad" },
     el("div", {}, el("strong", {}, call.name || "(no tool)"), " ", el("span", { class: "badge" }, call.status),
-      call.seconds === null ? null : el("span", { class: "quiet call-time" }, ` ${seconds(call.seconds)}`)),
+      el("span", { class: "quiet call-time" }, call.seconds !== null ? ` ${seconds(call.seconds)}`
+        : call.status === "ok" ? " no time recorded" : "")),
     el("pre", {}, call.text), call.problem ? el("p", { class: "problem" }, call.problem) : null));
   return el("article", { class: `message ${said.role}${said.is_error ? " bad" : ""}` },
     el("h4", {}, said.role, said.is_error ? el("span", { class: "badge bad" }, "error") : null),
@@ -118,6 +119,8 @@ function inspect(place) {
         row("ratio", precise(chosen.ratio), "exp(learner − engine)"), row("advantage", short(chosen.advantage), view.reason || view.source),
         row("policy version", short(chosen.version))]),
     isContext ? el("p", { class: "quiet" }, "Context has no log-probs: the policy did not sample it.") : null,
+    isContext ? null : el("p", { class: "quiet", id: "ratio-note" }, "The ratio here is learner before the update over engine: how far rollout and "
+      + "learner are apart (off-policy), not the π_new/π_old that the loss clips."),
     isContext || !view.reason ? null : el("p", { class: "quiet" }, `No advantage: ${view.reason}.`));
 }
 const visible = (text) => (text === "" ? "∅" : text.replace(/ /g, "␣").replace(/\n/g, "↵"));
