@@ -36,7 +36,7 @@ def test_bad_input_on_the_command_line_says_what_to_do(made: Made, tmp_path: Pat
             ((made.path, "--step", 1), "--export FILE.html"),
             ((made.path, "--export", out), "either --step N or --trajectory LINE"),
             ((made.path, "--export", out, "--step", 9), "step 9 has no recorded trajectory"),
-            ((made.path, "--export", taken_name, "--step", 1), "taken.html exists already"),
+            ((made.path, "--export", taken_name, "--step", 9), "taken.html exists already"),
             (
                 (made.path, "--export", tmp_path / ("x" * 300), "--step", 1),
                 "cannot be written (File name too long)",
