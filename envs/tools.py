@@ -223,7 +223,8 @@ async def dispatch(
     for call in calls:
         started = time.perf_counter()
         replies.append(await _reply(call, tools, max_output_chars, overdue))
-        call_s[call.id] = time.perf_counter() - started
+        if call.status is ParseStatus.OK:  # another one did not run, and took no time of a tool
+            call_s[call.id] = time.perf_counter() - started
     metrics = _call_metrics(calls, replies) | {"tool_timeouts": float(len(overdue))}
     return StepResult(messages=tuple(replies), metrics=metrics, call_s=call_s)
 

@@ -11,8 +11,10 @@ from rl.batch import TrainBatch
 from rl.config import Config
 from rl.console import RunConsole
 from rl.evaluation import LevelResult
+from rl.layout import TokenArrays
 from rl.metrics import check_names
 from rl.run_dir import NEW_RUN, RunDir, RunState
+from rl.samples import TrainSample
 from rl.token_colors import Decode
 from rl.tracking import Trackers
 from rollout.record import Record, TrajectoryRecorder
@@ -56,9 +58,10 @@ class Journal:
         return self._recorder.is_full
 
     def observe(self, groups: list[TrajectoryGroup], batch: TrainBatch) -> None:
-        """Record the trajectories of one training step, the learner's log-probs beside the engine's."""
+        """Record the trajectories of one training step, with the learner's log-probs and their advantages."""
         self._step += 1
-        scored = dict(old_logprobs_by_turn(groups, batch))
+        scored = dict(by_turn(groups, batch.samples, batch.old_logprobs))
+        weighed = dict(by_turn(groups, batch.samples, batch.advantages))
         self._recorder.write(
             Record(
                 step=self._step,
@@ -67,6 +70,7 @@ class Journal:
                 member=member,
                 trajectory=trajectory,
                 old_logprobs=scored.get(trajectory.id),
+                advantages=weighed.get(trajectory.id),
             )
             for group in groups
             for member, trajectory in enumerate(group.trajectories)
@@ -121,17 +125,20 @@ class Journal:
             )
 
 
-def old_logprobs_by_turn(
-    groups: Sequence[TrajectoryGroup], batch: TrainBatch
+def by_turn(
+    groups: Sequence[TrajectoryGroup], samples: Sequence[TrainSample], arrays: TokenArrays | None
 ) -> Iterator[tuple[str, tuple[tuple[float, ...], ...]]]:
-    """Trajectory id -> the learner's log-probs, a tuple a turn, of each trajectory that is trained on."""
-    if batch.old_logprobs is None:
-        return
+    """Trajectory id -> its sampled tokens' numbers, a tuple a turn, of each trajectory that is trained on.
+
+    `arrays` is one array (T,) a sample; nothing comes out of None. What a token that is not trained has in it
+    (NaN, 0) has no part.
+    """
     found: dict[str, dict[int, tuple[float, ...]]] = {}
-    for sample, old in zip(batch.samples, batch.old_logprobs, strict=True):
+    for sample, array in zip(samples, arrays, strict=True) if arrays is not None else ():
         for turn in np.unique(sample.turn_ids[sample.loss_mask]):
-            logprobs = old[sample.turn_ids == turn]
-            found.setdefault(sample.trajectory_id, {})[int(turn)] = tuple(float(x) for x in logprobs)
+            found.setdefault(sample.trajectory_id, {})[int(turn)] = tuple(
+                array[sample.turn_ids == turn].tolist()
+            )
     for trajectory in (t for group in groups for t in group.trajectories):
         if (turns := found.get(trajectory.id)) is not None:
             yield trajectory.id, tuple(turns.get(turn, ()) for turn in range(len(trajectory.turns)))

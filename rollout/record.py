@@ -24,7 +24,9 @@ class Record:
 
     `group` is the task's index in the task stream, `member` the place in the group. `old_logprobs` holds the
     learner's log-probabilities before the update (nats), one tuple a turn and one number a sampled id; None
-    where the learner has not scored the trajectory. The loss mask is not stored: it is 0 on every id of
+    where the learner has not scored the trajectory. `advantages` are those that it was trained with, of the
+    same shape; None where it was not trained on, or on something that has none (pairs, demonstrations), and
+    in a record that is older than them. The loss mask is not stored: it is 0 on every id of
     `context_ids` and 1 on every sampled id of a scored trajectory. A mixture's routed experts are not stored
     either: they are layers x top_k numbers a token, hundreds of times the rest.
     """
@@ -35,17 +37,16 @@ class Record:
     member: int
     trajectory: Trajectory
     old_logprobs: tuple[tuple[float, ...], ...] | None = None
+    advantages: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.old_logprobs is None:
-            return
-        given = [len(turn) for turn in self.old_logprobs]
         expected = [len(turn.completion.token_ids) for turn in self.trajectory.turns]
-        if given != expected:
-            raise ValueError(
-                f"trajectory {self.trajectory.id}: old_logprobs has {given} numbers a turn; expected one a "
-                f"sampled id, {expected}"
-            )
+        for name, turns in (("old_logprobs", self.old_logprobs), ("advantages", self.advantages)):
+            if turns is not None and (given := [len(turn) for turn in turns]) != expected:
+                raise ValueError(
+                    f"trajectory {self.trajectory.id}: {name} has {given} numbers a turn; expected one a "
+                    f"sampled id, {expected}"
+                )
 
 
 class TrajectoryRecorder:
@@ -104,7 +105,7 @@ def encode_record(record: Record) -> Json:
     """A record as JSON values. Task metadata, final state and tool arguments must be JSON values already."""
     trajectory = record.trajectory
     episode = trajectory.episode
-    old_logprobs = record.old_logprobs
+    old_logprobs, advantages = record.old_logprobs, record.advantages
     return {
         "step": record.step,
         "split": record.split,
@@ -127,6 +128,7 @@ def encode_record(record: Record) -> Json:
         "metrics": dict(episode.metrics),
         "turns": [_encode_turn(turn) for turn in trajectory.turns],
         "old_logprobs": None if old_logprobs is None else [_floats(turn) for turn in old_logprobs],
+        "advantages": None if advantages is None else [_shared(turn) for turn in advantages],
     }
 
 
@@ -148,7 +150,7 @@ def decode_record(row: Json) -> Record:
         timings_s=row["timings_s"],
         call_s=row.get("call_s", {}),  # an older record has none
     )
-    old_logprobs = row["old_logprobs"]
+    old_logprobs, advantages = row["old_logprobs"], row.get("advantages")  # an older record has none
     return Record(
         step=row["step"],
         split=row["split"],
@@ -156,6 +158,12 @@ def decode_record(row: Json) -> Record:
         member=row["member"],
         trajectory=trajectory,
         old_logprobs=None if old_logprobs is None else tuple(tuple(turn) for turn in old_logprobs),
+        advantages=None
+        if advantages is None
+        else tuple(
+            tuple(told) if isinstance(told, list) else (told,) * len(turn.completion.token_ids)
+            for told, turn in zip(advantages, trajectory.turns, strict=True)
+        ),
     )
 
 
@@ -254,6 +262,13 @@ def _decode_turn(row: Json) -> Turn:
 def _floats(logprobs: Sequence[float]) -> list[float]:
     # Lossless for float32 too: it is a float64 exactly, and JSON writes a float64 in its round-tripping form.
     return [float(logprob) for logprob in logprobs]
+
+
+def _shared(numbers: Sequence[float]) -> float | list[float]:
+    """A turn's numbers, or the one number that all its tokens share: most estimators give such."""
+    listed = _floats(numbers)
+    # By its text, in which NaN equals NaN and -0.0 is not 0.0.
+    return listed[0] if len({*map(repr, listed)}) == 1 else listed
 
 
 def _integers(ids: Sequence[int]) -> list[int]:

@@ -11,6 +11,7 @@ it elsewhere. Nothing is written to a run and nothing is loaded from the network
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Annotated
 import tyro
 
 from scripts.viewer.api import Answers
-from scripts.viewer.export import NothingToExport, chosen_rows, write_export
+from scripts.viewer.export import NothingToExport, NotWritten, chosen_rows, write_export
 from scripts.viewer.index import UnknownLine
 from scripts.viewer.run import NotViewable, ViewedRun, open_runs
 from scripts.viewer.server import PortInUse, loopback_socket, serve
@@ -38,7 +39,7 @@ class Options:
     port: int = 8765
     """Port on loopback; 0 takes a free one."""
     export: Path | None = None
-    """Write this HTML file instead of serving: the metrics, and one step or trajectory of the first run."""
+    """Write this new HTML file instead of serving: metrics, and one step or trajectory of the first run."""
     step: int | None = None
     """Step to export, training and evaluation."""
     trajectory: int | None = None
@@ -55,6 +56,8 @@ class Options:
             raise BadOptions("--export takes either --step N or --trajectory LINE")
         if self.export is not None and not self.export.absolute().parent.is_dir():
             raise BadOptions(f"--export {self.export}: there is no folder {self.export.absolute().parent}")
+        if self.export is not None and os.path.lexists(self.export):
+            raise BadOptions(f"--export {self.export} exists already: give another name, or remove it first")
         if not 0 <= self.port < 65536:
             raise BadOptions(f"--port {self.port}: expected 0 to 65535")
 
@@ -68,7 +71,7 @@ def main() -> int:
             export(runs, options)
         else:
             look(runs, options.port)
-    except (BadOptions, NotViewable, NothingToExport, UnknownLine, PortInUse) as error:
+    except (BadOptions, NotViewable, NothingToExport, NotWritten, UnknownLine, PortInUse) as error:
         print(f"Nothing to see: {error}", file=sys.stderr)
         return 2
     return 0

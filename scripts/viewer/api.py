@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 
-from scripts.viewer.advantages import Advantages, NoAdvantages, advantages_of
+from scripts.viewer.advantages import Advantages, advantages_of
 from scripts.viewer.index import Row
-from scripts.viewer.present import Json, group_json, plain, row_json, run_summary, steps, trajectory_json
-from scripts.viewer.query import FilterError, parse_filters, search
+from scripts.viewer.present import Json, group_json, plain, row_json, run_summary, step_json, trajectory_json
+from scripts.viewer.query import FilterError, beside, parse_filters, search
 from scripts.viewer.run import ViewedRun
+
+PLACES = ("start", "near", "earlier", "later")
+"""Names in a question for rows that are no filter."""
 
 
 class NotFound(LookupError):
@@ -17,11 +21,12 @@ class NotFound(LookupError):
 
 
 class Answers:
-    """The answers on some runs. The advantages of the step that was asked for last are kept."""
+    """The answers on some runs. The advantages that were computed last are kept."""
 
     def __init__(self, runs: list[ViewedRun]) -> None:
         self.runs = runs
         self._last: tuple[object, Advantages | str] = (None, {})
+        self._steps: dict[Path, dict[tuple[int, int, str, int], Json]] = {}
 
     def run(self, place: str) -> ViewedRun:
         """The run at a place, "0" for the first. Raises NotFound."""
@@ -37,7 +42,12 @@ class Answers:
         return [plain(row) for row in run.metrics[start:]]
 
     def steps(self, run: ViewedRun) -> list[Json]:
-        return steps(run.index.rows)
+        """Every step and split, in the order of the file; only what has grown is summed up again."""
+        before, self._steps[run.path] = self._steps.get(run.path, {}), {}
+        for (step, split), rows in run.index.by_step.items():
+            key = (run.index.generation, step, split, len(rows))
+            self._steps[run.path][key] = before.get(key) or step_json(step, split, rows)
+        return [*self._steps[run.path].values()]
 
     def groups(self, run: ViewedRun, step: int, split: str) -> list[Json]:
         """The groups of a step, each with its task and its rows.
@@ -45,9 +55,8 @@ class Answers:
         Raises ValueError for a line that is damaged where the index did not look.
         """
         members: dict[int, list[Row]] = defaultdict(list)
-        for row in run.index.rows:
-            if (row.step, row.split) == (step, split):
-                members[row.group].append(row)
+        for row in run.index.by_step.get((step, split), []):
+            members[row.group].append(row)
         firsts = [rows[0] for rows in members.values()]
         return [
             group_json(rows, record.trajectory.episode.task)
@@ -55,13 +64,26 @@ class Answers:
         ]
 
     def rows(self, run: ViewedRun, given: Mapping[str, str]) -> Json:
-        """A page of rows; `start` is where it begins, everything else is a filter. Raises FilterError."""
-        start = given.get("start", "0")
-        if not start.isdecimal():
-            raise FilterError(f"start = {start!r}: expected a place in the index, from 0")
-        filters = parse_filters({name: value for name, value in given.items() if name != "start"})
-        page = search(run.index, filters, start=int(start))
-        return {"rows": [row_json(row) for row in page.rows], "next_row": page.next_row}
+        """A page of rows from line `start` on; or, with `near`, the rows before and after that line.
+
+        `earlier` and `later` are where a look for these goes on; everything else is a filter. Raises
+        FilterError.
+        """
+        places = {name: _place(name, given[name]) for name in PLACES if name in given}
+        filters = parse_filters({name: value for name, value in given.items() if name not in PLACES})
+        if "near" not in places:
+            page = search(run.index, filters, start=places.get("start", 0))
+            return {"rows": [row_json(row) for row in page.rows], "next_row": page.next_row}
+        found = beside(
+            run.index, filters, places["near"], earlier=places.get("earlier"), later=places.get("later")
+        )
+        return {
+            "previous": found.previous and row_json(found.previous),
+            "next": found.next and row_json(found.next),
+            "earlier": found.earlier,
+            "later": found.later,
+            "number": found.number,
+        }
 
     def trajectory(self, run: ViewedRun, line: int) -> Json:
         """Raises UnknownLine, or ValueError for a line that is damaged where the index did not look."""
@@ -70,28 +92,53 @@ class Answers:
         return trajectory_json(row, record, run.texts)
 
     def advantages(self, run: ViewedRun, line: int) -> Json:
-        """Turn -> advantages of its sampled tokens; or why there are none. Raises UnknownLine."""
+        """Turn -> advantages of its sampled tokens, and where they are from; or why there are none.
+
+        Raises UnknownLine, or ValueError for a line that is damaged where the index did not look.
+        """
         row = run.index.row(line)
         if row.split != "train":
-            return {"reason": "nothing is trained on held-out tasks", "turns": {}}
-        of_step = [other for other in run.index.rows if (other.step, other.split) == (row.step, row.split)]
-        found = self._advantages_of_step(run, of_step)
-        if isinstance(found, str):
-            return {"reason": found, "turns": {}}
+            return _no_advantages("nothing is trained on held-out tasks")
         (record,) = run.index.records([row])
-        turns = found.get(record.trajectory.id)
-        reason = "" if turns else "the trajectory was left out of the loss"
-        return {"reason": reason, "turns": plain(turns or {})}
+        if record.advantages is not None:
+            recorded = {turn: list(values) for turn, values in enumerate(record.advantages)}
+            return {"reason": "", "source": "recorded by the run", "turns": plain(recorded)}
+        if run.index.holds(row, "advantages"):
+            # The learner scores whatever it trains on, whether its loss has advantages or not.
+            is_trained = record.old_logprobs is not None
+            return _no_advantages(
+                "what this run learns from has none"
+                if is_trained
+                else "the trajectory was left out of the loss"
+            )
+        found = self._computed(run, row)
+        if isinstance(found, str):
+            return _no_advantages(found)
+        if not (turns := found.get(record.trajectory.id)):
+            return _no_advantages("the trajectory was left out of the loss")
+        source = "computed again from the recorded rewards: the record is older than advantages in records"
+        return {"reason": "", "source": source, "turns": plain(turns)}
 
-    def _advantages_of_step(self, run: ViewedRun, rows: list[Row]) -> Advantages | str:
-        key = (run.path, run.index.generation, rows[0].line, rows[-1].line, len(rows))
+    def _computed(self, run: ViewedRun, row: Row) -> Advantages | str:
+        rows = run.index.by_step[row.step, row.split]
+        key = (run.path, run.index.generation, rows[0].line, rows[-1].line, len(rows), row.group)
         if self._last[0] != key:
             try:
-                found: Advantages | str = advantages_of(run.config, [*run.index.records(rows)])
-            except NoAdvantages as error:
+                found: Advantages | str = advantages_of(run.config, run.index, rows, row.group)
+            except ValueError as error:  # NoAdvantages, or a damaged line
                 found = str(error)
             self._last = (key, found)
         return self._last[1]
+
+
+def _place(name: str, text: str) -> int:
+    if not text.isdecimal():
+        raise FilterError(f"{name} = {text!r}: expected a place in the file, a line from 0")
+    return int(text)
+
+
+def _no_advantages(reason: str) -> Json:
+    return {"reason": reason, "source": "", "turns": {}}
 
 
 def metric_words() -> dict[str, str]:

@@ -19,6 +19,10 @@ class NothingToExport(ValueError):
     """The run has no such step or trajectory."""
 
 
+class NotWritten(OSError):
+    """The file could not be written; the message says why."""
+
+
 def chosen_rows(run: ViewedRun, *, step: int | None, trajectory: int | None) -> list[Row]:
     """The rows of a step (training and evaluation), or the one on a line. Raises NothingToExport."""
     if trajectory is not None:
@@ -32,8 +36,23 @@ def chosen_rows(run: ViewedRun, *, step: int | None, trajectory: int | None) -> 
 
 
 def write_export(path: Path, answers: Answers, rows: list[Row]) -> None:
-    """One HTML file with the metrics of every run, and with `rows` of the first one."""
-    path.write_text(export_html(answers, rows), encoding="utf-8")
+    """One HTML file with the metrics of every run, and with `rows` of the first one.
+
+    Raises NotWritten: the file exists, or cannot be written; half a file is not left.
+    """
+    html = export_html(answers, rows)
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError as error:
+        raise NotWritten(f"{path} exists already: give another name, or remove it first") from error
+    except OSError as error:
+        raise NotWritten(f"{path} cannot be written ({error.strerror})") from error
+    try:
+        with file:
+            file.write(html)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise NotWritten(f"{path} cannot be written ({error.strerror}); nothing is left of it") from error
 
 
 def export_html(answers: Answers, rows: list[Row]) -> str:

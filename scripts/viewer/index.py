@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
@@ -91,32 +91,51 @@ class TrajectoryIndex:
     """Row after row of a file that may still grow.
 
     `refresh` reads on; a line that is not a record becomes a problem with its number, and the rest still
-    opens. About 300 bytes of memory a trajectory.
+    opens. About 300 bytes of memory a trajectory. Beside all `rows` it keeps those of each step and split,
+    and which environments and stop reasons occur, so that nobody has to go through all of them for it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.rows: list[Row] = []
-        self.problems = Problems()
         self.generation = 0  # goes up when the file was replaced: rows and lines are others then
         self.file = FollowedFile(path)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.rows: list[Row] = []
+        self.by_step: dict[tuple[int, str], list[Row]] = {}
+        self.envs: set[str] = set()
+        self.stop_reasons: set[str] = set()
+        self.problems = Problems()
 
     def refresh(self, budget_s: float) -> bool:
         """Read on for `budget_s` seconds; whether that found anything."""
         is_void = self.file.look()
         if is_void:
-            self.rows, self.problems = [], Problems()
+            self._forget()
             self.generation += 1
         position = self.file.position
         for line in self.file.lines(budget_s):
             try:
-                self.rows.append(_row(line))
+                self._add(_row(line))
             except ValueError as error:
                 self.problems.add(self.file.path, line.number, error)
         return is_void or self.file.position > position
 
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        self.by_step.setdefault((row.step, row.split), []).append(row)
+        self.envs.add(row.env)
+        self.stop_reasons.add(row.stop_reason)
+
+    def of_step(self, step: int) -> list[Row]:
+        """The rows of a step in the order of the file, training and evaluation."""
+        # A search does this in a thread while the index grows: list() takes a dict's items in one go.
+        found = [rows for (its, _), rows in list(self.by_step.items()) if its == step]
+        return found[0] if len(found) == 1 else sorted((r for rows in found for r in rows), key=line_of)
+
     def row(self, line: int) -> Row:
         """The row of a line of the file. Raises UnknownLine."""
-        place = bisect_left(self.rows, line, key=lambda row: row.line)
+        place = bisect_left(self.rows, line, key=line_of)
         if place == len(self.rows) or self.rows[place].line != line:
             raise UnknownLine(
                 f"{self.file.path.name} has no readable trajectory on line {line} "
@@ -124,23 +143,30 @@ class TrajectoryIndex:
             )
         return self.rows[place]
 
-    def lines(self, rows: list[Row]) -> Iterator[bytes]:
-        """What the file holds of each row."""
-        if not rows:
-            return
+    def lines(self, rows: Iterable[Row]) -> Iterator[tuple[Row, bytes]]:
+        """Each row with what the file holds of it."""
         with self.file.path.open("rb") as file:
             for row in rows:
                 file.seek(row.offset)
-                yield file.readline()
+                yield row, file.readline()
 
-    def records(self, rows: list[Row]) -> Iterator[Record]:
+    def records(self, rows: Iterable[Row]) -> Iterator[Record]:
         """The rows' records. Raises ValueError, with the line's number, for one that cannot be read."""
-        for row, line in zip(rows, self.lines(rows), strict=True):
+        for row, line in self.lines(rows):
             try:
                 yield decode_record(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 where = f"{self.file.path.name}, line {row.line}"
                 raise ValueError(f"{where}: no trajectory ({error!r}); it was changed or damaged") from error
+
+    def holds(self, row: Row, name: str) -> bool:
+        """Whether the row's line has a field `name`: an older version's has not all."""
+        ((_, line),) = self.lines([row])
+        return name in json.loads(line)
+
+
+def line_of(row: Row) -> int:
+    return row.line
 
 
 def _row(line: Line) -> Row:

@@ -37,8 +37,8 @@ def run_summary(run: ViewedRun) -> Json:
         "bytes": run.index.file.size,
         "problems": [printable(text) for text in run.problem_texts],
         "note": printable(run.texts.note),
-        "envs": sorted({row.env for row in run.index.rows}),
-        "stop_reasons": sorted({row.stop_reason for row in run.index.rows}),
+        "envs": sorted(run.index.envs),
+        "stop_reasons": sorted(run.index.stop_reasons),
     }
 
 
@@ -47,19 +47,21 @@ def steps(rows: Sequence[Row]) -> list[Json]:
     by_step: dict[tuple[int, str], list[Row]] = defaultdict(list)
     for row in rows:
         by_step[row.step, row.split].append(row)
-    return [
-        {
-            "step": step,
-            "split": split,
-            "trajectories": len(members),
-            "groups": len({row.group for row in members}),
-            "unscored": sum(row.reward is None for row in members),
-            "reward": plain(_mean([row.reward for row in members if row.reward is not None])),
-            "success": plain(_mean([row.success for row in members if row.success is not None])),
-            "interval": _interval(members),
-        }
-        for (step, split), members in by_step.items()
-    ]
+    return [step_json(step, split, members) for (step, split), members in by_step.items()]
+
+
+def step_json(step: int, split: str, rows: Sequence[Row]) -> Json:
+    """A step's `rows` of a split, summed up."""
+    return {
+        "step": step,
+        "split": split,
+        "trajectories": len(rows),
+        "groups": len({row.group for row in rows}),
+        "unscored": sum(row.reward is None for row in rows),
+        "reward": plain(_mean([row.reward for row in rows if row.reward is not None])),
+        "success": plain(_mean([row.success for row in rows if row.success is not None])),
+        "interval": _interval(rows),
+    }
 
 
 def row_json(row: Row) -> Json:

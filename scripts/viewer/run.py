@@ -59,8 +59,8 @@ class ViewedRun:
             pass
 
     @property
-    def is_live(self) -> bool:
-        """Whether a process of this machine holds the run's lock."""
+    def is_live(self) -> bool | None:
+        """Whether a process of this machine holds the run's lock; None where the kernel does not tell."""
         return is_locked(self.path / LOCK_NAME)
 
     @property
@@ -81,19 +81,43 @@ def open_runs(paths: list[Path]) -> list[ViewedRun]:
     return runs
 
 
-def is_locked(path: Path) -> bool:
-    """Whether any process holds a lock on the file.
+def is_locked(path: Path) -> bool | None:
+    """Whether any process holds a lock on the file; None where the kernel keeps no table of locks to read.
 
     Asked of the kernel's table, never by trying to take the lock: a run that starts in that moment would be
     told that its directory is in use.
     """
     try:
-        inode = os.stat(path).st_ino
-    except FileNotFoundError:
-        return False
-    # 1: FLOCK  ADVISORY  WRITE 4242 fe:01:1313 0 EOF, where 1313 is the inode; "1: -> FLOCK" only waits.
-    held = (line.split() for line in LOCKS.read_text().splitlines() if "->" not in line)
-    return any(fields[5].endswith(f":{inode}") for fields in held)
+        found = os.stat(path)
+        table = LOCKS.read_text()
+    except FileNotFoundError as error:
+        return None if error.filename == str(LOCKS) else False
+    except OSError:
+        return None
+    devices = {f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}", _device_of_mount(path)}
+    # 1: FLOCK  ADVISORY  WRITE 4242 fe:01:1313 0 EOF: device and inode; "1: -> FLOCK" only waits.
+    held = (line.split()[5].rpartition(":") for line in table.splitlines() if "->" not in line)
+    return any(device in devices and inode == str(found.st_ino) for device, _, inode in held)
+
+
+def _device_of_mount(path: Path) -> str | None:
+    """The device of the file system that holds the file, as the table writes it; None where that is not told.
+
+    On btrfs and overlays it is another one than the file's own st_dev.
+    """
+    handle = None
+    try:
+        handle = os.open(path, os.O_PATH)  # reads nothing, and closing it lets no lock go
+        told = Path(f"/proc/self/fdinfo/{handle}").read_text()
+        mount = next(line.split()[1] for line in told.splitlines() if line.startswith("mnt_id:"))
+        mounts = map(str.split, Path("/proc/self/mountinfo").read_text().splitlines())
+        major, minor = next(fields[2] for fields in mounts if fields[0] == mount).split(":")
+    except (OSError, StopIteration):
+        return None
+    finally:
+        if handle is not None:
+            os.close(handle)
+    return f"{int(major):02x}:{int(minor):02x}"
 
 
 def _settings(run: Path, name: str) -> dict[str, Any]:

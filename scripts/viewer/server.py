@@ -112,9 +112,7 @@ def page(scripts: Iterable[str]) -> str:
 
 
 def _routes(answers: Answers) -> list[web.RouteDef]:
-    busy = (
-        asyncio.Lock()
-    )  # one computation in a thread at a time: what is kept of the last is not thread-safe
+    busy = asyncio.Lock()  # one such computation at a time: what is kept of the last is not thread-safe
 
     async def index(_: web.Request) -> web.Response:
         return web.Response(text=page(SCRIPTS), content_type="text/html")
@@ -146,7 +144,9 @@ def _routes(answers: Answers) -> list[web.RouteDef]:
         return _json(answers.groups(run, step, request.query.get("split", "train")))
 
     async def rows(request: web.Request) -> web.Response:
-        return _json(answers.rows(answers.run(request.match_info["run"]), request.query))
+        run = answers.run(request.match_info["run"])
+        # A search through text reads for up to a second: in a thread, nobody else waits for it.
+        return _json(await asyncio.to_thread(answers.rows, run, request.query))
 
     async def trajectory(request: web.Request) -> web.Response:
         run = answers.run(request.match_info["run"])

@@ -11,6 +11,7 @@ import pytest
 
 from envs.episode import Episode, Score
 from envs.messages import ParseStatus, StopReason, Task, ToolCall, message
+from envs.tools import dispatch, parse_calls, tool
 from rollout.jsonl import JsonlWriter, read_jsonl
 from rollout.record import Record, TrajectoryRecorder, decode_record, encode_record, read_records
 from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
@@ -79,7 +80,8 @@ def write(path: Path, *records: Record, max_bytes: int = NO_LIMIT) -> int:
 
 def test_a_record_comes_back_equal_in_every_field(tmp_path: Path):
     old = ((-0.1, -0.2, -0.3), (-1.0, -2.0, -3.0), (-4.0, -5.0, -6.0))
-    given = [record(0, old_logprobs=old), record(1)]
+    weights = ((0.5, 0.5, 0.5), (0.5, -0.5, 0.25), (-0.0, -0.0, -0.0))
+    given = [record(0, old_logprobs=old, advantages=weights), record(1)]
     write(tmp_path / "t.jsonl", *given)
     assert list(read_records(tmp_path / "t.jsonl")) == given
 
@@ -121,6 +123,38 @@ def test_kept_ids_come_back_equal_and_an_older_record_has_none(tmp_path: Path):
 def test_old_logprobs_of_the_wrong_length_are_refused():
     with pytest.raises(ValueError, match=r"\[3, 3, 2\].*\[3, 3, 3\]"):
         record(old_logprobs=((0.0,) * 3, (0.0,) * 3, (0.0,) * 2))
+
+
+async def test_a_call_that_did_not_run_has_no_time():
+    @tool
+    def look(where: str) -> str:
+        """Look."""
+        return where
+
+    calls = parse_calls("[look here] [lok here] [look there", [look.spec])
+    told = await dispatch(calls, {"look": look})
+    assert list(told.call_s) == ["call_0"]
+    assert told.call_s["call_0"] >= 0
+
+
+def test_advantages_that_a_turn_shares_take_one_number_and_come_back_for_every_token():
+    nan = float("nan")
+    given = record(advantages=((0.5, 0.5, 0.5), (0.0, -0.0, 0.0), (nan, nan, nan)))
+    row = encode_record(given)
+    assert row["advantages"][0] == 0.5
+    assert repr(row["advantages"][1:]) == "[[0.0, -0.0, 0.0], nan]"
+    assert repr(decode_record(row).advantages) == repr(given.advantages)
+
+
+def test_an_older_record_has_no_advantages():
+    row = encode_record(record(advantages=((0.5,) * 3,) * 3))
+    del row["advantages"]
+    assert decode_record(row).advantages is None
+
+
+def test_advantages_of_the_wrong_length_are_refused():
+    with pytest.raises(ValueError, match=r"advantages has \[3, 3\].*\[3, 3, 3\]"):
+        record(advantages=((0.0,) * 3, (0.0,) * 3))
 
 
 def test_a_value_that_is_not_json_names_the_trajectory(tmp_path: Path):

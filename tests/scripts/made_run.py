@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from envs.messages import Message, StopReason, ToolCall, message
+from envs.messages import Message, ParseStatus, StopReason, ToolCall, message
 from recipes.char_tokenizer import make_char_tokenizer
 from rl.config import Config
 from rl.machine import Machine
@@ -30,14 +31,19 @@ class Made:
     records: list[Record]
 
 
-def make_run(path: Path, *, num_steps: int = 2, algorithm: str = "grpo", hold: bool = False) -> Made:
+def make_run(
+    path: Path, *, num_steps: int = 2, algorithm: str = "grpo", hold: bool = False, older: bool = False
+) -> Made:
     """Two held-out tasks, then steps of two groups of four; the last line is hostile and unscored.
 
-    `hold` leaves the run's lock taken, as while it goes on.
+    `hold` leaves the run's lock taken, as while it goes on; `older` writes records as they were before they
+    held advantages.
     """
     model = path.parent / "model"
     _tokenizer().save_pretrained(model)
-    config = Config(env="calc", algorithm=algorithm, model=str(model), num_steps=num_steps, group_size=4)
+    config = Config(
+        env="calc", algorithm=algorithm, model=str(model), num_steps=num_steps, num_groups=2, group_size=4
+    )
     directory = RunDir(path)
     directory.write_config(config)
     directory.write_manifest(config, Machine(host="test", cores=2, memory_bytes=2**30, gpus=()))
@@ -49,6 +55,8 @@ def make_run(path: Path, *, num_steps: int = 2, algorithm: str = "grpo", hold: b
     recorder = TrajectoryRecorder(directory.trajectories, max_bytes=10**9)
     recorder.write(records)
     recorder.close()
+    if older:
+        without_advantages(directory.trajectories)
     if hold:
         HELD.append(directory)
     else:
@@ -58,6 +66,14 @@ def make_run(path: Path, *, num_steps: int = 2, algorithm: str = "grpo", hold: b
 
 HELD: list[RunDir] = []
 """Runs that are kept locked until a test releases them."""
+
+
+def without_advantages(path: Path) -> None:
+    """Make the records of a file those of a version that wrote none."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps({k: v for k, v in row.items() if k != "advantages"}) + "\n" for row in rows)
+    )
 
 
 def step_records(step: int) -> list[Record]:
@@ -84,18 +100,34 @@ def _trained(step: int, group: int, member: int) -> Record:
         tuple(x - 0.01 * (place == 0) for place, x in enumerate(turn.completion.logprobs))
         for turn in made.turns
     )
-    return Record(step=step, split="train", group=group, member=member, trajectory=made, old_logprobs=old)
+    # None that an algorithm gives for these rewards, so that a computed one is told from it.
+    sign = 1.0 if REWARDS[member] else -1.0
+    weights = tuple(
+        tuple(sign * (0.5 if (turn, place) == (0, 0) else 0.75) for place in range(len(numbers)))
+        for turn, numbers in enumerate(old)
+    )
+    return Record(
+        step=step,
+        split="train",
+        group=group,
+        member=member,
+        trajectory=made,
+        old_logprobs=old,
+        advantages=weights,
+    )
 
 
 def _episode(name: str, reward: float, version: int) -> Trajectory:
     call = ToolCall(id="call_0", name="calc", arguments={"expression": "1+2"}, text="calc 1+2")
+    cut_off = ToolCall(id="call_1", name="calc", arguments={"expression": "9*9"}, text="calc 9*9")
+    unknown = ToolCall(id="call_2", name="cal", status=ParseStatus.UNKNOWN_TOOL, text="cal", problem="no cal")
     is_wrong = reward == 0.0
     said = (
-        message("assistant", "", tool_calls=(call,)),
+        message("assistant", "", tool_calls=(call, cut_off, unknown) if is_wrong else (call,)),
         message("tool", "error: no" if is_wrong else "3", tool_call_id="call_0", is_error=is_wrong),
         message("assistant", f"so {reward:g}"),
     )
-    return trajectory(
+    made = trajectory(
         name,
         reward=reward,
         said=said,
@@ -106,6 +138,7 @@ def _episode(name: str, reward: float, version: int) -> Trajectory:
         parts={"answer": reward},
         success=reward,
     )
+    return replace(made, call_s={"call_0": 0.125})
 
 
 def _turn(parent: int | None, context: str, sampled: str, version: int) -> Turn:
@@ -134,6 +167,7 @@ def _made_hostile(record: Record) -> Record:
     return replace(
         record,
         old_logprobs=None,
+        advantages=None,
         trajectory=replace(
             made,
             episode=replace(made.episode, transcript=said, stop_reason=StopReason.ERROR),

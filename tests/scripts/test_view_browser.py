@@ -61,13 +61,14 @@ def test_filter_open_a_trajectory_and_read_a_tokens_numbers(url: str, tmp_path: 
         page.locator(".tokens .token.sampled").nth(
             4
         ).hover()  # the fifth of "calc 1+2": the policy changed there
-        page.locator("#inspector [data-field='advantage'] dd", has_text="0.866").wait_for()
+        page.locator("#inspector [data-field='advantage'] dd", has_text="0.75").wait_for()
         assert field(page, "engine log-prob") == "−0.625000"
         assert field(page, "learner log-prob") == "−0.625000"
         assert (field(page, "gap"), field(page, "ratio")) == ("0", "1.000000")
         assert field(page, "policy version") == "2"
         page.locator(".tokens .token.sampled").nth(0).hover()
         assert field(page, "learner log-prob") == "−0.135000"
+        assert field(page, "advantage") == "0.5"
         assert (field(page, "gap"), field(page, "ratio")) == ("−0.01", "0.990050")  # exp(-0.01)
         assert field(page, "policy version") == "1"
 
@@ -82,6 +83,7 @@ def test_the_keyboard_goes_to_the_next_trajectory_and_the_next_token(url: str, t
         page.locator("main[data-shown*='/8?']").wait_for()  # lines 6 and 7 do not pass the filters
         page.keyboard.press("k")
         page.locator("main[data-shown*='/5?']").wait_for()
+        page.locator("#neighbours", has_text="number 2 with stop_reason max_turns, step 1").wait_for()
         page.locator(".tokens .token.sampled").nth(0).click()
         assert field(page, "turn") == "0, token 0"
         page.keyboard.press("ArrowRight")
@@ -92,6 +94,34 @@ def test_the_keyboard_goes_to_the_next_trajectory_and_the_next_token(url: str, t
         page.keyboard.press("u")
         page.locator("main[data-shown^='#/list/0?']").wait_for()
         assert lines(page) == ["4", "5", "8", "9"]
+
+
+def test_a_tool_call_has_its_time_or_says_that_there_is_none(url: str, tmp_path: Path):
+    with open_page(tmp_path) as page:
+        go(page, url, "#/trajectory/0/3")
+        assert page.locator(".call .call-time").all_inner_texts() == [" 125 ms"]
+        # Of the next one, a call was cut off while it ran, and another one never ran.
+        go(page, url, "#/trajectory/0/4")
+        assert page.locator(".call .call-time").all_inner_texts() == [" 125 ms", " no time recorded", ""]
+
+
+def test_the_ratio_says_which_one_it_is(url: str, tmp_path: Path):
+    with open_page(tmp_path) as page:
+        go(page, url, "#/trajectory/0/3")
+        page.locator(".tokens .token.sampled").nth(0).hover()
+        assert "not the π_new/π_old that the loss clips" in page.locator("#ratio-note").inner_text()
+
+
+def test_an_unknown_metric_names_the_nearest(url: str, tmp_path: Path):
+    with open_page(tmp_path) as page:
+        go(page, url, "#/")
+        for typed, said in (
+            ("polcy/los", "; nearest: policy/loss."),
+            ("rewrad", "; nearest: rollout/reward_mean."),
+            ("xyzzy", "No metric has that in its name."),
+        ):
+            page.locator("#metric").fill(typed)
+            page.locator("#curves p", has_text=said).wait_for()
 
 
 def test_groups_show_each_members_reward_and_lead_to_it(url: str, tmp_path: Path):
@@ -167,7 +197,7 @@ def test_an_export_opens_from_a_file_without_a_server(made: Made, tmp_path: Path
         assert lines(page) == ["20", "21", "24", "25"]
         page.get_by_role("link", name="20", exact=True).click()
         page.locator(".tokens .token.sampled").nth(1).hover()
-        page.locator("#inspector [data-field='advantage'] dd", has_text="−0.866").wait_for()
+        page.locator("#inspector [data-field='advantage'] dd", has_text="−0.75").wait_for()
         assert field(page, "engine log-prob") == "−0.250000"
         go(page, f"file://{out}", "#/groups/0?step=3&split=train")
         assert page.locator("#groups .cells").count() == 2

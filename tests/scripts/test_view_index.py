@@ -1,7 +1,7 @@
 import json
 import os
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,8 +9,8 @@ from rl.run_lock import LOCK_NAME as LOCK_OF_A_RUN
 from rollout.record import Record, TrajectoryRecorder, encode_record
 from scripts.viewer.api import Answers
 from scripts.viewer.index import TrajectoryIndex, UnknownLine
-from scripts.viewer.query import FilterError, Filters, parse_filters, search
-from scripts.viewer.run import LOCK_NAME, NotViewable, ViewedRun, open_runs
+from scripts.viewer.query import FilterError, Filters, beside, parse_filters, search
+from scripts.viewer.run import LOCK_NAME, NotViewable, ViewedRun, is_locked, open_runs
 from tests.scripts.made_run import HELD, Made, make_run, step_records
 
 
@@ -111,6 +111,7 @@ def obvious(made: Made, **wanted: object) -> list[int]:
         said += [c.text for m in record.trajectory.episode.transcript for c in m.tool_calls]
         tool_failed = any(m.is_error for m in record.trajectory.episode.transcript)
         checks = {
+            "group": lambda v, r=record: r.group == v,
             "step": lambda v, r=record: r.step == v,
             "split": lambda v, r=record: r.split == v,
             "stop_reason": lambda v, r=record: r.trajectory.episode.stop_reason == v,
@@ -168,6 +169,36 @@ def test_pages_of_a_search_join_without_gap_or_repetition(made: Made):
     assert found == list(range(3, 19))
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {},
+        {"stop_reason": "max_turns"},
+        {"step": 2, "split": "train", "group": 5},
+        {"step": 9},
+        {"error": "world"},
+        {"text": "so 1"},
+    ],
+)
+@pytest.mark.parametrize("budget_s", [0.0, 1.0])
+def test_the_neighbours_of_a_line_are_those_of_the_whole_list(
+    made: Made, wanted: dict[str, Any], budget_s: float
+):
+    index, passing = indexed(made.path), obvious(made, **wanted)
+    for line in range(1, 19):
+        found = beside(index, Filters(**wanted), line, budget_s=budget_s)
+        ends = [found.previous, found.next]
+        while (found.earlier, found.later) != (None, None):
+            earlier, later = found.earlier or 0, found.later or 10**9
+            found = beside(index, Filters(**wanted), line, earlier=earlier, later=later, budget_s=budget_s)
+            ends = [ends[0] or found.previous, ends[1] or found.next]
+        before = [other for other in passing if other < line]
+        expected = [before[-1:], [other for other in passing if other > line][:1]]
+        assert [[row.line] if row else [] for row in ends] == expected
+        counted = line in passing and "text" not in wanted
+        assert found.number == (len(before) + 1 if counted else None)
+
+
 def test_a_wrong_filter_names_the_near_one():
     with pytest.raises(FilterError, match="did you mean 'stop_reason'"):
         parse_filters({"stop_reson": "x"})
@@ -206,34 +237,39 @@ def test_a_run_is_live_while_its_lock_is_held_and_looking_takes_no_lock(tmp_path
     assert LOCK_NAME == LOCK_OF_A_RUN
 
 
+def test_a_lock_on_the_same_inode_of_another_device_is_another_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, table = tmp_path / ".lock", tmp_path / "locks"
+    path.touch()
+    monkeypatch.setattr("scripts.viewer.run.LOCKS", table)
+    device, inode = os.stat(path).st_dev, os.stat(path).st_ino
+    own = f"{os.major(device):02x}:{os.minor(device):02x}"
+    for line, is_held in (
+        (f"1: FLOCK  ADVISORY  WRITE 4242 {own}:{inode} 0 EOF", True),
+        (f"1: FLOCK  ADVISORY  WRITE 4242 fe:fe:{inode} 0 EOF", False),
+        (f"1: FLOCK  ADVISORY  WRITE 4242 {own}:1{inode} 0 EOF", False),
+        (f"1: -> FLOCK  ADVISORY  WRITE 4242 {own}:{inode} 0 EOF", False),
+    ):
+        table.write_text(line + "\n")
+        assert is_locked(path) is is_held
+    assert is_locked(tmp_path / "none") is False
+
+
+def test_where_the_kernel_shows_no_locks_it_is_said_not_guessed(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr("scripts.viewer.run.LOCKS", tmp_path / "nowhere")
+    (summary,) = Answers([ViewedRun(made.path)]).summaries()
+    assert summary["live"] is None
+
+
 def test_names_of_runs_in_different_folders_differ(tmp_path: Path):
     for parent in ("a", "b"):
         (tmp_path / parent).mkdir()
         make_run(tmp_path / parent / "run", num_steps=1)
     runs = open_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])
     assert [run.name for run in runs] == ["a/run", "b/run"]
-
-
-def test_advantages_are_those_of_the_algorithm(made: Made):
-    run = ViewedRun(made.path)
-    run.refresh_fully()
-    answers = Answers([run])
-    turns = answers.advantages(run, 3)["turns"]
-    # Rewards 1, 0, 0, 1: mean 1/2, sample standard deviation 1/√3, so (1 - 1/2) √3 = 0.8660.
-    assert [value for turn in turns.values() for value in turn] == pytest.approx([0.8660] * 12, abs=1e-3)
-    assert "left out" in answers.advantages(run, 18)["reason"]
-    assert "held-out" in answers.advantages(run, 1)["reason"]
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "reason"), [("ppo", "need more than one step's"), ("file.py:ROW", "is not run")]
-)
-def test_advantages_that_cannot_be_computed_again_say_why(tmp_path: Path, algorithm: str, reason: str):
-    run = ViewedRun(make_run(tmp_path / "run", algorithm=algorithm).path)
-    run.refresh_fully()
-    found = Answers([run]).advantages(run, 3)
-    assert found["turns"] == {}
-    assert reason in found["reason"]
 
 
 def test_without_a_tokenizer_ids_are_shown_and_it_is_said(made: Made):
@@ -244,17 +280,3 @@ def test_without_a_tokenizer_ids_are_shown_and_it_is_said(made: Made):
     turn = Answers([run]).trajectory(run, 3)["turns"][0]
     assert turn["sampled"]["texts"] == [None] * 8
     assert turn["sampled"]["ids"] == list(made.records[2].trajectory.turns[0].completion.token_ids)
-
-
-def test_a_hundred_thousand_trajectories_are_indexed_in_seconds(tmp_path: Path):
-    made = make_run(tmp_path / "run", num_steps=1)
-    record = made.records[2]
-    line = json.dumps(encode_record(record)).encode() + b"\n"
-    path = tmp_path / "run" / "trajectories.jsonl"
-    path.write_bytes(line * 100_000)
-    started = time.monotonic()
-    index = indexed(tmp_path / "run")
-    assert len(index.rows) == 100_000
-    assert time.monotonic() - started < 60  # 2 s alone on one core; other tests may run beside it
-    assert same([*index.records(index.rows[-1:])]) == same([record])
-    assert os.stat(path).st_size == index.file.position

@@ -1,9 +1,10 @@
+import asyncio
 import json
 import re
 import signal
 import socket
 import subprocess
-import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from scripts.viewer.api import Answers
 from scripts.viewer.run import open_runs
 from scripts.viewer.server import SCRIPTS, STATIC, loopback_socket, make_app
 from tests.running import HEARS_CTRL_C, ROOT
-from tests.scripts.made_run import HOSTILE, Made, make_run, step_records
+from tests.scripts.made_run import Made, make_run, step_records
 
 
 @pytest.fixture
@@ -108,6 +109,48 @@ async def test_what_a_model_wrote_arrives_printable_and_numbers_that_are_none_by
     )
 
 
+async def test_a_search_through_text_lets_others_be_answered_meanwhile(
+    made: Made, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    started, goes_on = threading.Event(), threading.Event()
+
+    def slow(*given: object) -> dict[str, object]:
+        started.set()
+        assert goes_on.wait(20)
+        return {"rows": [], "next_row": None}
+
+    monkeypatch.setattr(Answers, "rows", slow)
+    searched = asyncio.create_task(read(f"{url}/api/runs/0/rows?text=so"))
+    assert await asyncio.to_thread(started.wait, 20)
+    assert len(await read(f"{url}/api/runs")) == 1
+    goes_on.set()
+    assert (await searched)["rows"] == []
+
+
+async def test_a_poll_goes_through_no_row_and_only_a_step_that_has_grown_is_summed_up_again(made: Made):
+    class Counted(list):
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return super().__iter__()
+
+    (run,) = open_runs([made.path])
+    run.refresh_fully()
+    answers = Answers([run])
+    before = answers.steps(run)
+    run.index.rows = Counted(run.index.rows)
+    kept = {key: Counted(rows) for key, rows in run.index.by_step.items()}
+    run.index.by_step = {**kept}
+    (summary,) = answers.summaries()
+    assert (summary["envs"], summary["stop_reasons"]) == (["calc"], ["answered", "error", "max_turns"])
+    assert answers.steps(run) == before
+    assert [rows.times for rows in (run.index.rows, *kept.values())] == [0, 0, 0, 0]
+    kept[2, "train"].append(kept[2, "train"][0])
+    assert [step["trajectories"] for step in answers.steps(run)] == [2, 8, 9]
+    assert kept[1, "train"].times == 0
+
+
 async def test_groups_steps_and_rows(url: str):
     steps = await read(f"{url}/api/runs/0/steps")
     assert [(s["step"], s["split"], s["trajectories"], s["groups"]) for s in steps] == [
@@ -159,30 +202,6 @@ def test_no_script_makes_markup_of_text():
         assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text) == []  # nothing from the network
 
 
-def view(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.view", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_bad_input_on_the_command_line_says_what_to_do(made: Made, tmp_path: Path):
-    out = tmp_path / "out.html"
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        for arguments, says in (
-            ((tmp_path / "nowhere",), "there is no such directory"),
-            ((made.path, "--port", taken.getsockname()[1]), "give another --port, or --port 0"),
-            ((made.path, "--step", 1), "--export FILE.html"),
-            ((made.path, "--export", out), "either --step N or --trajectory LINE"),
-            ((made.path, "--export", out, "--step", 9), "step 9 has no recorded trajectory"),
-        ):
-            done = view(*arguments)
-            assert done.returncode == 2
-            assert says in done.stderr
-            assert "Traceback" not in done.stderr
-    assert not out.exists()
-
-
 def test_the_page_is_served_until_ctrl_c_and_shows_what_a_live_run_appends(made: Made):
     command = [*HEARS_CTRL_C, "-m", "scripts.view", str(made.path), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -212,24 +231,3 @@ def request(port: int, path: str) -> bytes:
             f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
         )
         return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
-def test_an_export_is_one_file_that_names_no_other(made: Made, tmp_path: Path):
-    lines = (made.path / "trajectories.jsonl").read_bytes().splitlines(keepends=True)
-    lines[3] = b"broken\n"
-    (made.path / "trajectories.jsonl").write_bytes(b"".join(lines))
-    out = tmp_path / "step.html"
-    done = view(made.path, "--export", out, "--step", 2)
-    assert done.returncode == 0, done.stderr
-    assert "trajectories.jsonl, line 4: " in done.stderr
-    html = out.read_text(encoding="utf-8")
-    assert "8 trajectories" in done.stdout
-    assert "/static/" not in html
-    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", html)
-    assert html.count("<script") == len(SCRIPTS) + 1  # the model's own is "\u003cscript"
-    block = re.search(r'id="embedded">(.*?)</script>', html)
-    assert block is not None
-    data = json.loads(block.group(1))
-    assert data["/api/runs/0/trajectories/18"]["messages"][-1]["text"].startswith(HOSTILE[:8])
-    assert [row["line"] for row in data["/api/runs/0/rows"]] == list(range(11, 19))
-    assert "1 trajectory, " in view(made.path, "--export", out, "--trajectory", 11).stdout

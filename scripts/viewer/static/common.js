@@ -19,12 +19,20 @@ async function ask(path, params = {}) {
 function askEmbedded(path, params) {
   const value = embedded[path];
   if (value === undefined) throw new Error("This is not in the exported file; open the run itself to see it.");
-  if (path.endsWith("/rows")) return { rows: value.filter((row) => admits(row, params)), next_row: null };
+  if (path.endsWith("/rows")) return pageOf(value.filter((row) => admits(row, params)), params);
   if (path.endsWith("/groups")) {
     return value.filter((group) => group.rows.length && group.step === Number(params.step) && group.split === params.split);
   }
   if (path.endsWith("/metrics")) return value.slice(params.start || 0);
   return value;
+}
+
+// The answers of Answers.rows in scripts/viewer/api.py, for an export.
+function pageOf(rows, { near }) {
+  if (near === undefined) return { rows, next_row: null };
+  const at = rows.findIndex((row) => row.line === near);
+  return { previous: rows.findLast((row) => row.line < near) ?? null, next: rows.find((row) => row.line > near) ?? null,
+    earlier: null, later: null, number: at < 0 ? null : at + 1 };
 }
 
 // The filters of scripts/viewer/query.py, for an export.

@@ -26,7 +26,7 @@ function card(run, place) {
     ...Object.entries(manifest.versions || {})].filter(([, value]) => value !== undefined);
   return el("article", { class: "card" },
     el("h2", {}, el("span", { class: `key run${place % 6}` }), " ", run.name, " ",
-      el("span", { class: run.live ? "badge live" : "badge" }, run.live ? "running" : "not running")),
+      el("span", { class: run.live ? "badge live" : "badge" }, run.live ? "running" : run.live === null ? "running or not: this machine does not tell" : "not running")),
     facts([["algorithm", config.algorithm], ["environment", config.env && `${config.env}:${config.level}`],
       ["seed", String(config.seed ?? "–")], ["steps", `${done} of ${config.num_steps ?? "?"}`],
       ["trajectories", run.num_rows.toLocaleString("en")]]),
@@ -93,13 +93,28 @@ function setZoom(from, to) {
   draw(document.getElementById("curves"));
 }
 
+// Pairs of neighbouring letters that two words share, of all that they have: 1 for equal words, 0 for strange ones.
+function likeness(left, right) {
+  const pairs = (word) => [...word.toLowerCase()].slice(1).map((letter, at) => word[at].toLowerCase() + letter);
+  const [ours, theirs] = [pairs(left), pairs(right)];
+  const shared = ours.filter((pair) => theirs.includes(pair)).length;
+  return ours.length + theirs.length ? (2 * shared) / (ours.length + theirs.length) : 0;
+}
+
+function missing(names) {
+  const near = (name) => Math.max(...[name, ...name.split(/[/_]/)].map((part) => likeness(wanted.metric, part)));
+  const nearest = names.map((name) => [near(name), name]).filter(([size]) => size >= 0.4)
+    .sort((a, b) => b[0] - a[0]).slice(0, 3).map(([, name]) => name);
+  return `No metric has that in its name${nearest.length ? `; nearest: ${nearest.join(", ")}` : ""}.`;
+}
+
 function draw(place) {
   const names = [...new Set(world.metrics.flatMap((rows) => rows.slice(-20).concat(rows[0] || []).flatMap(Object.keys)))]
     .filter((name) => name !== "step").sort();
   const charts = (list) => el("div", { class: "charts" }, list.map((name) => chart(name, setZoom)));
   if (wanted.metric) {
     const found = names.filter((name) => name.includes(wanted.metric));
-    place.replaceChildren(found.length ? charts(found) : el("p", { class: "quiet" }, "No metric has that in its name."));
+    place.replaceChildren(found.length ? charts(found) : el("p", { class: "quiet" }, missing(names)));
     return;
   }
   if (!names.length) {

@@ -44,7 +44,8 @@ function header(run, { task, score, error }, row) {
 function message(said) {
   const calls = said.tool_calls.map((call) => el("div", { class: call.status === "ok" ? "call" : "call bad" },
     el("div", {}, el("strong", {}, call.name || "(no tool)"), " ", el("span", { class: "badge" }, call.status),
-      call.seconds === null ? null : el("span", { class: "quiet call-time" }, ` ${seconds(call.seconds)}`)),
+      el("span", { class: "quiet call-time" }, call.seconds !== null ? ` ${seconds(call.seconds)}`
+        : call.status === "ok" ? " no time recorded" : "")),
     el("pre", {}, call.text), call.problem ? el("p", { class: "problem" }, call.problem) : null));
   return el("article", { class: `message ${said.role}${said.is_error ? " bad" : ""}` },
     el("h4", {}, said.role, said.is_error ? el("span", { class: "badge bad" }, "error") : null),
@@ -115,9 +116,11 @@ function inspect(place) {
     el("dl", { class: "numbers" }, row("id", String(chosen.id)), row("turn", `${chosen.turn}, token ${chosen.at}`),
       isContext ? null : [row("engine log-prob", precise(chosen.engine), "nats"), row("probability", isNumber(chosen.engine) ? `${short(100 * Math.exp(chosen.engine))} %` : "–"),
         row("learner log-prob", precise(chosen.learner), "nats, before the update"), row("gap", short(chosen.gap), "learner − engine, nats"),
-        row("ratio", precise(chosen.ratio), "exp(learner − engine)"), row("advantage", short(chosen.advantage), view.reason || "computed again from the step's recorded rewards"),
+        row("ratio", precise(chosen.ratio), "exp(learner − engine)"), row("advantage", short(chosen.advantage), view.reason || view.source),
         row("policy version", short(chosen.version))]),
     isContext ? el("p", { class: "quiet" }, "Context has no log-probs: the policy did not sample it.") : null,
+    isContext ? null : el("p", { class: "quiet", id: "ratio-note" }, "The ratio here is learner before the update over engine: how far rollout and "
+      + "learner are apart (off-policy), not the π_new/π_old that the loss clips."),
     isContext || !view.reason ? null : el("p", { class: "quiet" }, `No advantage: ${view.reason}.`));
 }
 const visible = (text) => (text === "" ? "∅" : text.replace(/ /g, "␣").replace(/\n/g, "↵"));
@@ -145,10 +148,11 @@ const strength = (each) => ({ engine: each.engine, gap: each.gap, ratio: isNumbe
 
 async function advantages(run, line) {
   const page = view.page;
-  view.reason = "being computed from the step's recorded rewards";
-  const { turns, reason } = await ask(`/api/runs/${run}/advantages/${line}`);
+  view.reason = "being read";
+  const { turns, reason, source } = await ask(`/api/runs/${run}/advantages/${line}`);
   if (page !== view.page) return; // another trajectory was opened meanwhile
   view.reason = reason;
+  view.source = source;
   for (const each of view.tokens) if (each.engine !== undefined) each.advantage = turns[each.turn]?.[each.at] ?? null;
   if (view.inspected !== undefined && view.tokens[view.inspected]?.node.classList.contains("chosen")) inspect(view.inspected);
   paint();
@@ -157,22 +161,23 @@ async function advantages(run, line) {
 // The neighbours in the list that led here; a trajectory that was opened by its address is among its group.
 async function beside(run, line, row, params, place) {
   const filters = Object.keys(params).length ? params : { step: row.step, split: row.split, group: row.group };
-  const rows = await everyRowNear(run, filters, line);
-  const at = rows.findIndex((other) => other.line === line);
+  const found = await around(run, filters, line, place);
+  if (!found) return;
   const to = (other) => (other ? link("trajectory", run, filters, other.line) : null);
-  place.replaceChildren(jump("← Previous (k)", to(rows[at - 1]), "prev"), jump("Next (j) →", to(rows[at + 1]), "next"),
+  const told = Object.entries(filters).map(([name, value]) => `${name} ${value}`).join(", ");
+  place.replaceChildren(jump("← Previous (k)", to(found.previous), "prev"), jump("Next (j) →", to(found.next), "next"),
     el("a", { class: "button", href: link("list", run, filters), "data-jump": "up" }, "List (u)"),
-    el("span", { class: "quiet" }, at < 0 ? "" : `number ${at + 1} with ${Object.entries(filters).map(([name, value]) => `${name} ${value}`).join(", ")}`));
+    el("span", { class: "quiet" }, found.number === null ? `with ${told}` : `number ${found.number} with ${told}`));
 }
 
-// Pages of the search until the neighbour after `line` is among them.
-async function everyRowNear(run, filters, line) {
-  const found = [];
-  let start = 0;
-  while (start !== null && !(found.length && found.at(-1).line > line)) {
-    const page = await ask(`/api/runs/${run}/rows`, { ...filters, start });
-    found.push(...page.rows);
-    start = page.next_row;
+// A search through text takes several requests, each of them short; null when another page was opened meanwhile.
+async function around(run, filters, line, place) {
+  const path = `/api/runs/${run}/rows`;
+  let found = await ask(path, { ...filters, near: line });
+  while (found.earlier !== null || found.later !== null) {
+    if (!place.isConnected) return null;
+    const more = await ask(path, { ...filters, near: line, earlier: found.earlier ?? 0, later: found.later ?? Number.MAX_SAFE_INTEGER });
+    found = { ...more, previous: found.previous ?? more.previous, next: found.next ?? more.next };
   }
   return found;
 }
