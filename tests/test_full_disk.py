@@ -36,6 +36,9 @@ def test_a_run_whose_disk_fills_says_so_and_goes_on_to_the_same_numbers(tmp_path
     assert code == 0, screen
     with running(tmp_path, SETTINGS) as run:
         run.wait_for_step(200)
+        while not (run.path / "checkpoints" / "step_000001").exists():
+            assert run.driver.poll() is None, run.errors
+            time.sleep(0.05)
         # Its trajectories, or the next checkpoint; what it says on its screen is shorter.
         size = (run.path / "trajectories.jsonl").stat().st_size
         fill_disk_of(run.driver if whose == "driver" else run.process("ray::Learner"), size)

@@ -76,8 +76,9 @@ def curves(comparison: Comparison, analysis: dict[str, Any]) -> Figure:
             axis.annotate(
                 f"threshold {threshold:.2f}",
                 (0, threshold),
-                xytext=(3, 2),
+                xytext=(3, -2),
                 textcoords="offset points",
+                va="top",
                 color="0.5",
                 fontsize=7,
             )

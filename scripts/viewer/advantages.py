@@ -54,7 +54,8 @@ def advantages_of(
     from rl.config import Config
     from rl.credit import CRITIC_ESTIMATORS, TEACHER_ESTIMATORS
 
-    if config.keys() != {field.name for field in fields(Config)}:
+    # What an older run does not have yet has its default; another recipe has settings of its own.
+    if config.keys() - {field.name for field in fields(Config)} or "algorithm" not in config:
         raise NoAdvantages("the run's settings are not those of a policy-gradient recipe of this version")
     if ":" in config["algorithm"]:
         raise NoAdvantages(f"algorithm {config['algorithm']} is a file of its user, which is not run to look")

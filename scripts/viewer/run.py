@@ -74,10 +74,12 @@ class ViewedRun:
 def open_runs(paths: list[Path]) -> list[ViewedRun]:
     """Every run, with names that differ. Raises NotViewable."""
     runs = [ViewedRun(path) for path in paths]
-    names = [run.name for run in runs]
     for run in runs:
-        if names.count(run.name) > 1:
-            run.name = f"{run.path.parent.name}/{run.name}"
+        others = [other.path.parts for other in runs if other is not run]
+        parts, num = run.path.parts, 1
+        while num < len(parts) and any(other[-num:] == parts[-num:] for other in others):
+            num += 1
+        run.name = "/".join(parts[-num:])
     return runs
 
 

@@ -265,11 +265,12 @@ def test_where_the_kernel_shows_no_locks_it_is_said_not_guessed(
 
 
 def test_names_of_runs_in_different_folders_differ(tmp_path: Path):
-    for parent in ("a", "b"):
-        (tmp_path / parent).mkdir()
-        make_run(tmp_path / parent / "run", num_steps=1)
-    runs = open_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])
-    assert [run.name for run in runs] == ["a/run", "b/run"]
+    paths = [tmp_path / name for name in ("a/seed_0/run", "b/seed_0/run", "b/seed_1/run", "c")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_run(path, num_steps=1)
+    names = [run.name for run in open_runs(paths)]
+    assert names == ["a/seed_0/run", "b/seed_0/run", "seed_1/run", "c"]
 
 
 def test_without_a_tokenizer_ids_are_shown_and_it_is_said(made: Made):
