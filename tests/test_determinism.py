@@ -23,23 +23,18 @@ def model() -> list[str]:
     return ["--model", str(make_base("calc"))]
 
 
-def test_two_exact_runs_are_bit_equal_with_shuffled_tool_latencies_and_others_differ(
-    tmp_path: Path, model: list[str]
-) -> None:
-    runs = [tmp_path / name for name in ("first", "second", "other_seed")]
-    for number, run in enumerate(runs):
-        seed = "1" if run.name == "other_seed" else "0"
-        options = [*SETTINGS, *SIZES, *model, "--seed", seed, "--run-dir", str(run)]
+def test_two_exact_runs_are_bit_equal_with_shuffled_tool_latencies(tmp_path: Path, model: list[str]) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for number, run in enumerate((first, second)):
+        options = [*SETTINGS, *SIZES, *model, "--run-dir", str(run)]
         code, screen = recipe(options, LATENCY=str(number))
         assert code == 0, screen
         assert "exact: again the same bits from this seed" in screen
-    first, second, other = runs
     assert any(len(row["turns"]) > 2 for row in rows(first / "trajectories.jsonl"))  # multi-turn indeed
     waited = [[row["call_s"] for row in rows(run / "trajectories.jsonl")] for run in (first, second)]
     assert waited[0] != waited[1]
     assert_same_records(first, second)
     assert last_checkpoint(first, NUM_STEPS) == last_checkpoint(second, NUM_STEPS)
-    assert last_checkpoint(first, NUM_STEPS) != last_checkpoint(other, NUM_STEPS)
 
 
 def test_an_exact_run_stops_at_a_trajectory_that_the_clock_ended_and_a_fast_one_goes_on(

@@ -29,11 +29,18 @@ def ended(run: RunningRun) -> tuple[int, str]:
     return run.driver.returncode, run.errors
 
 
-@pytest.mark.parametrize("whose", ["driver", "learner"])
-def test_a_run_whose_disk_fills_says_so_and_goes_on_to_the_same_numbers(tmp_path: Path, whose: str) -> None:
-    unbroken = tmp_path / "unbroken"
-    code, screen = recipe(["--smoke", *SETTINGS, "--run-dir", str(unbroken)])
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("unbroken") / "run"
+    code, screen = recipe(["--smoke", *SETTINGS, "--run-dir", str(path)])
     assert code == 0, screen
+    return path
+
+
+@pytest.mark.parametrize("whose", ["driver", "learner"])
+def test_a_run_whose_disk_fills_says_so_and_goes_on_to_the_same_numbers(
+    tmp_path: Path, unbroken: Path, whose: str
+) -> None:
     with running(tmp_path, SETTINGS) as run:
         run.wait_for_step(200)
         while not (run.path / "checkpoints" / "step_000001").exists():
