@@ -37,9 +37,7 @@ def test_two_exact_runs_are_bit_equal_with_shuffled_tool_latencies(tmp_path: Pat
     assert last_checkpoint(first, NUM_STEPS) == last_checkpoint(second, NUM_STEPS)
 
 
-def test_an_exact_run_stops_at_a_trajectory_that_the_clock_ended_and_a_fast_one_goes_on(
-    tmp_path: Path, model: list[str]
-) -> None:
+def test_an_exact_run_stops_at_a_trajectory_that_the_clock_ended(tmp_path: Path, model: list[str]) -> None:
     short = [*SETTINGS[2:], *SIZES, *model, "--max-wall-s", "0.2"]
     code, screen = recipe([*short, "--determinism", "exact", "--run-dir", str(tmp_path / "exact")])
     assert code == 3, screen
