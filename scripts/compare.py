@@ -38,6 +38,7 @@ from scripts.comparing.comparison import (
     arm_entry,
     choose_trials,
     entry_of,
+    portable,
     setting_entry,
 )
 from scripts.comparing.locks import held
@@ -215,7 +216,7 @@ def _run(plan: Plan, options: Options) -> Comparison:
         "arms": [arm_entry(arm, _in_words(plan, arm.label)) for arm in plan.arms],
         "cells": entries,
         "tuning_cells": tuning_entries,
-        "diff": config_diff([(cell, result.config) for cell, result in results]),
+        "diff": config_diff([(cell, portable(result.config)) for cell, result in results]),
         "commands": [_made(manifests, wall_s)],
     }
     for path in options.merge:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.comparing.cells import Job, earlier_attempts, last_lines, read_outcome, spent_before
 from scripts.comparing.names import Arm, Changes, CompareError, Setting
-from scripts.comparing.plan import Cell
+from scripts.comparing.plan import PLACE, Cell
 from scripts.comparing.results import read_run, spent_tokens
 
 FORMAT = 1
@@ -47,11 +48,21 @@ def entry_of(cell: Cell, job: Job, budget_tokens: int) -> Entry:
         "num_tokens": result.num_tokens,
         "num_steps": result.num_steps,
         "num_unscored": result.num_unscored,
-        "config": dict(result.config),
+        "config": portable(result.config),
         "code": dict(result.manifest.get("code") or {}),
         "inputs": dict(result.manifest.get("inputs") or {}),
     }
     return short_fails(entry, budget_tokens)
+
+
+def portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` as it is on any machine: without the place of its run, and with ~ for the home directory."""
+    home = f"{Path.home()}/"
+    return {
+        name: f"~/{value.removeprefix(home)}" if isinstance(value, str) and value.startswith(home) else value
+        for name, value in config.items()
+        if name not in PLACE
+    }
 
 
 def short_fails(entry: Entry, budget_tokens: int) -> Entry:

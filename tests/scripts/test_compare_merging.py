@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from scripts.comparing.analysis import analyse
+from scripts.comparing.comparison import portable
 from scripts.comparing.merging import merge, without_threads
 from scripts.comparing.names import CompareError
 from scripts.comparing.report import write_report
@@ -139,3 +140,8 @@ def test_a_run_that_did_not_spend_its_budget_has_no_score_from_there_either(tmp_
     theirs = arm("a", [0.5])[0] | {"num_tokens": 900}
     merged = merge(comparison(arm("c", [0.7])), written(tmp_path / "comparison.json", comparison([theirs])))
     assert analyse(merged)["scores"]["final"]["calc:2"]["a"].value is None
+
+
+def test_settings_in_comparison_json_name_no_place_of_one_machine() -> None:
+    config = {"run_dir": "/x/cells/run", "model": f"{Path.home()}/models/base", "env": "calc", "level": 1}
+    assert portable(config) == {"model": "~/models/base", "env": "calc", "level": 1}
