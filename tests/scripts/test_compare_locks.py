@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rl import run_dir
+from rl import run_lock
 from scripts.comparing import locks
 from scripts.comparing.cells import Job, run_job
 from scripts.comparing.locks import held
@@ -28,7 +28,7 @@ IN_RAY = (
 
 
 def test_the_lock_is_that_of_a_run():
-    assert locks.LOCK_NAME == run_dir.LOCK_NAME
+    assert locks.LOCK_NAME == run_lock.LOCK_NAME
 
 
 def test_a_folder_is_held_by_one_comparison_that_is_named(tmp_path: Path):
