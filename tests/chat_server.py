@@ -18,6 +18,10 @@ Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 """From a request's JSON to a status and the answer's JSON."""
 
 
+class ManyAtOnce(ThreadingHTTPServer):
+    request_queue_size = 128  # of 5, a busy machine refuses the sixth of those that come together
+
+
 class Server:
     """A running server; `requests` are the JSON bodies that came, `keys` their authorizations."""
 
@@ -43,7 +47,7 @@ class Server:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ManyAtOnce(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
