@@ -164,10 +164,10 @@ DEFAULT = (Config.env, Config.level)
 def _next_commands(config: Config, recipe: str, checkpoint: Path) -> list[str]:
     command = f"python -m recipes.{recipe}"
     named = f" --env {config.env}:{config.level}" if (config.env, config.level) != DEFAULT else ""
-    harder = [level for level in resolve_env(config.env).levels if level > config.level]
-    next_level = f" --env {config.env}:{min(harder)}" if harder else f" --env {config.env}:{config.level}"
+    harder = (level for level in resolve_env(config.env).levels if level > config.level)
+    onward = f"{config.env}:{min(harder, default=config.level)}"
     return [
         f"{command}{named} --seed {config.seed + 1}",
         f"{command} --help",
-        f"python -m recipes.calc_grpo --model {os.path.relpath(checkpoint)}{next_level}",
+        f"python -m recipes.calc_grpo --model {os.path.relpath(checkpoint)} --env {onward}",
     ]
