@@ -101,10 +101,10 @@ def _forked(fork: Callable[[], int], host: socket.socket, live: Callable[[], Non
     os._exit(code)
 
 
-def keep_only(*descriptors: int) -> None:
-    """Nothing of the launcher's stays open, and the standard three lead nowhere."""
-    os.dup2(0, 1)
-    os.dup2(0, 2)
+def keep_only(*descriptors: int, standard: tuple[int, ...] = (1, 2)) -> None:
+    """Nothing of the launcher's stays open, and of the standard three `standard` lead nowhere."""
+    for descriptor in standard:
+        os.dup2(0, descriptor)
     last = 2
     for descriptor in sorted(descriptors):
         os.closerange(last + 1, descriptor)

@@ -61,7 +61,7 @@ def _payload(message: dict[str, Any]) -> str:
 
 def run_python(code: str, room: Room, fault: mmap.mmap) -> NoReturn:
     """`code` as the script that an interpreter was started with, without starting one."""
-    _forget_ourselves(room)
+    _open_standard_files()
     script = f"{room.temp}/{SCRIPT}"
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=script, __builtins__=sys.modules["builtins"])
@@ -77,8 +77,11 @@ def run_python(code: str, room: Room, fault: mmap.mmap) -> NoReturn:
     os._exit(_finish(exit_code))
 
 
-def _forget_ourselves(room: Room) -> None:
-    """An interpreter as it is when it has just started; nothing of ours can be imported or found by name."""
+def make_fresh(room: Room) -> None:
+    """An interpreter as it is when it has just started; nothing of ours can be imported or found by name.
+
+    Done once, in the first process: every call is a copy of it.
+    """
     for name in [name for name in sys.modules if name == "envs" or name.startswith("envs.")]:
         del sys.modules[name]
     sys.path[:] = [room.home, *room.paths]
@@ -89,6 +92,9 @@ def _forget_ourselves(room: Room) -> None:
     os.environ.clear()
     os.environ.update(room.env)
     random.seed(room.seed)
+
+
+def _open_standard_files() -> None:
     is_file = stat.S_ISREG(os.fstat(0).st_mode)
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(
         io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8", errors="surrogateescape"

@@ -16,7 +16,8 @@ from typing import Any
 from envs.names import unknown_name
 from envs.sandbox import bubblewrap, syscalls
 from envs.sandbox.base import Limits, Probe, Sandbox, SandboxBackend, SandboxError, SandboxTooWeakError
-from envs.sandbox.client import Box, Launcher
+from envs.sandbox.boxes import is_open_to_all
+from envs.sandbox.client import Box, Launcher, readable_places
 
 GROUP = "whetstone.sandboxes"
 """Entry-point group of other packages' backends: gVisor, docker, Ray's sandboxes, a remote service."""
@@ -58,8 +59,8 @@ _MENDS = {
     "ns": "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
     "kernel.apparmor_restrict_unprivileged_userns=0), or run the container with --security-opt "
     "seccomp=unconfined, or as root with CAP_SYS_ADMIN",
-    "bwrap": "install bubblewrap 0.8 or newer and allow user namespaces; an interpreter that other users can "
-    "read is needed where this is started by root",
+    "bwrap": "install bubblewrap 0.8 or newer and allow user namespaces; bwrap never runs as root here, so where this "
+    "is started by root other users must be able to read the interpreter (one below /usr, for instance)",
     "landlock": "use Linux 5.13 or newer with landlock among the modules of /sys/kernel/security/lsm",
     "rlimits": "see the message",
 }
@@ -71,6 +72,8 @@ def _known_gap(name: str) -> tuple[str, str]:
         return f"Linux on x86-64 or aarch64 (this is {sys.platform} on {syscalls.MACHINE})", "use a Linux machine"
     if name == "bwrap" and not bubblewrap.PROGRAM:
         return "the program bwrap", "install bubblewrap (apt install bubblewrap)"
+    if name == "bwrap" and os.getuid() == 0 and not all(map(is_open_to_all, readable_places())):
+        return "an interpreter that users other than root can read", _MENDS["bwrap"]
     if name == "landlock" and not syscalls.landlock_abi():
         return "Landlock in this kernel", _MENDS["landlock"]
     return "", ""

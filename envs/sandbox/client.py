@@ -83,6 +83,11 @@ class Launcher:
                     self._process.wait(START_S)
             self._socket = self._process = None
 
+    def last_words(self) -> str:
+        """The end of what the launcher wrote to its standard error."""
+        size = os.fstat(self._errors.fileno()).st_size
+        return os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace").strip()
+
     def _forget(self) -> None:
         """In a fork of this process: the launcher stays the parent's."""
         if self._socket is not None:
@@ -118,10 +123,8 @@ class Launcher:
         if not answer:
             self._process.kill()
             self._process.wait()
-            self._errors.seek(0)
-            problem = self._errors.read().decode(errors="replace").strip()
             self._process = None
-            raise SandboxError(f"the sandbox launcher did not start: {problem or 'it said nothing'}")
+            raise SandboxError(f"the sandbox launcher did not start: {self.last_words() or 'it said nothing'}")
         self._socket, self.pid = ours, json.loads(answer)["pid"]
 
 
@@ -129,16 +132,21 @@ def _setup(backend: str) -> dict[str, Any]:
     """What a launcher is told: where the interpreter and its packages are. Nothing of the run."""
     standard = [sysconfig.get_path("stdlib"), f"{sysconfig.get_path('stdlib')}/lib-dynload"]
     packages = [os.path.realpath(path) for path in site.getsitepackages() if os.path.isdir(path)]
-    readable = dict.fromkeys(os.path.realpath(path) for path in (sys.base_prefix, sys.prefix))
     folder, name = os.path.split(sys.executable)  # the last part may be a link, which an environment stands by
     return {
         "root": str(_ROOT),
         "backend": backend,
         "executable": f"{os.path.realpath(folder)}/{name}",
-        "readable": [path for path in readable if path != "/usr"],
+        "readable": readable_places(),
         "paths": [*standard, *packages],
         "temp": tempfile.gettempdir(),
     }
+
+
+def readable_places() -> list[str]:
+    """The folders of the interpreter and of its environment."""
+    places = dict.fromkeys(os.path.realpath(path) for path in (sys.base_prefix, sys.prefix))
+    return [path for path in places if path != "/usr"]
 
 
 class Box(Sandbox):
@@ -173,7 +181,8 @@ class Box(Sandbox):
                 raise
         if answer["op"] != "ready":
             await self.close()
-            raise SandboxError(f"sandbox {self.backend} did not start: {_cause(answer)}")
+            problem = "; ".join(filter(None, [_cause(answer), self._launcher.last_words()]))
+            raise SandboxError(f"sandbox {self.backend} did not start: {problem}")
         if files:
             await self._write(files)
 

@@ -54,6 +54,7 @@ def serve(host: socket.socket, room: Room) -> None:
     """Serve calls until the host hangs up."""
     fault = mmap.mmap(-1, 1)  # shared with a call, which says here that memory was what it lacked
     signal.signal(signal.SIGUSR1, lambda *_: room.kill_all())  # the monitor's word; a call's own hits itself
+    child.make_fresh(room)
     gc.freeze()
     gc.disable()
     host.send(json.dumps({"op": "ready"}).encode())

@@ -6,6 +6,7 @@ they leave. It ends when the host's socket does, however the host ended, and tak
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -151,6 +152,8 @@ def main(host: socket.socket, setup: dict[str, Any]) -> None:
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     boxes.warm_up()
+    gc.collect()
+    gc.freeze()  # what is shared stays shared: a collection would write to it
     boxes.sweep(setup["temp"])
     host.send(json.dumps({"op": "ready", "pid": os.getpid()}).encode())
     Launcher(host, setup).serve()

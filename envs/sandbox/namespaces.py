@@ -77,6 +77,7 @@ def enter(walls: Walls) -> None:
 def _map_ids() -> None:
     """The one user of the namespace is who made it; no other id exists in it."""
     uid, gid = _outer_ids
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # or the files belong to root
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{INSIDE_ID} {uid} 1"),
