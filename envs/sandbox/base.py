@@ -25,20 +25,20 @@ class SandboxError(WorldError):
 
 
 class SandboxTooWeakError(ValueError):
-    """The machine cannot give the level of isolation that was asked for; says what is missing and the mend."""
+    """The machine cannot give the level that was asked for; says what is missing and the mend."""
 
 
 class SandboxFileError(Exception):
-    """A file of the sandbox cannot be read or written as asked: what the program left there, not the world."""
+    """A file of the sandbox cannot be read or written as asked: the program's doing, not the world's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds of one sandbox. None of them can be switched off.
 
-    `wall_s` seconds a call, `cpu_s` CPU seconds a process (None: wall_s + 2), `mem_mb` MiB of all its processes
-    together, `procs` processes and threads at once, `disk_mb` MiB and `files` inodes of all that it writes,
-    `output_kb` KiB kept of each of stdout and stderr. `net` "none" is the only network there is.
+    `wall_s` seconds a call, `cpu_s` CPU seconds a process (None: wall_s + 2), `mem_mb` MiB of all its
+    processes together, `procs` processes and threads at once, `disk_mb` MiB and `files` inodes of all that it
+    writes, `output_kb` KiB kept of each of stdout and stderr. `net` "none" is the only network there is.
 
     Raises:
         ValueError: a limit is not a number above 0 (None, 0 and inf are not "unlimited"), or net is unknown.
@@ -64,8 +64,8 @@ class Limits:
                 raise ValueError(f"Limits.{field.name} is {value!r}; expected {kind} above 0")
             if not (0 < value < math.inf):
                 raise ValueError(
-                    f"Limits.{field.name} is {value!r}; expected more than 0 and less than infinity: no limit "
-                    "of a sandbox can be switched off"
+                    f"Limits.{field.name} is {value!r}; expected more than 0 and less than infinity: no "
+                    "limit of a sandbox can be switched off"
                 )
         if self.net != "none":
             raise ValueError(f"Limits.net is {self.net!r}; expected 'none', the only network there is")
@@ -181,7 +181,9 @@ class Sandbox(ABC):
     async def close(self) -> None:
         """End every process and remove every file of it. Idempotent."""
 
-    async def sql(self, query: str, *, database: str = "data.db", limits: Mapping[str, Any] | None = None) -> Any:
+    async def sql(
+        self, query: str, *, database: str = "data.db", limits: Mapping[str, Any] | None = None
+    ) -> Any:
         """Rows of one read-only statement on a SQLite file of the sandbox (see envs.sandbox.sql)."""
         from envs.sandbox.sql import query_in
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
-import importlib
 import json
 import os
 import platform
 import signal
-import site
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,15 +15,6 @@ from typing import Any
 from envs.sandbox import bubblewrap, landlock, namespaces, syscalls, usage
 from envs.sandbox.inside import Room, serve
 from envs.sandbox.seccomp import seccomp_program
-
-_WARM = (
-    "_sitebuiltins abc argparse array ast base64 bisect calendar cmath collections.abc contextlib copy csv "
-    "dataclasses datetime decimal difflib enum fractions functools glob hashlib heapq html io itertools json "
-    "keyword locale logging math numbers operator os.path pathlib pickle platform pprint queue random re secrets "
-    "shlex shutil sqlite3 statistics string struct subprocess tempfile textwrap threading time traceback types "
-    "typing unicodedata unittest urllib.parse uuid zlib"
-).split()
-"""Standard modules that programs import: loaded once, and every call has them."""
 
 _FIRST_UID, _LAST_UID = 61184, 65519  # no distribution gives these to a person or a service
 _FOLDER = "whetstone-box-"
@@ -54,17 +42,6 @@ class Hold:
             self.uid_lock.close()
 
 
-def warm_up() -> None:
-    """Make this interpreter what a program expects to find itself in."""
-    for name in _WARM:
-        with suppress(ImportError):  # an interpreter may be built without some
-            importlib.import_module(name)
-    site.setquit()
-    site.setcopyright()
-    site.sethelper()
-    del builtins.copyright, builtins.credits  # they look for files where there are none
-
-
 def start(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, hold: Hold) -> int:
     """Start the sandbox of `request`; returns the pid of its first process, which answers on `host`."""
     if os.getuid() == 0:
@@ -72,7 +49,9 @@ def start(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, h
     match setup["backend"]:
         case "ns":
             flags = namespaces.NAMESPACES | (0 if hold.uid >= 0 else syscalls.CLONE_NEWUSER)
-            return _forked(lambda: syscalls.clone(flags), host, lambda: _live_in_ns(setup, request, host, hold))
+            return _forked(
+                lambda: syscalls.clone(flags), host, lambda: _live_in_ns(setup, request, host, hold)
+            )
         case "bwrap":
             hold.is_wrapped = True
             return _forked(os.fork, host, lambda: bubblewrap.become(setup, request, host, hold.uid))
@@ -132,8 +111,8 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
     os.setsid()
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     is_reachable = all(map(is_open_to_all, setup["readable"]))
-    # Where the interpreter lies in a folder of root's, the unused id needs this one right to find it; Landlock
-    # decides what may be read all the same.
+    # Where the interpreter lies in a folder of root's, the unused id needs this right to find it; what
+    # may be read is for Landlock to decide all the same.
     keep = 0 if is_reachable or hold.uid < 0 else 1 << syscalls.CAP_DAC_READ_SEARCH
     namespaces.drop_privileges(hold.uid, keep)
     room = make_room(setup, request, home=f"{hold.folder}/work", temp=f"{hold.folder}/tmp")

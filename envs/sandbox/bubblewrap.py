@@ -1,7 +1,7 @@
 """The `bwrap` backend's walls: bubblewrap makes the namespaces, our first process the rest.
 
 What the usual command line lacks, and this one has: an empty environment for bwrap itself (it is readable
-inside), no other descriptor, never as root, a seccomp filter, inputs that come over a socket and not as mounts,
+inside), no other descriptor, never as root, a seccomp filter, inputs that come over a socket, not as mounts,
 one bounded tmpfs for all that is written, a read-only root, output and memory watched from outside.
 """
 
@@ -74,8 +74,9 @@ def live(words: dict[str, Any]) -> None:
     """Inside bwrap: become the first process of the sandbox."""
     from dataclasses import replace
 
-    from envs.sandbox.boxes import close_the_door, kill_all, make_room, warm_up
+    from envs.sandbox.boxes import close_the_door, kill_all, make_room
     from envs.sandbox.inside import serve
+    from envs.sandbox.warm import warm_up
 
     host = socket.socket(fileno=words["host"])
     os.set_inheritable(host.fileno(), False)
@@ -84,5 +85,3 @@ def live(words: dict[str, Any]) -> None:
     room = make_room(words["setup"], words["request"], home=_HOME, temp=_TEMP)
     close_the_door(sockets=True)
     serve(host, replace(room, kill_all=kill_all))
-
-

@@ -138,7 +138,7 @@ def _report(error: BaseException, fault: mmap.mmap) -> int:
 
 
 def _finish(exit_code: int) -> int:
-    """Join the threads, run what was left for the exit, flush: the end of an interpreter, without its last part."""
+    """Join the threads, run what was left for the exit, flush: as an interpreter ends."""
     for work in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         try:
             work()

@@ -17,7 +17,8 @@ from envs.names import unknown_name
 from envs.sandbox import bubblewrap, syscalls
 from envs.sandbox.base import Limits, Probe, Sandbox, SandboxBackend, SandboxError, SandboxTooWeakError
 from envs.sandbox.boxes import is_open_to_all
-from envs.sandbox.client import Box, Launcher, readable_places
+from envs.sandbox.client import Box
+from envs.sandbox.spawning import Launcher, readable_places
 
 GROUP = "whetstone.sandboxes"
 """Entry-point group of other packages' backends: gVisor, docker, Ray's sandboxes, a remote service."""
@@ -56,11 +57,11 @@ class BuiltIn:
 
 
 _MENDS = {
-    "ns": "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
-    "kernel.apparmor_restrict_unprivileged_userns=0), or run the container with --security-opt "
+    "ns": "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces "
+    "above 0, kernel.apparmor_restrict_unprivileged_userns=0), or run the container with --security-opt "
     "seccomp=unconfined, or as root with CAP_SYS_ADMIN",
-    "bwrap": "install bubblewrap 0.8 or newer and allow user namespaces; bwrap never runs as root here, so where this "
-    "is started by root other users must be able to read the interpreter (one below /usr, for instance)",
+    "bwrap": "install bubblewrap 0.8 or newer and allow user namespaces; bwrap never runs as root here, so "
+    "where root starts this other users must be able to read the interpreter (one below /usr, for instance)",
     "landlock": "use Linux 5.13 or newer with landlock among the modules of /sys/kernel/security/lsm",
     "rlimits": "see the message",
 }
@@ -69,7 +70,10 @@ _MENDS = {
 def _known_gap(name: str) -> tuple[str, str]:
     """What is missing, where that can be said in better words than an attempt gives."""
     if sys.platform != "linux" or not syscalls.IS_SUPPORTED:
-        return f"Linux on x86-64 or aarch64 (this is {sys.platform} on {syscalls.MACHINE})", "use a Linux machine"
+        return (
+            f"Linux on x86-64 or aarch64 (this is {sys.platform} on {syscalls.MACHINE})",
+            "use a Linux machine",
+        )
     if name == "bwrap" and not bubblewrap.PROGRAM:
         return "the program bwrap", "install bubblewrap (apt install bubblewrap)"
     if name == "bwrap" and os.getuid() == 0 and not all(map(is_open_to_all, readable_places())):
@@ -102,8 +106,8 @@ def backend_named(name: str) -> SandboxBackend:
     backend = backend() if isinstance(backend, type) else backend
     if not isinstance(backend, SandboxBackend):
         raise ValueError(
-            f"entry point {name!r} of {GROUP!r} is a {type(backend).__name__}; expected a SandboxBackend: name, "
-            "level, probe and open"
+            f"entry point {name!r} of {GROUP!r} is a {type(backend).__name__}; expected a SandboxBackend: "
+            "name, level, probe and open"
         )
     return backend
 
@@ -130,9 +134,9 @@ async def choose(backend: str = "auto", min_level: int = 2, *, allow_weak: bool 
     weak = backend == "rlimits"
     if weak and not (allow_weak and os.environ.get(ALLOW_WEAK) == "1"):
         raise SandboxTooWeakError(
-            "backend 'rlimits' is level 1, limits and deadlines only: it is no security boundary, and what runs "
-            f"in it can do what you can. It needs two consents: allow_weak=True (--allow-weak) and {ALLOW_WEAK}=1 "
-            "in the environment"
+            "backend 'rlimits' is level 1, limits and deadlines only: it is no security boundary, and what "
+            "runs in it can do what you can. It needs two consents: allow_weak=True (--allow-weak) and "
+            f"{ALLOW_WEAK}=1 in the environment"
         )
     if weak:
         _warn_once()
@@ -140,8 +144,15 @@ async def choose(backend: str = "auto", min_level: int = 2, *, allow_weak: bool 
     found = []
     for name in names:
         level = backend_named(name).level
-        probe = await probed(name) if level >= min_level else Probe(
-            backend=name, level=level, missing=f"level {min_level}: it is level {level}", mend=_stronger(min_level)
+        probe = (
+            await probed(name)
+            if level >= min_level
+            else Probe(
+                backend=name,
+                level=level,
+                missing=f"level {min_level}: it is level {level}",
+                mend=_stronger(min_level),
+            )
         )
         if not probe.missing:
             return probe

@@ -1,7 +1,7 @@
 """The first process of a sandbox: it starts each call, ends all that is left of it, and reads nothing of it.
 
-It is restricted as its calls are. Messages are JSON over a seqpacket socket, descriptors beside them; the only
-one who speaks to it is the host. It outlives a call, which it ends at its deadline.
+It is restricted as its calls are. Messages are JSON over a seqpacket socket, descriptors beside them; only
+the host speaks to it. It outlives a call, which it ends at its deadline.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ class Room:
 def serve(host: socket.socket, room: Room) -> None:
     """Serve calls until the host hangs up."""
     fault = mmap.mmap(-1, 1)  # shared with a call, which says here that memory was what it lacked
-    signal.signal(signal.SIGUSR1, lambda *_: room.kill_all())  # the monitor's word; a call's own hits itself
     child.make_fresh(room)
     gc.freeze()
     gc.disable()
@@ -157,7 +156,9 @@ def _reap(call: int, kill_all: Callable[[], None]) -> tuple[int, float, int]:
             outcome = (status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
 
 
-def _become_call(message: dict[str, Any], descriptors: Sequence[int], room: Room, fault: mmap.mmap) -> NoReturn:
+def _become_call(
+    message: dict[str, Any], descriptors: Sequence[int], room: Room, fault: mmap.mmap
+) -> NoReturn:
     """In the forked process: descriptors, limits, and then the program."""
     try:
         os.setsid()
@@ -166,7 +167,7 @@ def _become_call(message: dict[str, Any], descriptors: Sequence[int], room: Room
         if room.call_filter:
             install_seccomp(room.call_filter)
         _arrange(message["fds"], descriptors)
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as an interpreter has it: a broken pipe is an error

@@ -1,7 +1,7 @@
-"""The `ns` backend's walls: own mounts, processes, network, ipc, host name; one bounded tmpfs; no privilege left.
+"""The `ns` backend's walls: own mounts, processes, network, ipc, host name; one bounded tmpfs; no privilege.
 
-Each line holds against an attack that gets through without it (tests/envs/sandbox/attacks). Runs in the process
-that `clone` made, which becomes the first one of the sandbox.
+Each line holds against an attack that gets through without it (tests/envs/sandbox/attacks). Runs in the
+process that `clone` made, which becomes the first one of the sandbox.
 """
 
 from __future__ import annotations
@@ -30,7 +30,17 @@ INSIDE_ID = 1000
 
 TEMP = "/tmp"
 _BASE = "/tmp"  # any folder: the new root is mounted over it, in a mount namespace that nobody else sees
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/alternatives", "/etc/ld.so.cache")
+SYSTEM = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+)
 DEVICES = ("null", "zero", "full", "random", "urandom")
 DEVICE_LINKS = (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
 _HIDDEN_PACKAGES = ("envs", "rewards", "rollout", "rl", "recipes")
@@ -125,7 +135,7 @@ def _bind_sources(sources: dict[str, int]) -> None:
 
 
 def _hide_our_packages(folder: str) -> None:
-    """Where whetstone is installed as a package, its environments' answers are not for the program to import."""
+    """Where whetstone is installed as a package, a program cannot import its environments' answers."""
     for name in _HIDDEN_PACKAGES:
         path = f"{folder}/{name}"
         if folder.endswith("site-packages") and os.path.isdir(path):
