@@ -99,8 +99,8 @@ def _live_in_ns(setup: dict[str, Any], request: dict[str, Any], host: socket.soc
     walls = namespaces.Walls(
         readable=readable, disk_mb=limits["disk_mb"], files=limits["files"], home=home, uid=hold.uid
     )
-    namespaces.enter(walls)
-    close_the_door(sockets=True)
+    is_shared = namespaces.enter(walls)
+    close_the_door(sockets=True, locks=not is_shared)
     room = make_room(setup, request, home=home, temp=namespaces.TEMP)
     serve(host, replace(room, kill_all=kill_all))
 
@@ -125,9 +125,9 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
     if can_only_signal_itself():
         room = replace(room, kill_all=kill_all, call_ruleset=calls)
     else:  # before ABI 6
-        mute = seccomp_program(platform.machine(), sockets=False, signals=False)
+        mute = seccomp_program(platform.machine(), sockets=False, signals=False, locks=False)
         room = replace(room, call_ruleset=calls, call_filter=mute)
-    close_the_door(sockets=False)
+    close_the_door(sockets=False, locks=False)
     serve(host, room)
 
 
@@ -140,11 +140,11 @@ def can_only_signal_itself() -> bool:
     return False
 
 
-def close_the_door(*, sockets: bool) -> None:
+def close_the_door(*, sockets: bool, locks: bool) -> None:
     """The last steps of the first process: nobody may look into it, and few system calls are left."""
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.install_seccomp(seccomp_program(platform.machine(), sockets=sockets))
+    syscalls.install_seccomp(seccomp_program(platform.machine(), sockets=sockets, locks=locks))
 
 
 def make_room(setup: dict[str, Any], request: dict[str, Any], *, home: str, temp: str) -> Room:

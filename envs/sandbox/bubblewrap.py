@@ -83,5 +83,5 @@ def live(words: dict[str, Any]) -> None:
     os.dup2(0, 2)
     warm_up()
     room = make_room(words["setup"], words["request"], home=_HOME, temp=_TEMP)
-    close_the_door(sockets=True)
+    close_the_door(sockets=True, locks=False)
     serve(host, replace(room, kill_all=kill_all))

@@ -58,8 +58,11 @@ class Walls:
     uid: int  # the unused id that it takes where it is started by root; -1: a user namespace is made
 
 
-def enter(walls: Walls) -> None:
-    """From here on the process is in its own world; what comes next may only drop privileges."""
+def enter(walls: Walls) -> bool:
+    """From here on the process is in its own world, without privileges.
+
+    Returns whether files that it sees can be locked as the host's own.
+    """
     if walls.uid < 0:
         _map_ids()
     owner = INSIDE_ID if walls.uid < 0 else walls.uid
@@ -70,7 +73,7 @@ def enter(walls: Walls) -> None:
     mount("tmpfs", _BASE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m,nr_inodes=4k")
     _make_devices(devices)
     _make_writable(walls, owner)
-    _bind_sources(sources)  # last: an interpreter may lie below /tmp
+    is_shared = _bind_sources(sources)  # after what is writable: an interpreter may lie below /tmp
     _make_etc(walls.home, owner)
     os.mkdir(f"{_BASE}/proc", 0o555)
     _mount_proc(f"{_BASE}/proc")
@@ -82,6 +85,7 @@ def enter(walls: Walls) -> None:
     socket.sethostname("sandbox")
     os.umask(0o022)
     drop_privileges(walls.uid)
+    return is_shared
 
 
 def _map_ids() -> None:
@@ -117,7 +121,10 @@ def present(readable: tuple[str, ...]) -> list[str]:
     return chosen
 
 
-def _bind_sources(sources: dict[str, int]) -> None:
+def _bind_sources(sources: dict[str, int]) -> bool:
+    """Show the host's folders; whether any file of them can be locked as the host's own."""
+    is_shared = False
+    os.mkdir(f"{_BASE}/empty", 0o555)
     for path in SYSTEM:
         if os.path.islink(path):
             _make_folder(os.path.dirname(path))
@@ -126,12 +133,29 @@ def _bind_sources(sources: dict[str, int]) -> None:
         target = _BASE + path
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             _make_folder(path)
+            is_shared |= not _show_folder(descriptor, target)
+            _hide_our_packages(target)
         else:
             _make_folder(os.path.dirname(path))
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
+            with open(f"/proc/self/fd/{descriptor}", "rb") as source, open(target, "wb") as copy:
+                copy.write(source.read())
+    return is_shared
+
+
+def _show_folder(descriptor: int, target: str) -> bool:
+    """Show a folder of the host read-only; whether its files are the sandbox's own to lock and to watch.
+
+    A bound folder's files are the host's: a lock on one of them, or the notice that one is read, would be a
+    channel between two sandboxes. Through an overlay they are others, of this mount alone.
+    """
+    flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+    try:
+        mount("overlay", target, "overlay", flags, f"lowerdir=/proc/self/fd/{descriptor}:{_BASE}/empty")
+    except OSError:  # before Linux 5.11 in a user namespace, or on file systems that cannot lie below one
         mount(f"/proc/self/fd/{descriptor}", target, "", MS_BIND | MS_REC)
         syscalls.make_read_only(target)
-        _hide_our_packages(target)
+        return False
+    return True
 
 
 def _hide_our_packages(folder: str) -> None:
