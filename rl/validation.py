@@ -22,6 +22,7 @@ from rl.model_folder import model_problems
 from rl.overrides import Range
 from rl.policy_gradient import PolicyGradient
 from rl.sampling_checks import sampling_problems
+from rl.sandbox_checks import sandbox_problems
 from rl.tracker import TRACKERS
 from rollout.sabotage import DRILLS
 
@@ -274,6 +275,7 @@ def _env_problems(config: Config) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
+    yield from sandbox_problems(config)
     needed = definition.lengths(config.level).turns
     if config.max_turns < needed:
         yield (

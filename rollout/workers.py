@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from envs.registry import resolve_env
+from envs.sandbox.policy import DEFAULT_POLICY, SandboxPolicy, use_policy
 from rewards.base import resolve_reward
 from rollout.agent import request_seed, run_group
 from rollout.collector import GroupRequest
@@ -68,6 +69,7 @@ class RolloutSpec:
     reward: str
     limits: Limits
     run_seed: int
+    sandbox: SandboxPolicy = DEFAULT_POLICY
 
 
 class RolloutWorker:
@@ -78,6 +80,7 @@ class RolloutWorker:
 
     def __init__(self, spec: RolloutSpec) -> None:
         self.spec = spec
+        use_policy(spec.sandbox)
         self.engine = VllmEngine(spec.engine)
         self.definition = resolve_env(spec.env)
         self.reward = resolve_reward(spec.reward, self.definition)

@@ -124,20 +124,30 @@ class Sandbox(ABC):
         limits: Limits | None = None,
         *,
         files: Mapping[str, bytes] | None = None,
-        backend: str = "auto",
-        min_level: int = 2,
+        backend: str | None = None,
+        min_level: int | None = None,
+        allow_weak: bool | None = None,
         seed: int = 0,
-        allow_weak: bool = False,
     ) -> Opening:
-        """A sandbox to enter with `async with` (or `await`): see envs.sandbox.choosing.open_sandbox.
+        """A sandbox to enter with `async with` (or `await`), with `files` in it, by path.
+
+        `backend`, `min_level`, `allow_weak`: None is the process's own policy (envs/sandbox/policy.py; auto
+        and level 2 where nobody set one). `seed` is that of Python's `random` in every call.
 
         Raises, on entering:
             SandboxTooWeakError: the machine cannot give `min_level`.
             SandboxError: it could not be opened.
         """
         from envs.sandbox.choosing import Opener
+        from envs.sandbox.policy import SandboxPolicy, current_policy
 
-        return Opener(limits or Limits(), files or {}, backend, min_level, seed, allow_weak)
+        policy = current_policy()
+        asked = SandboxPolicy(
+            backend=policy.backend if backend is None else backend,
+            min_level=policy.min_level if min_level is None else min_level,
+            allow_weak=policy.allow_weak if allow_weak is None else allow_weak,
+        )
+        return Opener(limits or Limits(), files or {}, asked, seed)
 
     @abstractmethod
     async def python(

@@ -18,6 +18,7 @@ from envs.sandbox import bubblewrap, syscalls
 from envs.sandbox.base import Limits, Probe, Sandbox, SandboxBackend, SandboxError, SandboxTooWeakError
 from envs.sandbox.boxes import is_open_to_all
 from envs.sandbox.client import Box
+from envs.sandbox.policy import SandboxPolicy
 from envs.sandbox.spawning import Launcher, readable_places
 
 GROUP = "whetstone.sandboxes"
@@ -94,15 +95,22 @@ AUTOMATIC = ("ns", "bwrap", "landlock")
 """In this order; the others only when they are named."""
 
 
+def is_known(name: str) -> str:
+    """What is wrong with a backend's name; "" for nothing. Loads none."""
+    registered = [entry.name for entry in entry_points(group=GROUP)]
+    known = ["auto", *BUILT_IN, *registered]
+    if name in known:
+        return ""
+    return f"{unknown_name('sandbox backend', name, known)}; others register under {GROUP!r}"
+
+
 def backend_named(name: str) -> SandboxBackend:
     """A backend of ours, or one that an installed package registers. ValueError names the nearest."""
     if name in BUILT_IN:
         return BUILT_IN[name]
-    registered = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in registered:
-        known = ["auto", *BUILT_IN, *registered]
-        raise ValueError(f"{unknown_name('sandbox backend', name, known)}; others register under {GROUP!r}")
-    backend = registered[name].load()
+    if problem := is_known(name):
+        raise ValueError(problem)
+    backend = next(entry for entry in entry_points(group=GROUP) if entry.name == name).load()
     backend = backend() if isinstance(backend, type) else backend
     if not isinstance(backend, SandboxBackend):
         raise ValueError(
@@ -182,22 +190,14 @@ def describe(probe: Probe) -> str:
 class Opener:
     """What `Sandbox.open` returns."""
 
-    def __init__(
-        self,
-        limits: Limits,
-        files: Mapping[str, bytes],
-        backend: str,
-        min_level: int,
-        seed: int,
-        allow_weak: bool,
-    ) -> None:
-        self._arguments = (limits, files, backend, min_level, seed, allow_weak)
+    def __init__(self, limits: Limits, files: Mapping[str, bytes], policy: SandboxPolicy, seed: int) -> None:
+        self._limits, self._files, self._policy, self._seed = limits, files, policy, seed
         self._box: Sandbox | None = None
 
     async def _open(self) -> Sandbox:
-        limits, files, backend, min_level, seed, allow_weak = self._arguments
-        probe = await choose(backend, min_level, allow_weak=allow_weak)
-        return await backend_named(probe.backend).open(limits, files, seed)
+        policy = self._policy
+        probe = await choose(policy.backend, policy.min_level, allow_weak=policy.allow_weak)
+        return await backend_named(probe.backend).open(self._limits, self._files, self._seed)
 
     async def __aenter__(self) -> Sandbox:
         self._box = await self._open()
