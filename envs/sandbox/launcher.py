@@ -116,10 +116,19 @@ class Launcher:
         _, status = os.waitpid(box.pid, 0)
         os.close(box.pidfd)
         if box.hold.shares_pids:
-            _reap_strays()
+            self._reap_strays()
         box.hold.release()
         box.tell(op="dead", status=status)
         box.host.close()
+
+    def _reap_strays(self) -> None:
+        """Processes of an ended sandbox that came to this one, their nearest living ancestor that collects.
+
+        Not the first process of another one: that is told apart by its end.
+        """
+        for pid in set(usage.children(os.getpid())).difference(box.pid for box in self.boxes.values()):
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
     def _look_at(self, box: Box) -> None:
         """End the call of a sandbox that takes more than it may."""
@@ -135,13 +144,6 @@ class Launcher:
             for process in running:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-
-
-def _reap_strays() -> None:
-    """Processes of an ended sandbox that came to this one, their nearest living ancestor that collects."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
 
 
 def main(host: socket.socket, setup: dict[str, Any]) -> None:
