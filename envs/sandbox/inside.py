@@ -26,6 +26,8 @@ from envs.sandbox.syscalls import PR_SET_DUMPABLE, install_seccomp, landlock_res
 MAX_MESSAGE = 192 * 1024
 """Bytes of one message: below the socket's buffer."""
 
+_leave = os._exit  # a program may replace what the module holds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
@@ -86,9 +88,14 @@ def _run(
     """One call to its end; None when the host hung up meanwhile."""
     started = time.monotonic()
     deadline = started + message["wall_s"]
+    begun, begins = os.pipe()  # what is said here cannot be taken back: that the program had its turn
     pid = os.fork()
     if pid == 0:
-        _become_call(message, descriptors, room, fault)
+        try:
+            _become_call(message, [*descriptors, begins], room, fault)
+        finally:
+            _leave(child.NOT_STARTED)  # whatever the program did to its own interpreter
+    os.close(begins)
     for descriptor in descriptors:
         os.close(descriptor)
     descriptors.clear()
@@ -115,11 +122,14 @@ def _run(
         os.close(ended)
     room.kill_all()
     status, cpu_s, peak_kb = _reap(pid, room.kill_all)
+    has_begun = os.read(begun, 1) != b""
+    os.close(begun)
     if has_gone:
         return None
     return {
         "op": "done",
         "status": status,
+        "begun": has_begun,
         "timeout": is_late,
         "memory": bool(fault[0]),
         "wall_s": time.monotonic() - started,
@@ -166,7 +176,7 @@ def _become_call(
             landlock_restrict(room.call_ruleset)
         if room.call_filter:
             install_seccomp(room.call_filter)
-        _arrange(message["fds"], descriptors)
+        _arrange([*message["fds"], child.BEGINS], descriptors)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -177,11 +187,11 @@ def _become_call(
         child.run(message, room, fault)
     except BaseException as error:
         os.write(2, f"sandbox: {type(error).__name__}: {error}\n".encode())
-    os._exit(child.NOT_STARTED)
+    _leave(child.NOT_STARTED)
 
 
 def _arrange(places: Sequence[int], descriptors: Sequence[int]) -> None:
-    """Put each descriptor at its place (0 to 4), nothing at the others of 0 to 2, and close the rest."""
+    """Put each descriptor at its place (0 to 5), nothing at the others of 0 to 2, and close the rest."""
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16) for descriptor in descriptors]
     null = os.open("/dev/null", os.O_RDWR)
     for place in {0, 1, 2}.difference(places):
@@ -190,7 +200,7 @@ def _arrange(places: Sequence[int], descriptors: Sequence[int]) -> None:
         os.dup2(descriptor, place)
     for place in {child.RESULT, child.PAYLOAD}.difference(places):
         os.closerange(place, place + 1)
-    os.closerange(child.PAYLOAD + 1, 1 << 30)
+    os.closerange(child.BEGINS + 1, 1 << 30)
 
 
 def limit_call(room: Room) -> None:
@@ -198,10 +208,10 @@ def limit_call(room: Room) -> None:
     mib = 1 << 20
     set_limit(resource.RLIMIT_AS, (room.mem_mb + 512) * mib)  # what is mapped is more than what is used
     set_limit(resource.RLIMIT_FSIZE, room.disk_mb * mib)
-    set_limit(resource.RLIMIT_CPU, max(1, round(room.cpu_s + 0.5)))
+    set_limit(resource.RLIMIT_CPU, max(1, round(room.cpu_s + 0.5)))  # by SIGKILL, at once: no warning first
     set_limit(resource.RLIMIT_NPROC, room.nproc)
     set_limit(resource.RLIMIT_NOFILE, 256)
-    set_limit(resource.RLIMIT_CORE, 0)
+    set_limit(resource.RLIMIT_CORE, 1)  # 0 still starts the program that the host may have for dumps
     set_limit(resource.RLIMIT_MEMLOCK, 0)
     set_limit(resource.RLIMIT_MSGQUEUE, 0)
     set_limit(resource.RLIMIT_STACK, 8 * mib)
