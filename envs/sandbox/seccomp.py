@@ -114,6 +114,14 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "iopl": (172, None),
     "ioperm": (173, None),
     "vhangup": (153, 58),
+    "sync": (162, 81),  # waits for all that the host has to write, and cannot be interrupted
+    "syncfs": (306, 267),
+    "io_setup": (206, 0),  # takes of a number that the whole machine shares
+}
+_NAMES = {  # of sockets: a pair needs none
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
 }
 _SIGNALS = {
     "kill": (62, 129),
@@ -126,9 +134,26 @@ _SIGNALS = {
 _CLONE3 = 435
 _CLONE, _SOCKET, _SOCKETPAIR, _IOCTL = (56, 220), (41, 198), (53, 199), (16, 29)
 _FCNTL, _FLOCK, _PRLIMIT, _PERSONALITY = (72, 25), (73, 32), (302, 261), (135, 92)
+_SETPRIORITY, _IOPRIO_SET, _PRCTL, _MMAP = (141, 140), (251, 30), (157, 167), (9, 222)
+_OF_A_PROCESS = (
+    (203, 122),
+    (144, 119),
+    (142, 118),
+    (314, 274),
+)  # sched_setaffinity, _setscheduler, _setparam, _setattr
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _F_SETLEASE, _F_NOTIFY = 1024, 1026
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = (
+    8,
+    10,
+    15,
+    0x8901,
+    0x8902,
+)  # who gets a file's signal
+_F_GETLK, _F_OFD_GETLK = 5, 36
+_PR_SET_DUMPABLE, _PR_SCHED_CORE, _MAP_HUGETLB = 4, 62, 0x40000
+_STREAM, _SEQPACKET, _NONBLOCK, _CLOEXEC = 1, 5, 0x800, 0x80000
 _READ_PERSONALITY = 0xFFFFFFFF
 
 Instruction = tuple[int, int, int, int]
@@ -157,6 +182,14 @@ def _one_of(index: int, allowed: list[int], refusal: int) -> list[Instruction]:
     return [_load_argument(index), *checks, _refuse(refusal), _return(_ALLOW)]
 
 
+def _both(*wanted: tuple[int, int]) -> list[Instruction]:
+    """Each of these arguments must have its value."""
+    body: list[Instruction] = [_return(_ALLOW)]
+    for index, value in reversed(wanted):
+        body = [_load_argument(index), (_JEQ, 1, 0, value), _refuse(), *body]
+    return body
+
+
 def _none_of(index: int, refused: list[int]) -> list[Instruction]:
     """Argument `index` must be none of `refused`."""
     checks = [(_JEQ, len(refused) - place, 0, value) for place, value in enumerate(refused)]
@@ -178,7 +211,9 @@ def _instructions(machine: str, *, sockets: bool, signals: bool, locks: bool) ->
     if not signals:
         denied |= _SIGNALS
     if not locks:
-        denied["flock"] = _FLOCK
+        denied |= {"flock": _FLOCK, "inotify_add_watch": (254, 27)}
+    if not sockets:
+        denied |= _NAMES
     for numbers in denied.values():
         number = numbers[column]
         if number is not None:
@@ -187,9 +222,36 @@ def _instructions(machine: str, *, sockets: bool, signals: bool, locks: bool) ->
     yield from _only(_CLONE[column], namespaces)
     families = [_AF_UNIX, _AF_INET, _AF_INET6] if sockets else []
     yield from _only(_SOCKET[column], _one_of(0, families, errno.EAFNOSUPPORT if sockets else errno.EPERM))
-    yield from _only(_SOCKETPAIR[column], _one_of(0, [_AF_UNIX], errno.EAFNOSUPPORT))
-    yield from _only(_IOCTL[column], _none_of(1, [_TIOCSTI, _TIOCLINUX]))
-    yield from _only(_FCNTL[column], _none_of(1, [_F_SETLEASE, _F_NOTIFY]))
+    if not sockets:  # a datagram goes to any name, from one of a pair too
+        kinds = [
+            kind | flags
+            for kind in (_STREAM, _SEQPACKET)
+            for flags in (0, _NONBLOCK, _CLOEXEC, _NONBLOCK | _CLOEXEC)
+        ]
+        checks: list[Instruction] = [(_JEQ, len(kinds) - place, 0, kind) for place, kind in enumerate(kinds)]
+        family: list[Instruction] = [_load_argument(0), (_JEQ, 1, 0, _AF_UNIX), _refuse(errno.EAFNOSUPPORT)]
+        yield from _only(
+            _SOCKETPAIR[column], [*family, _load_argument(1), *checks, _refuse(), _return(_ALLOW)]
+        )
+    else:
+        yield from _only(_SOCKETPAIR[column], _one_of(0, [_AF_UNIX], errno.EAFNOSUPPORT))
+    yield from _only(_IOCTL[column], _none_of(1, [_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP]))
+    shown = [] if locks else [_F_GETLK, _F_OFD_GETLK]  # a read lock on a shared file, seen by another sandbox
+    signalled = [_F_SETOWN, _F_SETSIG, _F_SETOWN_EX]
+    yield from _only(_FCNTL[column], _none_of(1, [_F_SETLEASE, _F_NOTIFY, *signalled, *shown]))
+    # The first process, and the host's where it shares user or ids, must not be made slow.
+    for number in _OF_A_PROCESS:
+        yield from _only(number[column], _both((0, 0)))
+    yield from _only(_SETPRIORITY[column], _both((0, 0), (1, 0)))
+    yield from _only(_IOPRIO_SET[column], _both((0, 1), (1, 0)))
+    hidden = [_load_argument(1), (_JEQ, 0, 1, 0), _refuse(), _return(_ALLOW)]  # from the monitor
+    refused = [(_JEQ, 0, 1, _PR_SCHED_CORE), _refuse()]
+    yield from _only(
+        _PRCTL[column],
+        [_load_argument(0), *refused, (_JEQ, 1, 0, _PR_SET_DUMPABLE), _return(_ALLOW), *hidden],
+    )
+    huge = [_load_argument(3), (_JSET, 0, 1, _MAP_HUGETLB), _refuse(errno.ENOMEM), _return(_ALLOW)]
+    yield from _only(_MMAP[column], huge)
     yield from _only(_PRLIMIT[column], _one_of(0, [0], errno.EPERM))  # its own limits, nobody else's
     yield from _only(_PERSONALITY[column], _one_of(0, [0, _READ_PERSONALITY], errno.EPERM))
     yield _return(_ALLOW)
