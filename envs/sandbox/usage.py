@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import signal
 import stat
 from collections.abc import Iterator, Mapping
@@ -28,9 +29,11 @@ def children(pid: int) -> list[int]:
 
 def descendants(pid: int) -> Iterator[int]:
     """Every process below `pid`, parents first."""
-    for child in children(pid):
+    pending = children(pid)
+    while pending:
+        child = pending.pop()
         yield child
-        yield from descendants(child)
+        pending += children(child)
 
 
 def resident_bytes(pid: int) -> int:
@@ -96,7 +99,7 @@ def remove_folder(folder: str) -> None:
         top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    number = 0
+    number, mark = 0, secrets.token_hex(8)  # no name that the program could have taken
     try:
         os.fchmod(top, 0o700)
         while names := os.listdir(top):
@@ -113,7 +116,7 @@ def remove_folder(folder: str) -> None:
                             os.unlink(entry, dir_fd=inner)
                             continue
                         os.chmod(entry, 0o700, dir_fd=inner)  # to move a folder is to write its ".."
-                        os.rename(entry, f".moved-{number}", src_dir_fd=inner, dst_dir_fd=top)
+                        os.rename(entry, f"{mark}-{number}", src_dir_fd=inner, dst_dir_fd=top)
                 finally:
                     os.close(inner)
                 os.rmdir(name, dir_fd=top)
