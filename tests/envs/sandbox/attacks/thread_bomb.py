@@ -1,0 +1,17 @@
+"""Threads without end."""
+
+# procs=16 wall_s=2
+import threading
+import time
+
+threading.stack_size(1 << 16)
+made = 0
+for _ in range(300):
+    try:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    except RuntimeError:
+        break
+    made += 1
+if made > 20:
+    escaped(f"{made} threads under a limit of 16")
+os._exit(0)
