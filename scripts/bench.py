@@ -2,8 +2,8 @@
 
     python -m scripts.bench sandbox reward [--json FILE]
 
-Each figure stands beside its target; what misses it is printed as MISSED, and the exit code is then 1. Run it on
-a machine that does nothing else: the ratios bear some noise, the milliseconds do not.
+Each figure stands beside its target; what misses it is printed as MISSED, and the exit code is then 1. Run it
+on a machine that does nothing else: the ratios bear some noise, the milliseconds do not.
 """
 
 from __future__ import annotations

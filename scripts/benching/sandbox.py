@@ -60,7 +60,7 @@ async def _gate(backend: str) -> str:
         attempts = {
             "reads a file of the host": f"print(open({file.name!r}).read())",
             "sees the environment": "import os; print(os.environ['WHETSTONE_CANARY'])",
-            "reaches a network": "import socket; socket.create_connection(('1.1.1.1', 53), 1); print('canary')",
+            "reaches a network": "import socket; socket.create_connection(('1.1.1.1', 53), 1)\nprint('canary')",
             "is root": "import os; print('canary' if os.getuid() == 0 else '')",
         }
         os.environ["WHETSTONE_CANARY"] = "canary"
