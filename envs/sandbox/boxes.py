@@ -59,8 +59,7 @@ def start(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, h
             hold.shares_pids = True
             hold.folder = _make_folder(setup, request["box"], hold.uid)
             if name == "landlock":
-                abi = setup.get("landlock_abi") or syscalls.landlock_abi()
-                hold.rulesets[:] = landlock.make_rulesets(abi, tuple(setup["readable"]), hold.folder)
+                hold.rulesets[:] = landlock.make_rulesets(_abi(setup), tuple(setup["readable"]), hold.folder)
             return _forked(os.fork, host, lambda: _live_beside(setup, request, host, hold))
         case name:
             raise ValueError(f"no backend {name!r} is built in")
@@ -122,12 +121,14 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
         return
     whole, calls = hold.rulesets
     syscalls.landlock_restrict(whole)
+    # Landlock holds no change of mode, owner, times or attributes. An unused id owns no file of the host.
+    held = {"times": False, "modes": hold.uid >= 0, "truncate": _abi(setup) >= landlock.TRUNCATE_ABI}
     if can_only_signal_itself():
         room = replace(room, kill_all=kill_all, call_ruleset=calls)
     else:  # before ABI 6
-        mute = seccomp_program(platform.machine(), sockets=False, signals=False, locks=False)
+        mute = seccomp_program(platform.machine(), sockets=False, signals=False, locks=False, **held)
         room = replace(room, call_ruleset=calls, call_filter=mute)
-    close_the_door(sockets=False, locks=False)
+    close_the_door(sockets=False, locks=False, **held)
     serve(host, room)
 
 
@@ -140,11 +141,15 @@ def can_only_signal_itself() -> bool:
     return False
 
 
-def close_the_door(*, sockets: bool, locks: bool) -> None:
+def _abi(setup: dict[str, Any]) -> int:
+    return setup.get("landlock_abi") or syscalls.landlock_abi()
+
+
+def close_the_door(*, sockets: bool, locks: bool, **held: bool) -> None:
     """The last steps of the first process: nobody may look into it, and few system calls are left."""
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.install_seccomp(seccomp_program(platform.machine(), sockets=sockets, locks=locks))
+    syscalls.install_seccomp(seccomp_program(platform.machine(), sockets=sockets, locks=locks, **held))
 
 
 def make_room(setup: dict[str, Any], request: dict[str, Any], *, home: str, temp: str) -> Room:

@@ -40,10 +40,13 @@ SCRIPT = "main.py"
 
 def run(message: dict[str, Any], room: Room, fault: mmap.mmap) -> NoReturn:
     """Run the call of `message`; does not return."""
+<<<<<<< HEAD
     os.write(BEGINS, b"1")
     os.close(BEGINS)
     os.umask(0o022)
     _enter_home(message["kind"], room)
+=======
+>>>>>>> sandbox
     match message["kind"]:
         case "python":
             run_python(_payload(message), room, fault)
@@ -75,8 +78,12 @@ def _payload(message: dict[str, Any]) -> str:
 
 def run_python(code: str, room: Room, fault: mmap.mmap) -> NoReturn:
     """`code` as the script that an interpreter was started with, without starting one."""
+<<<<<<< HEAD
     _open_standard_files()
     sys.path[:] = [room.home, *room.paths]
+=======
+    random.seed(room.seed)
+>>>>>>> sandbox
     script = f"{room.temp}/{SCRIPT}"
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=script, __builtins__=sys.modules["builtins"])
@@ -106,18 +113,28 @@ def make_fresh(room: Room) -> None:
     sys.path_importer_cache.clear()
     os.environ.clear()
     os.environ.update(room.env)
-    random.seed(room.seed)
+    os.umask(0o022)
+    os.chdir(room.home)
+    _make_standard_files()
 
 
-def _open_standard_files() -> None:
-    is_file = stat.S_ISREG(os.fstat(0).st_mode)
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(
-        io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8", errors="surrogateescape"
-    )
-    if is_file:
-        os.lseek(0, 0, os.SEEK_SET)
+def _make_standard_files() -> None:
+    """sys.stdin, stdout and stderr on descriptors 0 to 2, whatever these lead to when they are used.
+
+    Made on a pipe, as they are in a call: a file asks its descriptor once whether it can be sought in.
+    """
+    reader, writer = os.pipe()
+    saved = [os.dup(descriptor) for descriptor in (1, 2)]
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+    raw = io.BufferedReader(io.FileIO(0, "r", closefd=False))
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape")
     sys.stdout = sys.__stdout__ = _text_file(1, "strict")
     sys.stderr = sys.__stderr__ = _text_file(2, "backslashreplace")
+    for place, descriptor in zip((1, 2), saved, strict=True):
+        os.dup2(descriptor, place)
+    for descriptor in (reader, writer, *saved):
+        os.close(descriptor)
 
 
 def _text_file(descriptor: int, errors: str) -> io.TextIOWrapper:

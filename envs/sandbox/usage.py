@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from envs.sandbox import held
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SLACK = 1 << 20  # one file may be as large as all may be; then the next call must be able to remove it
 _ROUNDS = 200
@@ -44,25 +46,43 @@ def resident_bytes(pid: int) -> int:
 
 
 def proportional_bytes(pid: int) -> int:
-    """Memory of one process, a page shared by n counted 1/n; resident where that cannot be read."""
+    """Memory of one process, a page shared by n counted 1/n; resident where that cannot be read.
+
+    Without shared memory, which is counted by itself (held.py).
+    """
     with suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-        for line in file:
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        words = {
+            name: int(rest.split()[0])
+            for name, _, rest in (line.partition(":") for line in file)
+            if name[:3] == "Pss"
+        }
+        if "Pss" in words:
+            return (words["Pss"] - words.get("Pss_Shmem", 0)) * 1024
     return resident_bytes(pid)
+
+
+def _takes_too_much(processes: list[int], allowed: int) -> bool:
+    """Whether they hold more memory together. Cheap first: what is mapped is never less than what is shared."""
+    shared = held.shared_bytes(processes) if sum(map(held.mapped_bytes, processes)) > allowed else 0
+    if sum(map(resident_bytes, processes)) + shared > allowed:  # pages that all share count in each
+        used = sum(map(proportional_bytes, processes))
+        if used + shared > allowed:
+            return True
+    return held.socket_bytes(processes, allowed) > allowed
 
 
 def excess(pid: int, limits: Mapping[str, Any], folder: str, *, counts_processes: bool) -> str:
     """Which limit the call of the sandbox of `pid` is over: oom, disk_limit, procs, or "" for none."""
     processes = list(descendants(pid))
     allowed = limits["mem_mb"] << 20
-    # Cheap first: pages shared with the first process count in each, so this is never too small.
-    if sum(map(resident_bytes, processes)) > allowed and sum(map(proportional_bytes, processes)) > allowed:
+    if _takes_too_much(processes, allowed):
         return "oom"
     if counts_processes and len(processes) > limits["procs"]:
         return "procs"
-    if folder and _is_too_full(folder, (limits["disk_mb"] << 20) + _SLACK, limits["files"]):
-        return "disk_limit"
+    if folder:
+        room = (limits["disk_mb"] << 20) + _SLACK - held.nameless_bytes(processes)
+        if room < 0 or _is_too_full(folder, room, limits["files"]):
+            return "disk_limit"
     return ""
 
 
@@ -82,7 +102,9 @@ def _is_too_full(folder: str, max_bytes: int, max_files: int) -> bool:
                             pending.append(entry.path)
                     if num_bytes > max_bytes or num_files > max_files:
                         return True
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+        except PermissionError:
+            return True  # a folder that its own user must not list hides what is in it
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:

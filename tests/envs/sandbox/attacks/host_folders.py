@@ -8,7 +8,7 @@ for path in (
     "/etc/machine-id",
     "/etc/resolv.conf",
     "/etc/ssh/sshd_config",
-    "/etc/os-release",
+    "/etc/timezone",
     "/proc/cmdline",
     "/proc/kallsyms",
     "/proc/kcore",
