@@ -40,13 +40,8 @@ SCRIPT = "main.py"
 
 def run(message: dict[str, Any], room: Room, fault: mmap.mmap) -> NoReturn:
     """Run the call of `message`; does not return."""
-<<<<<<< HEAD
     os.write(BEGINS, b"1")
     os.close(BEGINS)
-    os.umask(0o022)
-    _enter_home(message["kind"], room)
-=======
->>>>>>> sandbox
     match message["kind"]:
         case "python":
             run_python(_payload(message), room, fault)
@@ -59,15 +54,6 @@ def run(message: dict[str, Any], room: Room, fault: mmap.mmap) -> NoReturn:
     os._exit(NOT_STARTED)
 
 
-def _enter_home(kind: str, room: Room) -> None:
-    """A call that finds no working directory owes that to an earlier one: it fails as a program does."""
-    try:
-        os.chdir(room.home)
-    except OSError as error:
-        os.write(2, f"{room.home}: {error.strerror}\n".encode())
-        os._exit(FILE_PROBLEM if kind in ("read", "write") else 1)
-
-
 def _payload(message: dict[str, Any]) -> str:
     if "code" in message:
         return message["code"]
@@ -78,12 +64,8 @@ def _payload(message: dict[str, Any]) -> str:
 
 def run_python(code: str, room: Room, fault: mmap.mmap) -> NoReturn:
     """`code` as the script that an interpreter was started with, without starting one."""
-<<<<<<< HEAD
-    _open_standard_files()
     sys.path[:] = [room.home, *room.paths]
-=======
     random.seed(room.seed)
->>>>>>> sandbox
     script = f"{room.temp}/{SCRIPT}"
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=script, __builtins__=sys.modules["builtins"])

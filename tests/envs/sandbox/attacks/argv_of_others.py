@@ -5,16 +5,16 @@ try:
 except OSError:
     pids = list(range(1, 400))
 own = {os.getpid(), first_process}
-if (
-    len(
-        [
-            pid
-            for pid in pids
-            if os.path.exists(f"/proc/{pid}/stat") and os.access(f"/proc/{pid}/stat", os.R_OK)
-        ]
-    )
-    > 4
-):
+
+
+def can_be_read(pid):
+    try:
+        return bool(open(f"/proc/{pid}/stat").read())
+    except OSError:
+        return False
+
+
+if sum(map(can_be_read, pids)) > 4:
     escaped("processes of others can be read")
 for pid in [*pids, int("@HOST_PID@")]:
     try:

@@ -5,7 +5,10 @@ import re
 secret = "@TERCES@"[::-1].encode()  # written backwards, so that this text is no find
 if any(secret.decode() in value for value in os.environ.values()):
     escaped("it is in os.environ")
-others = [name for name in os.listdir("/proc") if name.isdigit()] if os.access("/proc", os.R_OK) else []
+try:
+    others = [name for name in os.listdir("/proc") if name.isdigit()]
+except OSError:
+    others = []
 for pid in {*others, "1", str(first_process), "self", "thread-self", "@HOST_PID@"}:
     try:
         if secret in open(f"/proc/{pid}/environ", "rb").read():
