@@ -18,6 +18,7 @@ from envs.sandbox.seccomp import seccomp_program
 
 _FIRST_UID, _LAST_UID = 61184, 65519  # no distribution gives these to a person or a service
 _FOLDER = "whetstone-box-"
+_SPARE_TASKS = 512  # that others may start while a sandbox is open
 
 
 @dataclass(slots=True)
@@ -115,6 +116,10 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
     keep = 0 if is_reachable or hold.uid < 0 else 1 << syscalls.CAP_DAC_READ_SEARCH
     namespaces.drop_privileges(hold.uid, keep)
     room = make_room(setup, request, home=f"{hold.folder}/work", temp=f"{hold.folder}/tmp")
+    if (
+        hold.uid < 0
+    ):  # the kernel counts all that this user runs: its limit is far, and the monitor holds ours
+        room = replace(room, nproc=room.nproc + _num_tasks() + _SPARE_TASKS)
     if not hold.rulesets:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         serve(host, room)
@@ -123,22 +128,19 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
     syscalls.landlock_restrict(whole)
     # Landlock holds no change of mode, owner, times or attributes. An unused id owns no file of the host.
     held = {"times": False, "modes": hold.uid >= 0, "truncate": _abi(setup) >= landlock.TRUNCATE_ABI}
-    if can_only_signal_itself():
+    if _abi(setup) >= landlock.SIGNALS_ABI:
         room = replace(room, kill_all=kill_all, call_ruleset=calls)
-    else:  # before ABI 6
+    else:
         mute = seccomp_program(platform.machine(), sockets=False, signals=False, locks=False, **held)
         room = replace(room, call_ruleset=calls, call_filter=mute)
     close_the_door(sockets=False, locks=False, **held)
     serve(host, room)
 
 
-def can_only_signal_itself() -> bool:
-    """Whether this process is held to signal what it starts itself: its launcher must be out of reach."""
-    try:
-        os.kill(os.getppid(), 0)
-    except PermissionError:
-        return True
-    return False
+def _num_tasks() -> int:
+    """Processes and threads of the whole machine."""
+    with open("/proc/loadavg") as file:
+        return int(file.read().split()[3].split("/")[1])
 
 
 def _abi(setup: dict[str, Any]) -> int:
@@ -237,15 +239,20 @@ def _started(pid: int) -> str:
 
 
 def sweep(temp: str) -> None:
-    """Remove the folders of launchers that were themselves killed."""
+    """Remove the folders of launchers that were themselves killed; what only has such a name stays."""
+    owners = {os.getuid()} | (set(range(_FIRST_UID, _LAST_UID + 1)) if os.getuid() == 0 else set())
     for name in os.listdir(temp):
-        if not name.startswith(_FOLDER):
+        words = name.removeprefix(_FOLDER).split("-")
+        if not name.startswith(_FOLDER) or len(words) != 3 or not all(map(str.isdecimal, words)):
             continue
-        pid, started, _ = name.removeprefix(_FOLDER).split("-")
-        try:
-            is_alive = _started(int(pid)) == started
-        except OSError:
-            is_alive = False
-        if not is_alive:
-            with suppress(OSError):  # another user's
-                usage.remove_folder(f"{temp}/{name}")
+        with suppress(OSError):
+            if os.lstat(f"{temp}/{name}").st_uid not in owners or _is_alive(int(words[0]), words[1]):
+                continue
+            usage.remove_folder(f"{temp}/{name}")
+
+
+def _is_alive(pid: int, started: str) -> bool:
+    try:
+        return _started(pid) == started
+    except OSError:
+        return False

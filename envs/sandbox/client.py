@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from envs.sandbox.pump import Pump
 from envs.sandbox.slots import slot
 from envs.sandbox.spawning import START_S, Launcher
 
-GRACE_S = 2.0
+GRACE_S = 10.0
 """After a call's deadline, which the first process keeps, for it to say so; then the sandbox is killed."""
 
 _INLINE = MAX_MESSAGE // 8  # a larger source text goes by descriptor: JSON makes one byte up to six
@@ -248,7 +249,9 @@ class Box(Sandbox):
         for event in ("oom", "disk_limit", "output_limit"):
             if event in self._events and number == signal.SIGKILL:
                 return event
-        if done["timeout"] or number == signal.SIGXCPU:
+        # The kernel counts in ticks, and kills at whole seconds.
+        has_spent_cpu = number == signal.SIGKILL and done["cpu_s"] > math.ceil(self.limits.cpu_bound_s) - 0.2
+        if done["timeout"] or number == signal.SIGXCPU or has_spent_cpu:
             return "timeout"
         if done["memory"]:
             return "oom"

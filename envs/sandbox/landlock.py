@@ -1,9 +1,9 @@
 """The `landlock` backend's walls, for a machine without namespaces: files by Landlock, no sockets at all.
 
-Process ids are shared with the host: calls cannot signal anything outside from ABI 6 on, and cannot signal at
-all before it. Nothing bounds files and memory but the monitor's polling. Landlock holds what is opened, not
-what is changed by name: times stay as they are (utime does nothing), and modes and owners too where an ordinary
-user started it, whose own files they would be.
+Process ids are shared with the host: calls cannot signal anything outside from ABI 6 on, and cannot signal
+at all before it. Nothing bounds files and memory but the monitor's polling. Landlock holds what is opened,
+not what is changed by name: times stay as they are (utime does nothing), and modes and owners too where an
+ordinary user started it, whose own files they would be.
 """
 
 from __future__ import annotations

@@ -61,8 +61,14 @@ def proportional_bytes(pid: int) -> int:
     return resident_bytes(pid)
 
 
+def _count_threads(pid: int) -> int:
+    with suppress(OSError):
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2
+    return 0
+
+
 def _takes_too_much(processes: list[int], allowed: int) -> bool:
-    """Whether they hold more memory together. Cheap first: what is mapped is never less than what is shared."""
+    """Whether they hold more memory together. Cheap first: no more is shared than is mapped."""
     shared = held.shared_bytes(processes) if sum(map(held.mapped_bytes, processes)) > allowed else 0
     if sum(map(resident_bytes, processes)) + shared > allowed:  # pages that all share count in each
         used = sum(map(proportional_bytes, processes))
@@ -77,7 +83,7 @@ def excess(pid: int, limits: Mapping[str, Any], folder: str, *, counts_processes
     allowed = limits["mem_mb"] << 20
     if _takes_too_much(processes, allowed):
         return "oom"
-    if counts_processes and len(processes) > limits["procs"]:
+    if counts_processes and sum(map(_count_threads, processes)) > limits["procs"]:
         return "procs"
     if folder:
         room = (limits["disk_mb"] << 20) + _SLACK - held.nameless_bytes(processes)

@@ -1,7 +1,7 @@
 """Run a command as an ordinary user, from tests that root runs.
 
-The interpreter may lie in a folder that only root can enter. So the command gets mounts of its own, in which
-such a folder is an empty one with nothing but the interpreter in it; the machine's own mounts stay as they are.
+The interpreter may lie in a folder that only root can enter. So the command gets mounts of its own, in
+which such a folder is an empty one with nothing but the interpreter in it.
 """
 
 from __future__ import annotations

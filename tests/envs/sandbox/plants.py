@@ -15,7 +15,7 @@ from typing import Any, Self
 
 
 class Plants:
-    """Secrets in files, in the environment, in descriptors and arguments; services that listen; a process to hit.
+    """Secrets in files, the environment, descriptors and arguments; services that listen; a process to hit.
 
     The process that makes it is careless on purpose: its environment holds a secret, and descriptors of its
     can be inherited.
@@ -83,6 +83,7 @@ class Plants:
             "TERCES": self.environ_secret[::-1],
             "ARGV_SECRET": self.argv_secret,
             "HOST_PID": str(os.getpid()),
+            "UID": str(os.getuid()),
             "VICTIM": str(self.victim.pid),
             "SOCKET": f"{self.folder}/service",
             "ABSTRACT": self.abstract,

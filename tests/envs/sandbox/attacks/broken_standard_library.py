@@ -2,7 +2,6 @@
 
 # status=ok|nonzero|timeout|signal wall_s=2
 import builtins
-import io
 
 for name in list(sys.modules):
     if name not in ("sys", "builtins", "__main__", "os", "posix"):

@@ -1,4 +1,4 @@
-"""Live on after the call: forked twice, in a session of its own, deaf to every signal. The host looks for it."""
+"""Live on after the call: forked twice, in a session of its own, deaf to every signal."""
 
 # status=ok
 import signal

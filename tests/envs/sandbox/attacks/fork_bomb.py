@@ -1,6 +1,6 @@
 """Processes without end."""
 
-# procs=16 wall_s=2
+# procs=16 wall_s=4 status=ok|signal
 import time
 
 made = 0
@@ -13,6 +13,6 @@ for _ in range(300):
         time.sleep(60)
         os._exit(0)
     made += 1
-time.sleep(0.3)
 if made > 20:
+    time.sleep(1.5)  # where it is counted by looking, that takes a moment
     escaped(f"{made} processes under a limit of 16")

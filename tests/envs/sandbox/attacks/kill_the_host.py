@@ -1,4 +1,4 @@
-"""Signal processes of the host by their number, by group, and all that can be reached. The host looks whom it hit."""
+"""Signal processes of the host by their number, by group, and all that can be reached."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Change what Landlock does not hold: mode, owner, times and attributes of a file that belongs to our own user.
+"""Change what Landlock does not hold: mode, owner, times and attributes of a file of our own user.
 
 The host looks at the file afterwards.
 """

@@ -7,6 +7,10 @@ for name in names:
     if name not in ("os", "sys", "builtins"):
         with open(f"{name}.py", "w") as file:
             file.write(code)
-# The next call starts the same interpreter afresh: its own imports are its own affair, so only ours must be gone.
+try:
+    __import__("one_that_is_not_there")  # what the next call imports is its own affair
+except ImportError:
+    pass
 for name in names:
-    os.unlink(f"{name}.py") if os.path.exists(f"{name}.py") and name in sys.modules else None
+    if name in sys.modules and os.path.exists(f"{name}.py"):
+        os.unlink(f"{name}.py")

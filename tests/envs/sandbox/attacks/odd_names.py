@@ -1,4 +1,4 @@
-"""Names with line ends, quotes, bytes that are no text, and 255 bytes: what lists or removes them may stumble."""
+"""Names with line ends, quotes, bytes that are no text, 255 bytes: listing or removing them may fail."""
 
 for name in (
     b"a\nb",

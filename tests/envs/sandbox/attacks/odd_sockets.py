@@ -1,7 +1,5 @@
 """Sockets of other families, and raw ones: netlink, packet, vsock, the kernel's cryptography, bluetooth."""
 
-import socket
-
 for family in [*range(3, 10), *range(11, 46)]:
     for kind in (1, 2, 3, 5):
         refused(f"socket family {family} type {kind}", 41, family, kind, 0)

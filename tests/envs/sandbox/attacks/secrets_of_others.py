@@ -1,4 +1,4 @@
-"""Find a secret of the caller's environment: in ours, in that of any process, in memory that we were forked from."""
+"""Find a secret of the caller's environment: in any process's, in the memory that we were forked from."""
 
 import re
 

@@ -1,7 +1,5 @@
 """Type into the terminal of who started us."""
 
-import fcntl
-
 for name in ("/dev/tty", "/dev/ptmx", "/dev/console", "/dev/pts/0", "/dev/tty0", "/dev/vcs"):
     forbidden(name, os.open, name, os.O_RDWR | os.O_NOCTTY)
 key = ctypes.create_string_buffer(b"x")

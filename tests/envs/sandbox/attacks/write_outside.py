@@ -30,7 +30,7 @@ places = [
     os.path.dirname(sys.executable),
 ]
 for place in places:
-    if place == os.environ["HOME"]:
+    if place in (os.environ["HOME"], os.path.dirname(os.environ["HOME"])):
         continue
     forbidden(f"a file in {place}", lambda place=place: open(f"{place}/escaped.txt", "w"))
     forbidden(f"a folder in {place}", os.mkdir, f"{place}/escaped")
