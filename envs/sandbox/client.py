@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import os
 import signal
 import socket
@@ -249,8 +248,8 @@ class Box(Sandbox):
         for event in ("oom", "disk_limit", "output_limit"):
             if event in self._events and number == signal.SIGKILL:
                 return event
-        # The kernel counts in ticks, and kills at whole seconds.
-        has_spent_cpu = number == signal.SIGKILL and done["cpu_s"] > math.ceil(self.limits.cpu_bound_s) - 0.2
+        # SIGXCPU says so; a program that ignores it is killed a second later.
+        has_spent_cpu = number == signal.SIGKILL and done["cpu_s"] >= self.limits.cpu_bound_s
         if done["timeout"] or number == signal.SIGXCPU or has_spent_cpu:
             return "timeout"
         if done["memory"]:

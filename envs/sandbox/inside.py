@@ -189,7 +189,7 @@ def _become_call(
             install_seccomp(room.call_filter)
         _arrange([*message["fds"], child.BEGINS], descriptors)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        set_limit(resource.RLIMIT_CPU, max(1, math.ceil(room.cpu_s)))
+        set_limit(resource.RLIMIT_CPU, max(1, math.ceil(room.cpu_s)), spare=1)  # first a signal that says why
         prctl(PR_SET_DUMPABLE, 1)  # it may look at itself
         gc.enable()
         child.run(message, room, fault)

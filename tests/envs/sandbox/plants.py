@@ -96,6 +96,8 @@ class Plants:
         return text
 
     def _seen(self) -> dict[str, Any]:
+        if not self.canary.exists():
+            return {}
         facts = self.canary.stat()
         return {
             "the canary's content": self.canary.read_text(),
@@ -123,9 +125,9 @@ class Plants:
         """What changed on the host."""
         now = self._seen()
         found = [
-            f"{name}: {value!r} became {now[name]!r}"
+            f"{name}: {value!r} became {now.get(name)!r}"
             for name, value in self.before.items()
-            if value != now[name]
+            if value != now.get(name)
         ]
         if self.victim.poll() is not None:
             found.append(f"a process of the host was ended: {self.victim.returncode}")
