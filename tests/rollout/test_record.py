@@ -60,7 +60,14 @@ def full_trajectory() -> Trajectory:
             Turn(parent=0, context_ids=(3,), completion=forked, reward=0.5),
             Turn(parent=0, context_ids=(4, 5), completion=forked),
         ),
-        score=Score(value=0.5, parts={"format": 0.25}, success=0.0, error="judge was slow"),
+        score=Score(
+            value=0.5,
+            parts={"format": 0.25},
+            success=0.0,
+            error="judge was slow",
+            explanation="so so",
+            error_kind="judge",
+        ),
         error=TrajectoryError(kind="WorldError", message="gone"),
         timings_s={"generate": 1.25, "tools": 0.1},
     )
