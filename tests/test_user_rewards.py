@@ -1,4 +1,4 @@
-"""Reward functions of other libraries train calc as they are, and hostile ones end no run: real short runs."""
+"""Reward functions of other libraries train calc as they are; hostile ones end no run. Real short runs."""
 
 from __future__ import annotations
 

@@ -127,6 +127,14 @@ def test_kept_ids_come_back_equal_and_an_older_record_has_none(tmp_path: Path):
     assert decode_record(row).trajectory.turns[0].completion.kept_ids is None
 
 
+def test_a_score_of_an_older_record_has_no_explanation_and_no_kind_of_error():
+    row = encode_record(record())
+    assert decode_record(row).trajectory.score == full_trajectory().score
+    del row["score"]["explanation"], row["score"]["error_kind"]
+    score = decode_record(row).trajectory.score
+    assert (score.explanation, score.error_kind, score.error) == ("", "", "judge was slow")
+
+
 def test_old_logprobs_of_the_wrong_length_are_refused():
     with pytest.raises(ValueError, match=r"\[3, 3, 2\].*\[3, 3, 3\]"):
         record(old_logprobs=((0.0,) * 3, (0.0,) * 3, (0.0,) * 2))

@@ -81,7 +81,13 @@ def raises():
     return {}["no such key"]
 
 
+def slow():
+    time.sleep(0.4)
+    return 0.75
+
+
 DEEDS = {
+    "slow": slow,
     "hang": hang,
     "swallow": swallow,
     "deaf": deaf,
