@@ -91,6 +91,8 @@ def make_rollouts(config: Config) -> list[RemoteRollouts]:
                 ),
                 run_seed=config.seed,
                 sandbox=config.sandbox_policy,
+                reward_workers=max(1, config.reward_workers // config.engines),
+                reward_timeout_s=config.reward_timeout_s,
             ),
             start_s=config.engine_start_s,
             group_s=config.group_deadline_s,

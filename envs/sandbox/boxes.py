@@ -14,11 +14,13 @@ from typing import Any
 
 from envs.sandbox import bubblewrap, landlock, namespaces, syscalls, usage
 from envs.sandbox.inside import Room, serve
-from envs.sandbox.seccomp import seccomp_program
+from envs.sandbox.seccomp import Allowed, seccomp_program
 
 _FIRST_UID, _LAST_UID = 61184, 65519  # no distribution gives these to a person or a service
 _FOLDER = "whetstone-box-"
-_SPARE_TASKS = 512  # that others may start while a sandbox is open
+_SLACK = 256
+"""Processes that an ordinary user may start elsewhere while a sandbox of theirs is open: the kernel counts
+all of a user's, so the sandbox's own are counted by the monitor."""
 
 
 @dataclass(slots=True)
@@ -60,7 +62,8 @@ def start(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, h
             hold.shares_pids = True
             hold.folder = _make_folder(setup, request["box"], hold.uid)
             if name == "landlock":
-                hold.rulesets[:] = landlock.make_rulesets(_abi(setup), tuple(setup["readable"]), hold.folder)
+                abi = setup.get("landlock_abi") or syscalls.landlock_abi()
+                hold.rulesets[:] = landlock.make_rulesets(abi, tuple(setup["readable"]), hold.folder)
             return _forked(os.fork, host, lambda: _live_beside(setup, request, host, hold))
         case name:
             raise ValueError(f"no backend {name!r} is built in")
@@ -100,13 +103,14 @@ def _live_in_ns(setup: dict[str, Any], request: dict[str, Any], host: socket.soc
         readable=readable, disk_mb=limits["disk_mb"], files=limits["files"], home=home, uid=hold.uid
     )
     is_shared = namespaces.enter(walls)
-    close_the_door(sockets=True, locks=not is_shared)
+    close_the_door(Allowed(locks=not is_shared, notices=not is_shared))
     room = make_room(setup, request, home=home, temp=namespaces.TEMP)
     serve(host, replace(room, kill_all=kill_all))
 
 
 def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, hold: Hold) -> None:
     """Without namespaces: by Landlock, or (rlimits) by limits alone."""
+    others = 0 if hold.uid >= 0 else usage.num_threads_of(os.getuid()) + _SLACK
     keep_only(host.fileno(), *hold.rulesets)
     os.setsid()
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
@@ -116,42 +120,46 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
     keep = 0 if is_reachable or hold.uid < 0 else 1 << syscalls.CAP_DAC_READ_SEARCH
     namespaces.drop_privileges(hold.uid, keep)
     room = make_room(setup, request, home=f"{hold.folder}/work", temp=f"{hold.folder}/tmp")
-    if (
-        hold.uid < 0
-    ):  # the kernel counts all that this user runs: its limit is far, and the monitor holds ours
-        room = replace(room, nproc=room.nproc + _num_tasks() + _SPARE_TASKS)
+    room = replace(room, nproc=room.nproc + others, dies_with_parent=True)
     if not hold.rulesets:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         serve(host, room)
         return
     whole, calls = hold.rulesets
     syscalls.landlock_restrict(whole)
-    # Landlock holds no change of mode, owner, times or attributes. An unused id owns no file of the host.
-    held = {"times": False, "modes": hold.uid >= 0, "truncate": _abi(setup) >= landlock.TRUNCATE_ABI}
-    if _abi(setup) >= landlock.SIGNALS_ABI:
-        room = replace(room, kill_all=kill_all, call_ruleset=calls)
+    abi = setup.get("landlock_abi") or syscalls.landlock_abi()
+    allowed = Allowed(
+        sockets=False,
+        locks=False,
+        notices=False,
+        modes=hold.uid >= 0,  # an unused user owns nothing; an ordinary one owns files of the host
+        times=False,  # and some files may be written by all
+        truncation=abi >= landlock.TRUNCATE_ABI,
+    )
+    if abi >= landlock.SIGNALS_ABI:
+        require_own_signals()
+        room = replace(room, call_ruleset=calls, kill_all=kill_all)
     else:
-        mute = seccomp_program(platform.machine(), sockets=False, signals=False, locks=False, **held)
+        mute = seccomp_program(platform.machine(), replace(allowed, signals=False))
         room = replace(room, call_ruleset=calls, call_filter=mute)
-    close_the_door(sockets=False, locks=False, **held)
+    close_the_door(allowed)
     serve(host, room)
 
 
-def _num_tasks() -> int:
-    """Processes and threads of the whole machine."""
-    with open("/proc/loadavg") as file:
-        return int(file.read().split()[3].split("/")[1])
+def require_own_signals() -> None:
+    """Raise OSError unless this process is held to signal what it starts itself, and nobody outside."""
+    try:
+        os.kill(os.getppid(), 0)
+    except PermissionError:
+        return
+    raise OSError("Landlock does not keep signals inside the sandbox, though its version says so")
 
 
-def _abi(setup: dict[str, Any]) -> int:
-    return setup.get("landlock_abi") or syscalls.landlock_abi()
-
-
-def close_the_door(*, sockets: bool, locks: bool, **held: bool) -> None:
+def close_the_door(allowed: Allowed) -> None:
     """The last steps of the first process: nobody may look into it, and few system calls are left."""
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.install_seccomp(seccomp_program(platform.machine(), sockets=sockets, locks=locks, **held))
+    syscalls.install_seccomp(seccomp_program(platform.machine(), allowed))
 
 
 def make_room(setup: dict[str, Any], request: dict[str, Any], *, home: str, temp: str) -> Room:
@@ -222,7 +230,7 @@ def _unused_uid() -> tuple[int, socket.socket]:
 
 
 def _make_folder(setup: dict[str, Any], number: int, uid: int) -> str:
-    folder = f"{setup['temp']}/{_FOLDER}{os.getpid()}-{_started(os.getpid())}-{number}"
+    folder = f"{setup['temp']}/{_FOLDER}{_namespace()}-{os.getpid()}-{_started(os.getpid())}-{number}"
     os.mkdir(folder, 0o700)
     for path in (folder, f"{folder}/work", f"{folder}/tmp"):
         if path != folder:
@@ -238,17 +246,22 @@ def _started(pid: int) -> str:
         return file.read().rpartition(")")[2].split()[19]
 
 
+def _namespace() -> str:
+    """The namespace that process ids are of: containers may share a folder of temporary files."""
+    return str(os.stat("/proc/self/ns/pid").st_ino)
+
+
 def sweep(temp: str) -> None:
     """Remove the folders of launchers that were themselves killed; what only has such a name stays."""
     owners = {os.getuid()} | (set(range(_FIRST_UID, _LAST_UID + 1)) if os.getuid() == 0 else set())
     for name in os.listdir(temp):
-        words = name.removeprefix(_FOLDER).split("-")
-        if not name.startswith(_FOLDER) or len(words) != 3 or not all(map(str.isdecimal, words)):
+        parts = name.removeprefix(_FOLDER).split("-")
+        is_ours = name.startswith(_FOLDER) and len(parts) == 4 and all(map(str.isdecimal, parts))
+        if not is_ours or parts[0] != _namespace():
             continue
         with suppress(OSError):
-            if os.lstat(f"{temp}/{name}").st_uid not in owners or _is_alive(int(words[0]), words[1]):
-                continue
-            usage.remove_folder(f"{temp}/{name}")
+            if os.lstat(f"{temp}/{name}").st_uid in owners and not _is_alive(int(parts[1]), parts[2]):
+                usage.remove_folder(f"{temp}/{name}")
 
 
 def _is_alive(pid: int, started: str) -> bool:

@@ -1,9 +1,7 @@
 """The `landlock` backend's walls, for a machine without namespaces: files by Landlock, no sockets at all.
 
-Process ids are shared with the host: calls cannot signal anything outside from ABI 6 on, and cannot signal
-at all before it. Nothing bounds files and memory but the monitor's polling. Landlock holds what is opened,
-not what is changed by name: times stay as they are (utime does nothing), and modes and owners too where an
-ordinary user started it, whose own files they would be.
+Process ids are shared with the host: calls cannot signal anything outside from ABI 6 on, and cannot signal at
+all before it. Nothing bounds files and memory but the monitor's polling.
 """
 
 from __future__ import annotations
@@ -37,6 +35,8 @@ _SYSTEM = (
 )
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 TRUNCATE_ABI = 3
+"""From this ABI on Landlock knows of emptying a file."""
+
 SIGNALS_ABI = 6
 """From this ABI on the processes of a sandbox cannot signal any other."""
 

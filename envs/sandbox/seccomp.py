@@ -7,10 +7,12 @@ bits above them set went past filters that compared all 64).
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from envs.sandbox.denied import ATTRIBUTES, DENIED, MODES, NAMES, SIGNALS, TIMES, TRUNCATE
+from envs.sandbox import syscall_numbers as numbers
 from envs.sandbox.syscalls import CLONE_NEW_ANY
 
 _LOAD, _JEQ, _JGE, _JGT, _JSET, _RET = 0x20, 0x15, 0x35, 0x25, 0x45, 0x06
@@ -18,32 +20,40 @@ _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 _NR, _ARCH, _ARGS = 0, 4, 16  # offsets in struct seccomp_data
 _ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000
-_LAST = 462  # mseal, Linux 6.10: what is newer does not exist for the program
 
-_CLONE3 = 435
-_CLONE, _SOCKET, _SOCKETPAIR, _IOCTL = (56, 220), (41, 198), (53, 199), (16, 29)
-_FCNTL, _FLOCK, _PRLIMIT, _PERSONALITY = (72, 25), (73, 32), (302, 261), (135, 92)
-_SETPRIORITY, _IOPRIO_SET, _PRCTL, _MMAP = (141, 140), (251, 30), (157, 167), (9, 222)
-_OF_A_PROCESS = (
-    (203, 122),
-    (144, 119),
-    (142, 118),
-    (314, 274),
-)  # sched_setaffinity, _setscheduler, _setparam, _setattr
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _F_SETLEASE, _F_NOTIFY = 1024, 1026
-_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = (
-    8,
-    10,
-    15,
-    0x8901,
-    0x8902,
-)  # who gets a file's signal
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 8, 10, 15, 0x8901, 0x8902
 _F_GETLK, _F_OFD_GETLK = 5, 36
 _PR_SET_DUMPABLE, _PR_SCHED_CORE, _MAP_HUGETLB = 4, 62, 0x40000
-_STREAM, _SEQPACKET, _NONBLOCK, _CLOEXEC = 1, 5, 0x800, 0x80000
+_STREAM, _DATAGRAM, _SEQPACKET = 1, 2, 5
+_FLAGS = (0, 0x800, 0x80000, 0x80800)  # SOCK_NONBLOCK, SOCK_CLOEXEC
+_KINDS = [kind | flags for kind in (_STREAM, _SEQPACKET) for flags in _FLAGS]
 _READ_PERSONALITY = 0xFFFFFFFF
+_IOPRIO_PROCESS = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """What else a filter lets through: each where something else makes it harmless.
+
+    `sockets`: unix and internet sockets, where a network namespace has nothing in it; a connected pair may
+    always be made. `signals`: any, where none but the program's own processes can be reached. `locks`: flock,
+    and to see others' locks, where no file is shared. `modes`: changes of modes and owners, where no file of
+    the host is the program's; `times`: of times and attributes, where none can be written; else both
+    succeed without effect, since copying a file includes them. `notices`: inotify, where no file is shared.
+    `truncation`: of files by name, where Landlock knows of it.
+    """
+
+    sockets: bool = True
+    signals: bool = True
+    locks: bool = True
+    modes: bool = True
+    times: bool = True
+    notices: bool = True
+    truncation: bool = True
+
 
 Instruction = tuple[int, int, int, int]
 
@@ -71,12 +81,9 @@ def _one_of(index: int, allowed: list[int], refusal: int) -> list[Instruction]:
     return [_load_argument(index), *checks, _refuse(refusal), _return(_ALLOW)]
 
 
-def _both(*wanted: tuple[int, int]) -> list[Instruction]:
-    """Each of these arguments must have its value."""
-    body: list[Instruction] = [_return(_ALLOW)]
-    for index, value in reversed(wanted):
-        body = [_load_argument(index), (_JEQ, 1, 0, value), _refuse(), *body]
-    return body
+def _must_be(index: int, value: int) -> list[Instruction]:
+    """Argument `index` must be `value`; what follows decides the rest."""
+    return [_load_argument(index), (_JEQ, 1, 0, value), _refuse(errno.EAFNOSUPPORT)]
 
 
 def _none_of(index: int, refused: list[int]) -> list[Instruction]:
@@ -85,97 +92,81 @@ def _none_of(index: int, refused: list[int]) -> list[Instruction]:
     return [_load_argument(index), *checks, _return(_ALLOW), _refuse()]
 
 
-def _instructions(
-    machine: str, *, sockets: bool, signals: bool, locks: bool, times: bool, modes: bool, truncate: bool
-) -> Iterator[Instruction]:
-    column = 1 if machine == "aarch64" else 0
+def _exactly(*arguments: tuple[int, int]) -> list[Instruction]:
+    """Each (index, value) must be so."""
+    body: list[Instruction] = []
+    for place, (index, value) in enumerate(arguments):
+        left = 2 * (len(arguments) - 1 - place)
+        body += [_load_argument(index), (_JEQ, 0, left + 1, value)]
+    return [*body, _return(_ALLOW), _refuse()]
+
+
+def _no_reader_truncates(index: int) -> list[Instruction]:
+    """Flags at argument `index` must not empty a file that is opened to be read."""
+    empties, writes = (_JSET, 0, 2, os.O_TRUNC), (_JSET, 1, 0, os.O_WRONLY | os.O_RDWR)
+    return [_load_argument(index), empties, writes, _refuse(), _return(_ALLOW)]
+
+
+def _instructions(machine: str, allowed: Allowed) -> Iterator[Instruction]:
     yield (_LOAD, 0, 0, _ARCH)
     yield (_JEQ, 1, 0, _ARCHES[machine])  # the 32-bit calls of the same kernel have other numbers
     yield _return(_KILL_PROCESS)
     yield (_LOAD, 0, 0, _NR)
     yield (_JGE, 0, 1, _X32)
     yield _refuse(errno.ENOSYS)
-    yield (_JGT, 0, 1, _LAST)
+    yield (_JGT, 0, 1, numbers.LAST)
     yield _refuse(errno.ENOSYS)
-    yield from _only(_CLONE3, [_refuse(errno.ENOSYS)])  # its flags are in memory; libc then uses clone
-    denied = dict(DENIED)
-    if not signals:
-        denied |= SIGNALS
-    if not locks:
-        denied |= {"flock": _FLOCK, "inotify_add_watch": (254, 27)}
-    if not sockets:
-        denied |= NAMES
-    if not times:
-        denied |= ATTRIBUTES
-    if not truncate:
-        denied |= TRUNCATE
-    for numbers in denied.values():
-        number = numbers[column]
+    for call, body in _rules(allowed):
+        number = call[1 if machine == "aarch64" else 0]
         if number is not None:
-            yield from _only(number, [_refuse()])
-    ignored = (TIMES if not times else {}) | (MODES if not modes else {})
-    for numbers in ignored.values():
-        number = numbers[column]
-        if number is not None:
-            yield from _only(number, [_refuse(0)])  # not done, and no error: copying a file sets both
-    namespaces = [_load_argument(0), (_JSET, 0, 1, CLONE_NEW_ANY), _refuse(), _return(_ALLOW)]
-    yield from _only(_CLONE[column], namespaces)
-    families = [_AF_UNIX, _AF_INET, _AF_INET6] if sockets else []
-    yield from _only(_SOCKET[column], _one_of(0, families, errno.EAFNOSUPPORT if sockets else errno.EPERM))
-    if not sockets:  # a datagram goes to any name, from one of a pair too
-        kinds = [
-            kind | flags
-            for kind in (_STREAM, _SEQPACKET)
-            for flags in (0, _NONBLOCK, _CLOEXEC, _NONBLOCK | _CLOEXEC)
-        ]
-        checks: list[Instruction] = [(_JEQ, len(kinds) - place, 0, kind) for place, kind in enumerate(kinds)]
-        family: list[Instruction] = [_load_argument(0), (_JEQ, 1, 0, _AF_UNIX), _refuse(errno.EAFNOSUPPORT)]
-        yield from _only(
-            _SOCKETPAIR[column], [*family, _load_argument(1), *checks, _refuse(), _return(_ALLOW)]
-        )
-    else:
-        yield from _only(_SOCKETPAIR[column], _one_of(0, [_AF_UNIX], errno.EAFNOSUPPORT))
-    yield from _only(_IOCTL[column], _none_of(1, [_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP]))
-    shown = [] if locks else [_F_GETLK, _F_OFD_GETLK]  # a read lock on a shared file, seen by another sandbox
-    signalled = [_F_SETOWN, _F_SETSIG, _F_SETOWN_EX]
-    yield from _only(_FCNTL[column], _none_of(1, [_F_SETLEASE, _F_NOTIFY, *signalled, *shown]))
-    # The first process, and the host's where it shares user or ids, must not be made slow.
-    for number in _OF_A_PROCESS:
-        yield from _only(number[column], _both((0, 0)))
-    yield from _only(_SETPRIORITY[column], _both((0, 0), (1, 0)))
-    yield from _only(_IOPRIO_SET[column], _both((0, 1), (1, 0)))
-    hidden = [_load_argument(1), (_JEQ, 0, 1, 0), _refuse(), _return(_ALLOW)]  # from the monitor
-    refused = [(_JEQ, 0, 1, _PR_SCHED_CORE), _refuse()]
-    yield from _only(
-        _PRCTL[column],
-        [_load_argument(0), *refused, (_JEQ, 1, 0, _PR_SET_DUMPABLE), _return(_ALLOW), *hidden],
-    )
-    huge = [_load_argument(3), (_JSET, 0, 1, _MAP_HUGETLB), _refuse(errno.ENOMEM), _return(_ALLOW)]
-    yield from _only(_MMAP[column], huge)
-    yield from _only(_PRLIMIT[column], _one_of(0, [0], errno.EPERM))  # its own limits, nobody else's
-    yield from _only(_PERSONALITY[column], _one_of(0, [0, _READ_PERSONALITY], errno.EPERM))
+            yield from _only(number, body)
     yield _return(_ALLOW)
 
 
-def seccomp_program(
-    machine: str,
-    *,
-    sockets: bool,
-    signals: bool = True,
-    locks: bool = True,
-    times: bool = True,
-    modes: bool = True,
-    truncate: bool = True,
-) -> bytes:
-    """The filter's bytes for `machine`, x86_64 or aarch64.
-
-    `sockets`: whether unix and internet sockets may be made (where a network namespace has nothing in it);
-    a pair of connected ones always may. `signals`: whether processes may be signalled at all (where none but
-    the program's own can be reached). `locks`: whether flock may be used (where no file is shared).
-    `times`, `modes`: whether files' times and attributes, modes and owners may be changed, and `truncate` by
-    its path (where no file of the host can be named): otherwise times and modes stay, and nothing is said.
-    """
-    steps = _instructions(
-        machine, sockets=sockets, signals=signals, locks=locks, times=times, modes=modes, truncate=truncate
+def _rules(allowed: Allowed) -> Iterator[tuple[numbers.Call, list[Instruction]]]:
+    yield numbers.CLONE3, [_refuse(errno.ENOSYS)]  # its flags are in memory; libc then uses clone
+    refused = list(numbers.DENIED.values())
+    refused += [] if allowed.signals else numbers.SIGNALS.values()
+    refused += [] if allowed.locks else [numbers.FLOCK]
+    refused += [] if allowed.sockets else numbers.NAMES.values()
+    refused += [] if allowed.notices else numbers.NOTICES.values()
+    refused += [] if allowed.truncation else [numbers.TRUNCATE]
+    yield from ((call, [_refuse()]) for call in refused)
+    ignored = [] if allowed.modes else list(numbers.MODES.values())
+    ignored += [] if allowed.times else numbers.TIMES.values()
+    yield from ((call, [_refuse(0)]) for call in ignored)
+    if not allowed.truncation:
+        yield numbers.OPENAT2, [_refuse(errno.ENOSYS)]
+        yield numbers.OPEN, _no_reader_truncates(1)
+        yield numbers.OPENAT, _no_reader_truncates(2)
+    yield numbers.CLONE, [_load_argument(0), (_JSET, 0, 1, CLONE_NEW_ANY), _refuse(), _return(_ALLOW)]
+    families = [_AF_UNIX, _AF_INET, _AF_INET6] if allowed.sockets else []
+    yield numbers.SOCKET, _one_of(0, families, errno.EAFNOSUPPORT if families else errno.EPERM)
+    # A datagram goes to any name, from one of a connected pair too.
+    kinds = [*_KINDS, *(_DATAGRAM | flags for flags in _FLAGS)] if allowed.sockets else _KINDS
+    yield numbers.SOCKETPAIR, [*_must_be(0, _AF_UNIX), *_one_of(1, kinds, errno.EPERM)]
+    yield numbers.IOCTL, _none_of(1, [_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP])
+    owners = [_F_SETOWN, _F_SETSIG, _F_SETOWN_EX]  # the kernel sends that signal
+    shown = [] if allowed.locks else [_F_GETLK, _F_OFD_GETLK]
+    yield numbers.FCNTL, _none_of(1, [_F_SETLEASE, _F_NOTIFY, *owners, *shown])
+    hide = [_load_argument(1), (_JEQ, 0, 1, 0), _refuse(), _return(_ALLOW)]  # from the monitor
+    lockstep = [(_JEQ, 0, 1, _PR_SCHED_CORE), _refuse()]
+    yield (
+        numbers.PRCTL,
+        [_load_argument(0), *lockstep, (_JEQ, 1, 0, _PR_SET_DUMPABLE), _return(_ALLOW), *hide],
     )
-    return b"".join(struct.pack("=HBBI", *step) for step in steps)
+    yield (
+        numbers.MMAP,
+        [_load_argument(3), (_JSET, 0, 1, _MAP_HUGETLB), _refuse(errno.ENOMEM), _return(_ALLOW)],
+    )
+    yield numbers.PERSONALITY, _one_of(0, [0, _READ_PERSONALITY], errno.EPERM)
+    # Limits and priorities: its own, nobody else's.
+    for call in numbers.OF_A_PROCESS.values():
+        yield call, _exactly((0, 0))
+    yield numbers.SETPRIORITY, _exactly((0, 0), (1, 0))
+    yield numbers.IOPRIO_SET, _exactly((0, _IOPRIO_PROCESS), (1, 0))
+
+
+def seccomp_program(machine: str, allowed: Allowed) -> bytes:
+    """The filter's bytes for `machine`, x86_64 or aarch64."""
+    return b"".join(struct.pack("=HBBI", *step) for step in _instructions(machine, allowed))

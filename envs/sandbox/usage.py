@@ -15,7 +15,8 @@ from envs.sandbox import held
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SLACK = 1 << 20  # one file may be as large as all may be; then the next call must be able to remove it
-_ROUNDS = 200
+
+ROUNDS = 200
 """How often a tree is killed again while processes in it make new ones."""
 
 
@@ -81,15 +82,24 @@ def excess(pid: int, limits: Mapping[str, Any], folder: str, *, counts_processes
     """Which limit the call of the sandbox of `pid` is over: oom, disk_limit, procs, or "" for none."""
     processes = list(descendants(pid))
     allowed = limits["mem_mb"] << 20
-    if _takes_too_much(processes, allowed):
-        return "oom"
     if counts_processes and sum(map(_count_threads, processes)) > limits["procs"]:
         return "procs"
+    if _takes_too_much(processes, allowed):
+        return "oom"
     if folder:
         room = (limits["disk_mb"] << 20) + _SLACK - held.nameless_bytes(processes)
         if room < 0 or _is_too_full(folder, room, limits["files"]):
             return "disk_limit"
     return ""
+
+
+def num_threads_of(uid: int) -> int:
+    """Threads that the kernel counts for a user now."""
+    total = 0
+    for pid in _processes_of(uid):
+        with suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as file:
+            total += int(file.read().rpartition(")")[2].split()[17])
+    return total
 
 
 def _is_too_full(folder: str, max_bytes: int, max_files: int) -> bool:
@@ -155,7 +165,7 @@ def remove_folder(folder: str) -> None:
 
 def kill_tree(pid: int, *, uid: int = -1) -> None:
     """End everything below `pid`, again until nothing new appears; with `uid` all of that user's too."""
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         processes = [*descendants(pid), *(_processes_of(uid) if uid >= 0 else ())]
         living = [process for process in processes if process != pid and not _is_dead(process)]
         if not living:

@@ -1,11 +1,16 @@
-"""System calls that a sandboxed program does not have: each name's number on x86-64 and on aarch64.
+"""System calls that the seccomp filter names: their numbers on x86-64 and on aarch64.
 
-None where there is none. From 424 on they are the same.
+None where a machine has none; from 424 on they are the same.
 """
 
 from __future__ import annotations
 
-DENIED: dict[str, tuple[int | None, int | None]] = {
+Call = tuple[int | None, int | None]
+
+LAST = 462
+"""mseal, Linux 6.10: what is newer does not exist for a program."""
+
+DENIED: dict[str, Call] = {
     # mounts, roots and namespaces
     "mount": (165, 40),
     "umount2": (166, 39),
@@ -103,12 +108,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "syncfs": (306, 267),
     "io_setup": (206, 0),  # takes of a number that the whole machine shares
 }
-NAMES: dict[str, tuple[int | None, int | None]] = {  # of sockets: a pair needs none
-    "connect": (42, 203),
-    "bind": (49, 200),
-    "listen": (50, 201),
-}
-SIGNALS: dict[str, tuple[int | None, int | None]] = {
+SIGNALS: dict[str, Call] = {
     "kill": (62, 129),
     "tkill": (200, 130),
     "tgkill": (234, 131),
@@ -116,7 +116,19 @@ SIGNALS: dict[str, tuple[int | None, int | None]] = {
     "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424),
 }
-MODES: dict[str, tuple[int | None, int | None]] = {  # Landlock holds none of these
+NOTICES: dict[str, Call] = {
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
+}
+NAMES: dict[str, Call] = {
+    "bind": (49, 200),
+    "connect": (42, 203),
+    "listen": (50, 201),
+}
+"""Of sockets: a connected pair needs none."""
+
+MODES: dict[str, Call] = {
     "chmod": (90, None),
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
@@ -126,18 +138,40 @@ MODES: dict[str, tuple[int | None, int | None]] = {  # Landlock holds none of th
     "lchown": (94, None),
     "fchownat": (260, 54),
 }
-TIMES: dict[str, tuple[int | None, int | None]] = {  # nor these, for which a right to write is enough
-    "utime": (132, None),
-    "utimes": (235, None),
-    "futimesat": (261, None),
-    "utimensat": (280, 88),
-}
-ATTRIBUTES: dict[str, tuple[int | None, int | None]] = {
+TIMES: dict[str, Call] = {  # for which the right to write a file is enough
     "setxattr": (188, 5),
     "lsetxattr": (189, 6),
     "fsetxattr": (190, 7),
     "removexattr": (197, 14),
     "lremovexattr": (198, 15),
     "fremovexattr": (199, 16),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
 }
-TRUNCATE: dict[str, tuple[int | None, int | None]] = {"truncate": (76, 45)}  # before ABI 3
+OF_A_PROCESS: dict[str, Call] = {
+    "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+}
+"""Their first argument is a process; 0 is the caller."""
+
+CLONE: Call = (56, 220)
+CLONE3: Call = (435, 435)
+FCNTL: Call = (72, 25)
+FLOCK: Call = (73, 32)
+IOCTL: Call = (16, 29)
+MMAP: Call = (9, 222)
+PRCTL: Call = (157, 167)
+IOPRIO_SET: Call = (251, 30)
+OPEN: Call = (2, None)
+OPENAT: Call = (257, 56)
+OPENAT2: Call = (437, 437)
+PERSONALITY: Call = (135, 92)
+SETPRIORITY: Call = (141, 140)
+SOCKET: Call = (41, 198)
+SOCKETPAIR: Call = (53, 199)
+TRUNCATE: Call = (76, 45)
