@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import io
+import json
 import linecache
 import mmap
 import os
@@ -46,11 +47,11 @@ def run(message: dict[str, Any], room: Room, fault: mmap.mmap) -> NoReturn:
         case "python":
             run_python(_payload(message), room, fault)
         case "exec":
-            run_program(message["argv"], room)
+            run_program(message["argv"] if "argv" in message else json.loads(_payload(message)), room)
         case "read":
             _as_file_work(lambda: read_file(message["path"], message["max_bytes"]))
         case "write":
-            _as_file_work(lambda: write_files(message["files"]))
+            _as_file_work(lambda: write_files(message["header"]))
     os._exit(NOT_STARTED)
 
 
@@ -199,10 +200,13 @@ def read_file(path: str, max_bytes: int) -> None:
         _write_all(1, data)
 
 
-def write_files(files: list[tuple[str, int]]) -> None:
-    """(path, size) each; their contents come one after the other from the payload."""
+def write_files(num_header: int) -> None:
+    """The payload begins with (path, size) of each, in so many bytes of JSON; then their contents follow."""
     os.lseek(PAYLOAD, 0, os.SEEK_SET)
-    for path, size in files:
+    header = b""
+    while len(header) < num_header:
+        header += os.read(PAYLOAD, num_header - len(header))
+    for path, size in json.loads(header):
         folder = os.path.dirname(path)
         if folder:
             os.makedirs(folder, exist_ok=True)

@@ -22,6 +22,7 @@ from envs.sandbox.spawning import START_S, Launcher
 GRACE_S = 10.0
 """After a call's deadline, which the first process keeps, for it to say so; then the sandbox is killed."""
 
+_MAX_PATH = 4096  # the kernel's
 _INLINE = MAX_MESSAGE // 8  # a larger source text goes by descriptor: JSON makes one byte up to six
 
 
@@ -91,9 +92,12 @@ class Box(Sandbox):
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
             raise ValueError(f"shell({command!r}): expected at least one word, each a str without NUL")
-        return await self._call({"kind": "exec", "argv": argv}, stdin=stdin, wall_s=wall_s)
+        words = json.dumps(argv).encode()  # as a payload where a message is too small; the kernel may refuse
+        call, payload = ({"argv": argv}, None) if len(words) <= MAX_MESSAGE // 2 else ({}, words)
+        return await self._call({"kind": "exec", **call}, stdin=stdin, payload=payload, wall_s=wall_s)
 
     async def read_file(self, path: str, *, max_bytes: int = 1 << 20) -> bytes:
+        _require_short(path)
         call = {"kind": "read", "path": path, "max_bytes": max_bytes}
         result = await self._call(call, max_output=max_bytes)
         if result.status != "ok":
@@ -108,8 +112,10 @@ class Box(Sandbox):
         for path in files:
             if not path or "\0" in path:
                 raise ValueError(f"a file of a sandbox is named {path!r}; expected a path")
-        sizes = [(path, len(data)) for path, data in files.items()]
-        result = await self._call({"kind": "write", "files": sizes}, payload=b"".join(files.values()))
+            _require_short(path)
+        header = json.dumps([(path, len(data)) for path, data in files.items()]).encode()
+        call = {"kind": "write", "header": len(header)}
+        result = await self._call(call, payload=b"".join([header, *files.values()]))
         if result.status != "ok":
             names = ", ".join(map(repr, files))
             raise SandboxFileError(f"cannot write {names} into the sandbox: {result.stderr or result.status}")
@@ -270,6 +276,11 @@ class Box(Sandbox):
         if number is not None:
             return "signal"
         return "nonzero" if code else "ok"
+
+
+def _require_short(path: str) -> None:
+    if len(path.encode(errors="surrogatepass")) >= _MAX_PATH:
+        raise SandboxFileError(f"a path of {len(path)} characters is too long for a file of a sandbox")
 
 
 def _cause(message: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ FLOOD = 16
 """A call that writes this many times what is kept is stopped."""
 
 _CHUNK = 1 << 16
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 @dataclass(slots=True)
@@ -100,13 +102,14 @@ class Pump:
 
 @contextlib.contextmanager
 def memory_file(data: bytes) -> Iterator[int]:
-    """A descriptor of a file in memory that holds `data`."""
-    descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC)
+    """A descriptor of a file in memory that holds `data` and can hold no more: no limit bounds such."""
+    descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
         os.lseek(descriptor, 0, os.SEEK_SET)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         yield descriptor
     finally:
         os.close(descriptor)

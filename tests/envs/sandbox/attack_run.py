@@ -87,7 +87,7 @@ async def carry_out(attack: Attack, plants: Plants, backend: str, abi: int) -> l
     found: list[str] = []
     try:
         async with asyncio.timeout(DEADLINE_S), open_sandbox(backend, attack.limits(), abi=abi) as box:
-            found += problems_of(attack, await box.python(attack.code), plants)
+            found += problems_of(attack, await box.python(attack.code, stdin=b"x" * 1000), plants)
             if path := attack.options.get("read"):
                 found += await _read(box, path, plants)
             after = await box.python("print('alive')")

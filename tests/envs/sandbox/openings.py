@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
 
+import pytest
+
 from envs.sandbox.base import Limits, Sandbox
-from envs.sandbox.choosing import BUILT_IN, BuiltIn
+from envs.sandbox.choosing import BUILT_IN, BuiltIn, probed
 from envs.sandbox.spawning import Launcher
 
 
@@ -35,3 +37,10 @@ async def open_sandbox(
     else:
         async with Sandbox.open(limits, files=files, backend=backend, seed=seed) as box:
             yield box
+
+
+async def require_backend(name: str) -> None:
+    """Skip the test, with the reason, where this machine lacks the backend."""
+    missing = (await probed(name)).missing
+    if missing:
+        pytest.skip(f"{name} is not here: missing {missing}")

@@ -1,0 +1,7 @@
+import atexit
+
+atexit.register(print, "last")
+print("first")
+
+# > first
+# > last
