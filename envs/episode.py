@@ -36,12 +36,14 @@ class Score:
 
     An unscored episode is in no statistic and in no loss: a world that failed is not the model's zero.
     `parts` are the named components (logged each), `success` the task metric in {0, 1} where one exists.
+    `error_kind` is what failed in scoring: exception, timeout, crashed, invalid, judge, world; or "".
     """
 
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
     success: float | None = None
     error: str | None = None
+    error_kind: str = ""
 
 
 RewardFn = Callable[[Episode], Score]

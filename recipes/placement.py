@@ -22,6 +22,7 @@ from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
 from rollout.engine import EngineSpec
 from rollout.failures import PeerFailedError
 from rollout.limits import Limits
+from rollout.retry import RetryPolicy
 from rollout.workers import RemoteRollouts, RolloutSpec
 
 
@@ -89,6 +90,7 @@ def make_rollouts(config: Config) -> list[RemoteRollouts]:
                     max_wall_s=config.max_wall_s,
                 ),
                 run_seed=config.seed,
+                retry=RetryPolicy(max_attempts=config.max_attempts),
             ),
             start_s=config.engine_start_s,
             group_s=config.group_deadline_s,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
+from envs.base import WorldError
 from rollout.clock import ClockError
 from rollout.collector import NoSignalError
 from rollout.engine import EngineError
@@ -20,6 +21,7 @@ class PeerFailedError(RuntimeError):
 
 WORLD_ERRORS = (
     PeerFailedError,
+    WorldError,  # outside an episode, in which it is data
     EngineError,
     WeightSyncError,
     NoSignalError,

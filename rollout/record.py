@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from envs.episode import Episode, Score
 from envs.messages import Message, ParseStatus, StopReason, Task, TextPart, ToolCall
 from rollout.jsonl import JsonlWriter, encode_line, read_jsonl
-from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
+from rollout.trajectory import (
+    Completion,
+    FailedAttempt,
+    Trajectory,
+    TrajectoryError,
+    Turn,
+    VersionSpan,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +126,11 @@ def encode_record(record: Record) -> Json:
             "parts": dict(trajectory.score.parts),
             "success": trajectory.score.success,
             "error": trajectory.score.error,
+            "error_kind": trajectory.score.error_kind,
         },
-        "error": trajectory.error and {"kind": trajectory.error.kind, "message": trajectory.error.message},
+        "error": trajectory.error and asdict(trajectory.error),
+        "attempts": [asdict(attempt) for attempt in trajectory.attempts],
+        "close_error": trajectory.close_error and asdict(trajectory.close_error),
         "timings_s": trajectory.timings_s,
         "call_s": trajectory.call_s,
         "transcript": [_encode_message(message) for message in episode.transcript],
@@ -148,7 +158,13 @@ def decode_record(row: Json) -> Record:
         score=Score(**row["score"]),
         error=row["error"] and TrajectoryError(**row["error"]),
         timings_s=row["timings_s"],
-        call_s=row.get("call_s", {}),  # an older record has none
+        # An older record has none of these.
+        call_s=row.get("call_s", {}),
+        attempts=tuple(
+            FailedAttempt(**{**attempt, "error": TrajectoryError(**attempt["error"])})
+            for attempt in row.get("attempts", ())
+        ),
+        close_error=TrajectoryError(**told) if (told := row.get("close_error")) else None,
     )
     old_logprobs, advantages = row["old_logprobs"], row.get("advantages")  # an older record has none
     return Record(

@@ -15,13 +15,14 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from envs.registry import resolve_env
 from rewards.base import resolve_reward
-from rollout.agent import request_seed, run_group
+from rollout.agent import ONE_RETRY, request_seed, run_group
 from rollout.collector import GroupRequest
 from rollout.engine import EngineSpec, VllmEngine
 from rollout.failures import PeerFailedError, world_cause
 from rollout.limits import Limits
 from rollout.manifest import Manifest
 from rollout.renderer import ChatMLRenderer
+from rollout.retry import RetryPolicy
 from rollout.tokenizer import load_tokenizer
 from rollout.trajectory import TrajectoryGroup
 from rollout.weight_sketch import Sketch
@@ -68,6 +69,7 @@ class RolloutSpec:
     reward: str
     limits: Limits
     run_seed: int
+    retry: RetryPolicy = ONE_RETRY
 
 
 class RolloutWorker:
@@ -105,6 +107,7 @@ class RolloutWorker:
             context_length=self.spec.engine.context_length,
             temperature=request.temperature,
             filters=request.filters,
+            retry=self.spec.retry,
         )
 
     async def receive_weights(self, manifest: Mapping[str, Any], drill: str) -> int:
