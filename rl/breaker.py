@@ -63,4 +63,4 @@ class Breaker:
             self._kinds.popleft()
 
 
-MEND = "Look at these trajectories with scripts.view, mend what failed, and go on with --resume"
+MEND = "Look at these trajectories with scripts.view and mend what failed"

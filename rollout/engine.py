@@ -273,7 +273,7 @@ class VllmEngine:
             from vllm.v1.engine.exceptions import EngineGenerateError  # of this request alone: "recoverable"
 
             failed = EngineRequestError if isinstance(error, EngineGenerateError) else EngineError
-            raise failed(f"{self.spec.name}: {what} failed: {error or type(error).__name__}") from error
+            raise failed(f"{self.spec.name}: {what} failed: {str(error) or repr(error.__cause__)}") from error
 
     async def served_version(self) -> int:
         """The policy version that new tokens are labelled with."""

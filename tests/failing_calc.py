@@ -1,8 +1,8 @@
 """calc in a world that fails: a user's environment file of the tests.
 
 FAILS in the environment says how, always in the first step, when the policy has spoken:
-    some        one task in three always, as a sandbox that dies; of one in three the first episode alone, as a
-                tool server that is back soon
+    some        one task in three always, as a sandbox that dies; of one in three the first episode alone, as
+                a tool server that is back soon
     after N     every episode, once N have begun in this process
 """
 
