@@ -9,14 +9,14 @@ import pytest
 from recipes.make_base import make_base
 from tests.finished_run import FinishedRun, run_recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def run_in(path: Path, fails: str, monkeypatch: pytest.MonkeyPatch) -> FinishedRun:
     """A short run on calc's own starting policy, which a world that fails could not have made."""
     monkeypatch.setenv("FAILS", fails)
     model = make_base("calc", level=1, seed=0)
-    return run_recipe(path, ["--env", "tests/failing_calc.py:ENV", "--model", str(model)])
+    return run_recipe(path, ["--env", "tests/failing_calc.py:ENV", "--model", str(model)], timeout_s=500)
 
 
 def test_a_run_goes_on_with_what_the_world_left_it_and_says_what_it_took(tmp_path, monkeypatch) -> None:
