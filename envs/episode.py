@@ -36,12 +36,15 @@ class Score:
 
     An unscored episode is in no statistic and in no loss: a world that failed is not the model's zero.
     `parts` are the named components (logged each), `success` the task metric in {0, 1} where one exists.
+    `explanation` is what a judge said; `error_kind` tells what kind of failure left it unscored.
     """
 
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
     success: float | None = None
     error: str | None = None
+    explanation: str = ""
+    error_kind: str = ""
 
 
 RewardFn = Callable[[Episode], Score]

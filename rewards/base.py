@@ -5,44 +5,55 @@ from __future__ import annotations
 import math
 import random
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, cast
 
 from envs.deadline import DeadlineError, in_thread, within
 from envs.episode import Episode, RewardFn, Score
 from envs.names import load_object, unknown_name
 from envs.registry import EnvDefinition
 
+if TYPE_CHECKING:
+    from rewards.judge_asking import OwnPolicy
+
 __all__ = ["Reward", "RewardFn", "Score", "resolve_reward", "score_episode", "shuffle_scores", "weighted"]
 
 _SHUFFLED = "shuffled:"
 LEARNED = "reward_model:"
 """What the name of a learned reward begins with; the folder or hub id of its model follows."""
+JUDGED = "judge:"
+"""What the name of a judge begins with; its file follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """A reward by name. `shuffled` asks the collector to apply `shuffle_scores` to each batch."""
+    """A reward by name. `shuffled` asks the collector to apply `shuffle_scores` to each batch.
+
+    `wall_s` is its own deadline for one episode, in seconds; None: the caller's.
+    """
 
     name: str
     fn: RewardFn
     shuffled: bool = False
+    wall_s: float | None = None
 
 
-def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
+def resolve_reward(spec: str, definition: EnvDefinition, own: OwnPolicy | None = None) -> Reward:
     """The reward that `spec` names; its success is the environment's own where that has one.
 
     "" or the environment's name: its own score. "file.py:function" or "package.module:function": that one.
-    "reward_model:FOLDER": a learned one (rewards/reward_model.py).
+    "reward_model:FOLDER": a learned one (rewards/reward_model.py). "judge:FILE": a judge (rewards/judge.py),
+    which may ask `own`, a policy of the caller's; without one such a judge is resolved, and leaves unscored.
     "shuffled:<any of these>": the same, permuted within the batch, the control that must not learn.
     """
     if spec.startswith(_SHUFFLED):
         inner = spec.removeprefix(_SHUFFLED)
         if inner.startswith(_SHUFFLED):
             raise ValueError(f"reward {spec!r} is shuffled twice; write {inner!r}")
-        reward = resolve_reward(inner, definition)
+        reward = resolve_reward(inner, definition, own)
         return replace(reward, name=_SHUFFLED + reward.name, shuffled=True)
     if spec in ("", definition.name):
         return Reward(name=definition.name, fn=definition.score)
@@ -52,6 +63,10 @@ def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
         )
 
         return Reward(name=spec, fn=reward_model(spec.removeprefix(LEARNED), definition.score))
+    if spec.startswith(JUDGED):
+        from rewards.judge import judge_reward  # brings a judge's machinery, which other rewards do without
+
+        return judge_reward(spec, spec.removeprefix(JUDGED), definition.score, own)
     try:
         function = load_object(spec)
     except ValueError as error:
@@ -90,17 +105,23 @@ def with_success_of(env_score: RewardFn, function: RewardFn) -> RewardFn:
 async def score_episode(reward: Reward, episode: Episode, *, timeout_s: float) -> Score:
     """The reward's Score; *unscored*, never 0, with the reason in `error` when it failed to give a valid one.
 
-    The function runs in a thread, so a slow one does not hold up the agents. At `timeout_s` (wall seconds)
-    its episode is unscored and the thread is left behind; a thread cannot be killed.
+    The function runs in a thread, so a slow one does not hold up the agents, unless it is a coroutine
+    function. At `timeout_s` (wall seconds; the reward's own deadline comes first) its episode is unscored and
+    the thread is left behind; a thread cannot be killed.
     """
     try:
-        score = await within(timeout_s, in_thread(partial(reward.fn, episode)))
+        is_async = iscoroutinefunction(reward.fn)
+        work = reward.fn(episode) if is_async else in_thread(partial(reward.fn, episode))
+        score = await within(reward.wall_s or timeout_s, cast(Awaitable[Score], work))
     except DeadlineError as error:
         return Score(value=None, error=f"{_OVERDUE}{reward.name}: {error}")
     except (Exception, SystemExit) as error:  # user code may call sys.exit; the run must not
         return _unscored(reward, _describe(error))
     problem = _problem(score)
-    return score if problem is None else _unscored(reward, problem)
+    if problem is None:
+        return score
+    said = score if isinstance(score, Score) and score.value is None else _unscored(reward, problem)
+    return replace(said, error=f"reward {reward.name}: {problem}")
 
 
 _OVERDUE = "overdue reward "

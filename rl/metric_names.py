@@ -37,6 +37,15 @@ ROLLOUT_METRICS = {
     **{f"stop/{reason}": f"share of all trajectories that stopped for {reason}" for reason in StopReason},
 }
 
+JUDGE_METRICS = {
+    "reward/judge/score": "a judge's score before any length penalty, scaled to [0, 1], mean of both orders",
+    "reward/judge/order_gap": "|score - score in the other order| of a judge, in [0, 1]: position bias",
+    "reward/judge/length_penalty": "what an answer paid for its length, as a share of the score's range",
+    "reward/judge/calls": "requests to a judge for a scored trajectory; their seconds are in time/reward_s",
+    "reward/judge/prompt_tokens": "tokens of those requests, 0 where the server does not tell",
+    "reward/judge/completion_tokens": "tokens of the judge's replies, 0 where the server does not tell",
+}
+
 TOKEN_METRICS = {
     "tokens/sampled": "tokens sampled in this step's groups; = trained + masked + dropped",
     "tokens/trained": "sampled tokens under the loss",

@@ -16,6 +16,7 @@ from rl.loss_metrics import LOSS_METRICS
 from rl.metric_names import (
     DISTILL_METRICS,
     EVALUATION_METRICS,
+    JUDGE_METRICS,
     OPTIMIZER_METRICS,
     RESAMPLING_METRICS,
     REWARD_KL_METRICS,
@@ -35,6 +36,7 @@ Metrics = dict[str, float]
 
 METRICS: dict[str, str] = (
     ROLLOUT_METRICS
+    | JUDGE_METRICS
     | TOKEN_METRICS
     | LOSS_METRICS
     | CRITIC_METRICS

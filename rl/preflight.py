@@ -16,6 +16,7 @@ from rewards.base import LEARNED
 from rl.config import Config
 from rl.durable import require_free_bytes
 from rl.hints import hint_message
+from rl.judge_checks import judge_problems
 from rl.machine import Machine
 from rl.model import ModelFacts, model_facts
 from rl.policy_gradient import PolicyGradient
@@ -53,6 +54,7 @@ def preflight(config: Config, machine: Machine, run_path: Path) -> None:
     problems = [
         *teacher_problems(config, tokenizer),
         *reward_model_problems(config, tokenizer),
+        *judge_problems(config, renderer),
         *router_problems(config, facts),
         *model_problems(config, facts),
         *memory_problems(config, machine, facts),

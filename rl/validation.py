@@ -17,6 +17,7 @@ from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
 from rl.defaults import resolve
 from rl.determinism import determinism_problems
+from rl.judge_checks import judge_fit_problems
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
@@ -271,6 +272,7 @@ def _env_problems(config: Config) -> Iterator[str]:
         definition = resolve_env(config.env)
         definition.require_level(config.level)
         resolve_reward(config.reward, definition)
+        yield from judge_fit_problems(config)
     except ValueError as error:
         yield str(error)
         return

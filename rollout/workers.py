@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from envs.registry import resolve_env
 from rewards.base import resolve_reward
+from rewards.judge_asking import OwnPolicy
 from rollout.agent import request_seed, run_group
 from rollout.collector import GroupRequest
 from rollout.engine import EngineSpec, VllmEngine
@@ -80,8 +81,9 @@ class RolloutWorker:
         self.spec = spec
         self.engine = VllmEngine(spec.engine)
         self.definition = resolve_env(spec.env)
-        self.reward = resolve_reward(spec.reward, self.definition)
         self.renderer = ChatMLRenderer(load_tokenizer(spec.engine.model))
+        own = OwnPolicy(policy=self.engine, renderer=self.renderer, context_length=spec.engine.context_length)
+        self.reward = resolve_reward(spec.reward, self.definition, own)
 
     async def start(self) -> float:
         """Bring the engine up; returns the seconds that took."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from envs.endpoint import ChatEndpoint
 from envs.policy import SamplingFilters
 from envs.splits import Split
 from rl.config import Config
@@ -15,7 +16,6 @@ from rl.defaults import resolve
 from rl.evaluation import Evaluation, read_evaluation
 from rl.machine import Machine
 from rl.paired import TaskKey, require_same_tasks, task_keys
-from rollout.chat_endpoint import ChatEndpoint
 from scripts._evaluate_options import Options, require_options
 from scripts._evaluated import (
     Cell,

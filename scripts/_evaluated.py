@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from envs.endpoint import EndpointSpec
 from envs.messages import Task
 from envs.registry import EnvDefinition, resolve_env, split_level
 from envs.splits import Split
@@ -25,7 +26,6 @@ from rl.model import model_facts
 from rl.model_folder import HUB_ID
 from rl.preflight import model_problems, prompt_problems, reward_model_problems
 from rl.validation import ConfigError, validate
-from rollout.chat_endpoint import EndpointSpec
 from rollout.limits import Limits
 from rollout.renderer import ChatMLRenderer
 from rollout.task_stream import TaskStream
