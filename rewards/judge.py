@@ -16,19 +16,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from math import tanh
-from typing import cast
 
 from envs.episode import Episode, RewardFn, Score
 from envs.messages import Message
-from rewards.base import Reward
 from rewards.judge_asking import Asker, EndpointAsker, JudgeError, Nobody, OwnPolicy, PolicyAsker
 from rewards.judge_file import JudgeSpec, read_judge
 from rewards.judge_prompt import Reply, pieces_of
 
-ERROR_KIND = "judge"
 
-
-def judge_reward(name: str, path: str, env_score: RewardFn, own: OwnPolicy | None) -> Reward:
+def read_judge_reward(path: str, own: OwnPolicy | None) -> RewardFn:
     """The reward of a judge file; `own` is the policy that `policy = "self"` asks.
 
     Raises:
@@ -36,22 +32,16 @@ def judge_reward(name: str, path: str, env_score: RewardFn, own: OwnPolicy | Non
     """
     spec = read_judge(path)
     if not spec.policy:
-        asker: Asker = EndpointAsker(spec)
-    else:
-        asker = PolicyAsker(spec, own) if own is not None else Nobody()
-    # Awaited by score_episode, which knows coroutine functions.
-    function = cast(RewardFn, judge(spec, asker, env_score))
-    return Reward(name=name, fn=function, wall_s=spec.wall_s)
+        return judge(spec, EndpointAsker(spec))
+    return judge(spec, PolicyAsker(spec, own) if own is not None else Nobody())
 
 
-def judge(
-    spec: JudgeSpec, asker: Asker, env_score: RewardFn | None = None
-) -> Callable[[Episode], Awaitable[Score]]:
-    """The reward of `spec`, with the environment's own success: a judge says what is preferred, not what is.
+def judge(spec: JudgeSpec, asker: Asker) -> Callable[[Episode], Awaitable[Score]]:
+    """The reward of `spec`. It says what is preferred, not what is right: it has no success of its own.
 
     Value: low + (high - low) * (share - length penalty), the share being the judge's score in [0, 1], of two
-    orders the mean. Unscored, with error_kind "judge", where the judge failed or cannot be read. It is
-    `score_episode` that holds it to `spec.wall_s`.
+    orders the mean. Unscored, with error_kind "judge", where the judge failed or cannot be read. Whoever
+    awaits it sets a deadline (--reward-timeout-s), the wait for one of `num_concurrent` places included.
     """
     places = asyncio.Semaphore(spec.num_concurrent)
 
@@ -61,13 +51,11 @@ def judge(
 
     async def score(episode: Episode) -> Score:
         try:
-            questions = questions_of(spec, episode)
-            replies = await _all(map(ask, questions))
+            replies = await _all(map(ask, questions_of(spec, episode)))
         except JudgeError as error:
             problem = f"{type(error).__name__}: {error}"
-            return Score(value=None, error=problem, explanation=error.said, error_kind=ERROR_KIND)
-        own = env_score(episode) if env_score else None
-        return score_of(spec, episode, replies, success=own.success if own else None)
+            return Score(value=None, error=problem, explanation=error.said, error_kind="judge")
+        return judged_score(spec, episode, replies)
 
     return score
 
@@ -102,7 +90,7 @@ def questions_of(spec: JudgeSpec, episode: Episode) -> list[dict[str, str]]:
     ]
 
 
-def score_of(spec: JudgeSpec, episode: Episode, replies: Sequence[Reply], *, success: float | None) -> Score:
+def judged_score(spec: JudgeSpec, episode: Episode, replies: Sequence[Reply]) -> Score:
     """The Score of a judge's replies, one for each question of `questions_of`."""
     shares = [reply.share for reply in replies]
     if spec.mode == "pairwise":
@@ -120,7 +108,6 @@ def score_of(spec: JudgeSpec, episode: Episode, replies: Sequence[Reply], *, suc
     return Score(
         value=spec.low + (spec.high - spec.low) * (share - penalty),
         parts=parts,
-        success=success,
         explanation="\n".join(reply.explanation for reply in replies).strip(),
     )
 

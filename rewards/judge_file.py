@@ -46,8 +46,8 @@ class JudgeSpec:
 
     Of a field's text `max_chars` characters are shown. `length_coef` is what an answer pays for being longer
     than its reference (rewards/judge.py), which is `length_reference` characters long where the mode knows
-    no other, in units of `length_scale` characters. `wall_s` is the deadline of an episode's judging, waiting
-    for one of `num_concurrent` places included.
+    no other, in units of `length_scale` characters. No more than `num_concurrent` questions are asked at
+    once, by each engine's worker.
 
     Raises:
         ValueError: a value that cannot be, a setting without effect, or a template without its fields.
@@ -60,7 +60,7 @@ class JudgeSpec:
     endpoint: str = ""
     model: str = ""
     key_variable: str = ""
-    request_s: float = 60.0
+    request_s: float = 20.0
     num_retries: int = 3
     temperature: float = 0.0
     max_tokens: int = 512
@@ -72,7 +72,6 @@ class JudgeSpec:
     length_scale: float = 0.0
     length_reference: int = 0
     num_concurrent: int = 32
-    wall_s: float = 120.0
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -135,7 +134,7 @@ class JudgeSpec:
     def _check_numbers(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"low = {self.low:g}, high = {self.high:g}; expected finite ones, low first")
-        for name in ("request_s", "max_tokens", "max_chars", "num_concurrent", "wall_s"):
+        for name in ("request_s", "max_tokens", "max_chars", "num_concurrent"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} = {value}; expected more than 0, and finite: nothing is unlimited")

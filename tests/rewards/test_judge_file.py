@@ -50,7 +50,10 @@ def test_a_whole_number_is_a_number(tmp_path):
         (REMOTE + "json_mode = 1", "json_mode = 1 is a int; expected a bool"),
         (REMOTE + "max_tokens = true", "max_tokens = True is a bool; expected a int"),
         (REMOTE + "max_tokens = 0", "max_tokens = 0; expected more than 0, and finite"),
-        (REMOTE + "wall_s = inf", "wall_s = inf; expected more than 0, and finite: nothing is unlimited"),
+        (
+            REMOTE + "request_s = inf",
+            "expected more than 0, and finite: nothing is unlimited",
+        ),
         (REMOTE + "low = 1", "low = 1, high = 1; expected finite ones, low first"),
         (REMOTE + "temperature = -1", "temperature = -1.0; expected 0 or more"),
         (REMOTE.replace('model = "m"\n', ""), "endpoint without model"),
