@@ -203,7 +203,7 @@ async def test_success_is_the_environments_own(tmp_path):
         path.write_text(json.dumps({"endpoint": server.url, "model": "m", "template": "Rate {answer}"}))
         reward = resolve_reward(f"judge:{path}", resolve_env("calc"))
         task = resolve_env("calc").make_task(1, 0)
-        said = replace(episode("no"), task=task)
+        said = replace(episode("no"), task=task, final_state={"operations": []})
         scored = await score_episode(reward, said, timeout_s=9)
     assert (scored.value, scored.success) == (1.0, 0.0)
 
