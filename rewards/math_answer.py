@@ -57,5 +57,5 @@ def _reference(text: str) -> tuple[Any, ...]:
 
 
 def _read(text: str) -> list[Any]:
-    """The boxed expressions in a text, all of them, else the last one; of several it has not decided."""
+    """All boxed expressions of a text as one, else its last expression; no second try where that fails."""
     return parse(text, extraction_mode="first_match", fallback_mode="no_fallback", parsing_timeout=None)

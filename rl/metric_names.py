@@ -58,6 +58,19 @@ JUDGE_METRICS = {
     "reward/judge/completion_tokens": "tokens of the judge's replies, 0 where the server does not tell",
 }
 
+HACK_METRICS = {
+    "hack/duplicates": "share of the scored trajectories whose whole output another task of the step got too",
+    "hack/near_duplicates": "the same with outputs reduced to their letters, without case",
+    "hack/judge_disagreement": "|judge/score - success|, mean over the scored trajectories that have both",
+    "hack/reward_length_correlation": "Spearman's rank correlation of reward and sampled tokens over the "
+    "step's scored trajectories; not where one of the two does not vary",
+    "hack/warned_reference": "1 in a step that warned: the reward rises while its reference falls",
+    "hack/warned_length": "1 in a step that warned: the number of sampled tokens drifts",
+    "hack/warned_duplicates": "1 in a step that warned: hack/duplicates rises",
+    "hack/warned_near_duplicates": "1 in a step that warned: hack/near_duplicates rises",
+    "hack/warned_disagreement": "1 in a step that warned: hack/judge_disagreement rises",
+}
+
 TOKEN_METRICS = {
     "tokens/sampled": "tokens sampled in this step's groups; = trained + masked + dropped",
     "tokens/trained": "sampled tokens under the loss",

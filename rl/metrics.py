@@ -16,6 +16,7 @@ from rl.loss_metrics import LOSS_METRICS
 from rl.metric_names import (
     DISTILL_METRICS,
     EVALUATION_METRICS,
+    HACK_METRICS,
     JUDGE_METRICS,
     OPTIMIZER_METRICS,
     RESAMPLING_METRICS,
@@ -37,6 +38,7 @@ Metrics = dict[str, float]
 METRICS: dict[str, str] = (
     ROLLOUT_METRICS
     | JUDGE_METRICS
+    | HACK_METRICS
     | TOKEN_METRICS
     | LOSS_METRICS
     | CRITIC_METRICS

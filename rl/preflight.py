@@ -16,10 +16,10 @@ from rewards.base import LEARNED
 from rl.config import Config
 from rl.durable import require_free_bytes
 from rl.hints import hint_message
-from rl.judge_checks import judge_problems
 from rl.machine import Machine
 from rl.model import ModelFacts, model_facts
 from rl.policy_gradient import PolicyGradient
+from rl.reward_checks import judge_problems
 from rl.router_replay import ROUTERS
 from rl.validation import ConfigError
 from rollout.manifest import ITEM_BYTES

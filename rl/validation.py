@@ -18,11 +18,11 @@ from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
 from rl.defaults import resolve
 from rl.determinism import determinism_problems
-from rl.judge_checks import judge_fit_problems
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
 from rl.policy_gradient import PolicyGradient
+from rl.reward_checks import reward_fit_problems
 from rl.sampling_checks import sampling_problems
 from rl.tracker import TRACKERS
 from rollout.sabotage import DRILLS
@@ -273,7 +273,7 @@ def _env_problems(config: Config) -> Iterator[str]:
         definition = resolve_env(config.env)
         definition.require_level(config.level)
         asyncio.run(check_reward(config.reward, definition, config.level))
-        yield from judge_fit_problems(config)
+        yield from reward_fit_problems(config)
     except ValueError as error:
         yield str(error)
         return

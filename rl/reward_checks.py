@@ -1,4 +1,4 @@
-"""What is refused of a judge: rows and promises that do not go with it, no reference, no room for it."""
+"""What is refused of a reward: judges that cannot be asked or do not fit the run, a monitor of nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from rewards.judge_asking import label_ids, question_ids
 from rewards.judge_file import JudgeSpec, read_judge
 from rewards.judge_prompt import pieces_of
 from rl.config import Config
+from rl.hacking import MIN_STEPS
+from rl.metrics import check_names
 from rl.policy_gradient import PolicyGradient
 from rollout.renderer import ChatMLRenderer
 from rollout.task_stream import TaskStream
@@ -27,7 +29,22 @@ def judge_of(reward: str) -> JudgeSpec | None:
     return read_judge(spec.removeprefix(JUDGED)) if spec.startswith(JUDGED) else None
 
 
-def judge_fit_problems(config: Config) -> Iterator[str]:
+def reward_fit_problems(config: Config) -> Iterator[str]:
+    """Settings that do not go with the reward, or with each other. Raises ValueError."""
+    yield from _monitor_problems(config)
+    yield from _judge_fit_problems(config)
+
+
+def _monitor_problems(config: Config) -> Iterator[str]:
+    """A monitor that can see nothing."""
+    if 0 < config.hacking_window < MIN_STEPS:
+        yield f"hacking_window = {config.hacking_window}: expected at least {MIN_STEPS} steps, or 0 for none"
+    if config.hacking_reference and not config.hacking_window:
+        yield "hacking_reference has no effect with hacking_window = 0: there is no monitor; leave it out"
+    check_names([config.hacking_reference] if config.hacking_reference else ())
+
+
+def _judge_fit_problems(config: Config) -> Iterator[str]:
     """A row that finds nothing to learn from, and a promise that no endpoint keeps. Raises ValueError."""
     spec = judge_of(config.reward)
     if spec is None:

@@ -1,4 +1,4 @@
-"""What of a judge is refused before a run starts, with the policy's tokenizer and the tasks in hand."""
+"""What of a reward is refused before a run starts, with the policy's tokenizer and the tasks in hand."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ import pytest
 from recipes.calc_grpo import CONFIG
 from recipes.char_tokenizer import make_char_tokenizer
 from rl.inputs import input_digests
-from rl.judge_checks import judge_fit_problems, judge_problems
 from rl.machine import Machine
+from rl.reward_checks import judge_problems, reward_fit_problems
 from rl.validation import ConfigError, validate
 from rollout.renderer import ChatMLRenderer
 
@@ -59,7 +59,7 @@ def test_a_reference_that_the_tasks_do_not_have_is_refused(config_of):
     ],
 )
 def test_what_does_not_go_with_a_judge_is_refused(config_of, text, changes, problem):
-    (told,) = judge_fit_problems(config_of(text, **changes))
+    (told,) = reward_fit_problems(config_of(text, **changes))
     assert problem in told
 
 
@@ -72,3 +72,16 @@ def test_a_resumed_run_notices_that_its_judge_has_changed(config_of):
     before = input_digests(config_of(OWN))["reward"]
     assert before == input_digests(config_of(OWN))["reward"]
     assert before != input_digests(config_of(OWN + "low = -1"))["reward"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"hacking_window": 3}, "hacking_window = 3: expected at least 5 steps, or 0 for none"),
+        ({"hacking_window": 0, "hacking_reference": "reward/exact"}, "there is no monitor; leave it out"),
+        ({"hacking_reference": "rollout/succes"}, "did you mean 'rollout/success'"),
+    ],
+)
+def test_a_monitor_of_nothing_is_refused(changes, problem):
+    with pytest.raises(ConfigError, match=problem):
+        validate(replace(CONFIG, **changes), Machine.here())
