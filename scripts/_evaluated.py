@@ -26,6 +26,7 @@ from rl.machine import Machine
 from rl.model import model_facts
 from rl.model_folder import HUB_ID
 from rl.preflight import model_problems, prompt_problems, reward_model_problems
+from rl.reward_checks import judge_problems
 from rl.validation import ConfigError, validate
 from rollout.limits import Limits
 from rollout.renderer import ChatMLRenderer
@@ -272,6 +273,7 @@ def require_sound(config: Config, machine: Machine) -> None:
     problems = [
         *model_problems(config, facts),
         *reward_model_problems(config, tokenizer),
+        *judge_problems(config, renderer),
         *prompt_problems(config, renderer, tokenizer),
     ]
     if problems:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,13 @@ def test_toml_and_json_say_the_same(tmp_path):
     assert spec == read_judge(write(tmp_path, json.dumps(as_json), "judge.json"))
     assert spec.labels == ("Y", "N")
     assert JudgeSpec(mode="pairwise", policy="self", template="{first} {second}").labels == ("A", "B")
+
+
+def test_the_judge_in_the_documentation_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "k")
+    told = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", told, re.DOTALL)
+    assert read_judge(write(tmp_path, text)).mode == "agreement"
 
 
 def test_a_whole_number_is_a_number(tmp_path):
