@@ -293,12 +293,3 @@ def test_results_are_never_overwritten(tmp_path: Path, model: Path, monkeypatch,
     (tmp_path / "evaluation.json").write_text("{}")
     assert run_main(monkeypatch, "--model", str(model), "--env", "calc:1", "--out", str(tmp_path)) == 2
     assert "is not empty; give a new or an empty folder" in capsys.readouterr().err
-
-
-def test_a_judge_of_our_own_engine_is_refused_where_none_runs(tmp_path: Path, monkeypatch, capsys) -> None:
-    judge = tmp_path / "judge.toml"
-    judge.write_text('policy = "self"\ntemplate = "Is {answer} right?"\n')
-    with serving(playing(CALC.reference, TASKS)) as server:
-        options = endpoint_options(server.url, tmp_path / "out", "--reward", f"judge:{judge}")
-        assert run_main(monkeypatch, *options) == 2
-    assert "asks an engine of ours, and the model is behind an endpoint" in capsys.readouterr().err
