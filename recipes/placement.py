@@ -17,6 +17,7 @@ from rl.machine import Machine, stack_versions
 from rl.objective import Objective
 from rl.precision import Precision
 from rl.run_dir import RunDir
+from rl.sandbox_checks import sandbox_facts
 from rl.screens import Link, Role, StartFacts
 from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
 from rollout.engine import EngineSpec
@@ -89,6 +90,7 @@ def make_rollouts(config: Config) -> list[RemoteRollouts]:
                     max_wall_s=config.max_wall_s,
                 ),
                 run_seed=config.seed,
+                sandbox=config.sandbox_policy,
                 reward_workers=max(1, config.reward_workers // config.engines),
                 reward_timeout_s=config.reward_timeout_s,
             ),
@@ -198,4 +200,5 @@ def start_facts(
         num_cores=machine.cores,
         versions=stack_versions(),
         run_dir=str(directory.path),
+        sandbox=(sandbox_facts(config) or {}).get("line", ""),
     )

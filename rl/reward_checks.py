@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from envs.episode import Episode
 from envs.messages import StopReason
 from envs.splits import Split
-from rewards.base import JUDGED
+from rewards.base import JUDGED, is_users
 from rewards.judge import questions_of
 from rewards.judge_asking import label_ids, question_ids
 from rewards.judge_file import JudgeSpec, read_judge
@@ -31,6 +31,11 @@ def judge_of(reward: str) -> JudgeSpec | None:
 
 def reward_fit_problems(config: Config) -> Iterator[str]:
     """Settings that do not go with the reward, or with each other. Raises ValueError."""
+    if config.reward_workers and not is_users(config.reward):
+        yield (
+            f"reward_workers = {config.reward_workers} has no effect: only a reward of your own runs in "
+            "child processes; leave it out"
+        )
     yield from _monitor_problems(config)
     yield from _judge_fit_problems(config)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from envs.names import unknown_name
 from envs.registry import resolve_env
-from rewards.base import check_reward, is_users
+from rewards.base import check_reward
 from rl.advantages import ADV_ESTIMATORS
 from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
@@ -24,6 +24,7 @@ from rl.overrides import Range
 from rl.policy_gradient import PolicyGradient
 from rl.reward_checks import reward_fit_problems
 from rl.sampling_checks import sampling_problems
+from rl.sandbox_checks import sandbox_problems
 from rl.tracker import TRACKERS
 from rollout.sabotage import DRILLS
 
@@ -277,11 +278,7 @@ def _env_problems(config: Config) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    if config.reward_workers and not is_users(config.reward):
-        yield (
-            f"reward_workers = {config.reward_workers} has no effect: only a reward of your own runs in "
-            "child processes; leave it out"
-        )
+    yield from sandbox_problems(config)
     needed = definition.lengths(config.level).turns
     if config.max_turns < needed:
         yield (

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from envs.registry import resolve_env
+from envs.sandbox.policy import DEFAULT_POLICY, SandboxPolicy, use_policy
 from rewards.base import resolve_reward
 from rewards.judge_asking import OwnPolicy
 from rollout.agent import request_seed, run_group
@@ -69,6 +70,7 @@ class RolloutSpec:
     reward: str
     limits: Limits
     run_seed: int
+    sandbox: SandboxPolicy = DEFAULT_POLICY
     reward_workers: int = 1
     reward_timeout_s: float = 30.0
 
@@ -81,6 +83,7 @@ class RolloutWorker:
 
     def __init__(self, spec: RolloutSpec) -> None:
         self.spec = spec
+        use_policy(spec.sandbox)
         self.engine = VllmEngine(spec.engine)
         self.definition = resolve_env(spec.env)
         self.renderer = ChatMLRenderer(load_tokenizer(spec.engine.model))
@@ -110,7 +113,7 @@ class RolloutWorker:
             temperature=request.temperature,
             filters=request.filters,
             reward_wall_s=self.spec.reward_timeout_s,
-            step=request.step,
+            step=max(request.step, 0),  # measurements are of none
         )
 
     async def receive_weights(self, manifest: Mapping[str, Any], drill: str) -> int:
