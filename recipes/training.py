@@ -91,6 +91,7 @@ async def train_and_judge(run: Run, started: float) -> int:
             record_is_full=run.journal.record_is_full,
             tracker_ids=run.journal.tracker_ids,
             file_bytes=run.directory.file_bytes(),
+            monitor=run.journal.monitor_state,
         )
         is_last = is_spent or step == config.num_steps
         if is_last or step % config.save_every == 0 or run.request.number:

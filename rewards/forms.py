@@ -7,7 +7,7 @@ import importlib
 import math
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import isawaitable
 from pathlib import Path
@@ -144,7 +144,8 @@ def checked(name: str, result: object, sample: Sample) -> Score:
         return invalid(name, sample, problem)
     score = cast(Score, result)
     if score.value is None and score != DOES_NOT_APPLY:
-        return _unscored(name, sample, score.error or "", score.error_kind or "world")
+        unscored = _unscored(name, sample, score.error or "", score.error_kind or "world")
+        return replace(unscored, explanation=score.explanation)
     return score
 
 

@@ -216,6 +216,12 @@ class Config(WorldSettings, Overrides):
     cache_dir: str = ""
     """Where starting policies are kept. Empty: ~/.cache/whetstone."""
 
+    # The monitor of reward hacking: it warns and stops nothing
+    hacking_window: Size = 10
+    """Steps in each of the two windows that it compares, at least 5; 0: no monitor."""
+    hacking_reference: str = ""
+    """Metric that must not fall while the reward rises, such as reward/exact. Empty: rollout/success."""
+
     # Deadlines: no wait without one
     engine_start_s: Positive = 300.0
     """For an engine to load and answer."""

@@ -59,6 +59,28 @@ ROLLOUT_METRICS = {
     **{f"stop/{reason}": f"share of all trajectories that stopped for {reason}" for reason in StopReason},
 }
 
+JUDGE_METRICS = {
+    "reward/judge/score": "a judge's score before any length penalty, scaled to [0, 1], mean of both orders",
+    "reward/judge/order_gap": "|score - score in the other order| of a judge, in [0, 1]: position bias",
+    "reward/judge/length_penalty": "what an answer paid for its length, as a share of the score's range",
+    "reward/judge/calls": "requests to a judge for a scored trajectory; their seconds are in time/reward_s",
+    "reward/judge/prompt_tokens": "tokens of those requests, 0 where the server does not tell",
+    "reward/judge/completion_tokens": "tokens of the judge's replies, 0 where the server does not tell",
+}
+
+HACK_METRICS = {
+    "hack/duplicates": "share of the scored trajectories whose whole output another task of the step got too",
+    "hack/near_duplicates": "the same with outputs reduced to their letters, without case",
+    "hack/judge_disagreement": "|judge/score - success|, mean over the scored trajectories that have both",
+    "hack/reward_length_correlation": "Spearman's rank correlation of reward and sampled tokens over the "
+    "step's scored trajectories; not where one of the two does not vary",
+    "hack/warned_reference": "1 in a step that warned: the reward rises while its reference falls",
+    "hack/warned_length": "1 in a step that warned: the number of sampled tokens drifts",
+    "hack/warned_duplicates": "1 in a step that warned: hack/duplicates rises",
+    "hack/warned_near_duplicates": "1 in a step that warned: hack/near_duplicates rises",
+    "hack/warned_disagreement": "1 in a step that warned: hack/judge_disagreement rises",
+}
+
 TOKEN_METRICS = {
     "tokens/sampled": "tokens sampled in this step's groups, earlier attempts included; = trained + masked + "
     "dropped",

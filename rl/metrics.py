@@ -17,6 +17,8 @@ from rl.loss_metrics import LOSS_METRICS
 from rl.metric_names import (
     DISTILL_METRICS,
     EVALUATION_METRICS,
+    HACK_METRICS,
+    JUDGE_METRICS,
     OPTIMIZER_METRICS,
     RESAMPLING_METRICS,
     REWARD_KL_METRICS,
@@ -36,6 +38,8 @@ Metrics = dict[str, float]
 
 METRICS: dict[str, str] = (
     ROLLOUT_METRICS
+    | JUDGE_METRICS
+    | HACK_METRICS
     | TOKEN_METRICS
     | LOSS_METRICS
     | CRITIC_METRICS
@@ -110,7 +114,8 @@ def _reward_metrics(groups: Sequence[TrajectoryGroup], scored: Sequence[Trajecto
 def _parts(trajectory: Trajectory) -> Metrics:
     """The parts of a score, none under the name of a metric of ours."""
     parts = trajectory.score.parts
-    return {f"part_{name}" if f"reward/{name}" in METRICS else name: value for name, value in parts.items()}
+    taken = METRICS.keys() - JUDGE_METRICS.keys()
+    return {f"part_{name}" if f"reward/{name}" in taken else name: value for name, value in parts.items()}
 
 
 def _behaviour_metrics(scored: Sequence[Trajectory]) -> Metrics:

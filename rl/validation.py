@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 
 from envs.names import unknown_name
 from envs.registry import resolve_env
-from rewards.base import check_reward, is_users
+from rewards.base import check_reward
 from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
 from rl.defaults import resolve
@@ -19,6 +19,7 @@ from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
 from rl.policy_gradient import PolicyGradient
+from rl.reward_checks import reward_fit_problems
 from rl.sampling_checks import sampling_problems
 from rl.sandbox_checks import sandbox_problems
 from rl.tracker import TRACKERS
@@ -274,15 +275,11 @@ def _env_problems(config: Config) -> Iterator[str]:
         definition = resolve_env(config.env)
         definition.require_level(config.level)
         asyncio.run(check_reward(config.reward, definition, config.level))
+        yield from reward_fit_problems(config)
     except ValueError as error:
         yield str(error)
         return
     yield from sandbox_problems(config)
-    if config.reward_workers and not is_users(config.reward):
-        yield (
-            f"reward_workers = {config.reward_workers} has no effect: only a reward of your own runs in "
-            "child processes; leave it out"
-        )
     needed = definition.lengths(config.level).turns
     if config.max_turns < needed:
         yield (

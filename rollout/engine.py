@@ -156,6 +156,7 @@ class VllmEngine:
             seed=sampling.seed,
             routed_experts_prompt_start=sampling.num_routed,
             stop_token_ids=list(sampling.stop_token_ids),
+            allowed_token_ids=list(sampling.allowed_token_ids) or None,
             ignore_eos=True,  # only stop_token_ids stop: the same set for every engine and learner
             logprobs=num_alternatives(filters),  # 0: the sampled token's only
             detokenize=False,

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from envs.registry import resolve_env
 from envs.sandbox.policy import DEFAULT_POLICY, SandboxPolicy, use_policy
 from rewards.base import resolve_reward
+from rewards.judge_asking import OwnPolicy
 from rollout.agent import ONE_RETRY, request_seed, run_group
 from rollout.collector import GroupRequest
 from rollout.engine import EngineSpec, VllmEngine
@@ -87,8 +88,9 @@ class RolloutWorker:
         use_policy(spec.sandbox)
         self.engine = VllmEngine(spec.engine)
         self.definition = resolve_env(spec.env)
-        self.reward = resolve_reward(spec.reward, self.definition, num_workers=spec.reward_workers)
         self.renderer = ChatMLRenderer(load_tokenizer(spec.engine.model))
+        own = OwnPolicy(policy=self.engine, renderer=self.renderer, context_length=spec.engine.context_length)
+        self.reward = resolve_reward(spec.reward, self.definition, num_workers=spec.reward_workers, own=own)
 
     async def start(self) -> float:
         """Bring the engine up; returns the seconds that took."""
