@@ -132,7 +132,8 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
         sockets=False,
         locks=False,
         notices=False,
-        metadata=hold.uid >= 0,  # an unused user owns nothing; an ordinary one owns files of the host
+        modes=hold.uid >= 0,  # an unused user owns nothing; an ordinary one owns files of the host
+        times=False,  # and some files may be written by all
         truncation=abi >= landlock.TRUNCATE_ABI,
     )
     if abi >= landlock.SIGNALS_ABI:
@@ -251,15 +252,20 @@ def _namespace() -> str:
 
 
 def sweep(temp: str) -> None:
-    """Remove the folders of launchers that were themselves killed."""
+    """Remove the folders of launchers that were themselves killed; what only has such a name stays."""
+    owners = {os.getuid()} | (set(range(_FIRST_UID, _LAST_UID + 1)) if os.getuid() == 0 else set())
     for name in os.listdir(temp):
         parts = name.removeprefix(_FOLDER).split("-")
-        if not name.startswith(_FOLDER) or len(parts) != 4 or parts[0] != _namespace():
+        is_ours = name.startswith(_FOLDER) and len(parts) == 4 and all(map(str.isdecimal, parts))
+        if not is_ours or parts[0] != _namespace():
             continue
-        try:
-            is_alive = _started(int(parts[1])) == parts[2]
-        except OSError:
-            is_alive = False
-        if not is_alive:
-            with suppress(OSError):  # another user's
+        with suppress(OSError):
+            if os.lstat(f"{temp}/{name}").st_uid in owners and not _is_alive(int(parts[1]), parts[2]):
                 usage.remove_folder(f"{temp}/{name}")
+
+
+def _is_alive(pid: int, started: str) -> bool:
+    try:
+        return _started(pid) == started
+    except OSError:
+        return False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from envs.sandbox.inside import Room
 
 NOT_STARTED = 254
-"""Exit code of a call that could not even begin: the sandbox's failure."""
+"""Exit code of a call that could not even begin. A program may end with it too: `BEGINS` tells which."""
 
 FILE_PROBLEM = 253
 """Exit code of reading or writing a file that cannot be: stderr says why."""
@@ -32,11 +32,16 @@ PAYLOAD = 4
 RESULT = 3
 """Where a program finds the descriptor of its private result."""
 
+BEGINS = 5
+"""Where a call says, once and for ever, that the rest is the program's own doing."""
+
 SCRIPT = "main.py"
 
 
 def run(message: dict[str, Any], room: Room, fault: mmap.mmap) -> NoReturn:
     """Run the call of `message`; does not return."""
+    os.write(BEGINS, b"1")
+    os.close(BEGINS)
     match message["kind"]:
         case "python":
             run_python(_payload(message), room, fault)
@@ -54,11 +59,12 @@ def _payload(message: dict[str, Any]) -> str:
         return message["code"]
     with os.fdopen(PAYLOAD, "rb") as file:
         file.seek(0)
-        return file.read().decode()
+        return file.read().decode(errors="surrogatepass")
 
 
 def run_python(code: str, room: Room, fault: mmap.mmap) -> NoReturn:
     """`code` as the script that an interpreter was started with, without starting one."""
+    sys.path[:] = [room.home, *room.paths]
     random.seed(room.seed)
     script = f"{room.temp}/{SCRIPT}"
     main = types.ModuleType("__main__")
@@ -82,7 +88,7 @@ def make_fresh(room: Room) -> None:
     """
     for name in [name for name in sys.modules if name == "envs" or name.startswith("envs.")]:
         del sys.modules[name]
-    sys.path[:] = [room.home, *room.paths]
+    sys.path.clear()  # the first process imports nothing any more, least of all from where programs write
     sys.argv[:] = [f"{room.temp}/{SCRIPT}"]
     sys.orig_argv[:] = [room.executable, *sys.argv]
     sys.executable = room.executable

@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxFileError
-from envs.sandbox.child import NOT_STARTED, PAYLOAD, RESULT
+from envs.sandbox.child import PAYLOAD, RESULT
 from envs.sandbox.inside import MAX_MESSAGE
 from envs.sandbox.pump import Pump, memory_file
 from envs.sandbox.slots import slot
 from envs.sandbox.spawning import START_S, Launcher
 
-GRACE_S = 2.0
+GRACE_S = 10.0
 """After a call's deadline, which the first process keeps, for it to say so; then the sandbox is killed."""
 
-_INLINE = MAX_MESSAGE // 4  # a larger source text goes by descriptor: JSON may make it longer
+_INLINE = MAX_MESSAGE // 8  # a larger source text goes by descriptor: JSON makes one byte up to six
 
 
 class Box(Sandbox):
@@ -239,7 +239,7 @@ class Box(Sandbox):
         status = done["status"]
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-        if code == NOT_STARTED:
+        if not done["begun"]:
             raise SandboxError(f"a call in sandbox {self.backend} did not start: {_text(outputs[1][0])}")
         out, errors, *rest = outputs
         result = rest[0][0] if has_result and not rest[0][1] else None
@@ -261,7 +261,9 @@ class Box(Sandbox):
         for event in ("oom", "disk_limit", "output_limit"):
             if event in self._events and number == signal.SIGKILL:
                 return event
-        if done["timeout"] or number == signal.SIGXCPU:
+        # SIGXCPU says so; a program that ignores it is killed a second later.
+        has_spent_cpu = number == signal.SIGKILL and done["cpu_s"] >= self.limits.cpu_bound_s
+        if done["timeout"] or number == signal.SIGXCPU or has_spent_cpu:
             return "timeout"
         if done["memory"]:
             return "oom"

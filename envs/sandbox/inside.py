@@ -35,6 +35,8 @@ from envs.sandbox.syscalls import (
 MAX_MESSAGE = 192 * 1024
 """Bytes of one message: below the socket's buffer."""
 
+_leave = os._exit  # a program may replace what the module holds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
@@ -100,9 +102,14 @@ def _run(
     """One call to its end; None when the host hung up meanwhile."""
     started = time.monotonic()
     deadline = started + message["wall_s"]
+    begun, begins = os.pipe()  # what is said here cannot be taken back: that the program had its turn
     pid = clone(0)  # not os.fork(): its hooks cost more than the call, and seed `random` anew
     if pid == 0:
-        _become_call(message, descriptors, room, fault)
+        try:
+            _become_call(message, [*descriptors, begins], room, fault)
+        finally:
+            _leave(child.NOT_STARTED)  # whatever the program did to its own interpreter
+    os.close(begins)
     for descriptor in descriptors:
         os.close(descriptor)
     descriptors.clear()
@@ -129,11 +136,14 @@ def _run(
         os.close(ended)
     room.kill_all()
     status, cpu_s, peak_kb = _reap(pid, room.kill_all)
+    has_begun = os.read(begun, 1) != b""
+    os.close(begun)
     if has_gone:
         return None
     return {
         "op": "done",
         "status": status,
+        "begun": has_begun,
         "timeout": is_late,
         "memory": bool(fault[0]),
         "wall_s": time.monotonic() - started,
@@ -180,9 +190,9 @@ def _become_call(
             landlock_restrict(room.call_ruleset)
         if room.call_filter:
             install_seccomp(room.call_filter)
-        _arrange(message["fds"], descriptors)
+        _arrange([*message["fds"], child.BEGINS], descriptors)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        set_limit(resource.RLIMIT_CPU, max(1, math.ceil(room.cpu_s)))
+        set_limit(resource.RLIMIT_CPU, max(1, math.ceil(room.cpu_s)), spare=1)  # first a signal that says why
         if room.dies_with_parent:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         prctl(PR_SET_DUMPABLE, 1)  # it may look at itself
@@ -190,17 +200,17 @@ def _become_call(
         child.run(message, room, fault)
     except BaseException as error:
         os.write(2, f"sandbox: {type(error).__name__}: {error}\n".encode())
-    os._exit(child.NOT_STARTED)
+    _leave(child.NOT_STARTED)
 
 
 def _arrange(places: Sequence[int], descriptors: Sequence[int]) -> None:
-    """Put each descriptor at its place (0 to 4; 0 to 2 lead nowhere as it is), and close the rest."""
+    """Put each descriptor at its place (0 to 5; 0 to 2 lead nowhere as it is), and close the rest."""
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16) for descriptor in descriptors]
     for place, descriptor in zip(places, moved, strict=True):
         os.dup2(descriptor, place)
     for place in {child.RESULT, child.PAYLOAD}.difference(places):
         os.closerange(place, place + 1)
-    os.closerange(child.PAYLOAD + 1, 1 << 30)
+    os.closerange(child.BEGINS + 1, 1 << 30)
 
 
 def limit_processes(room: Room) -> None:
@@ -210,7 +220,7 @@ def limit_processes(room: Room) -> None:
     set_limit(resource.RLIMIT_FSIZE, room.disk_mb * mib)
     set_limit(resource.RLIMIT_NPROC, room.nproc)
     set_limit(resource.RLIMIT_NOFILE, 256)
-    set_limit(resource.RLIMIT_CORE, 0)
+    set_limit(resource.RLIMIT_CORE, 1)  # 0 still starts the program that the host may have for dumps
     set_limit(resource.RLIMIT_MEMLOCK, 0)
     set_limit(resource.RLIMIT_MSGQUEUE, 0)
     set_limit(resource.RLIMIT_STACK, 8 * mib)

@@ -24,7 +24,12 @@ _X32 = 0x40000000
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _F_SETLEASE, _F_NOTIFY = 1024, 1026
-_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 8, 10, 15, 0x8901, 0x8902
+_F_GETLK, _F_OFD_GETLK = 5, 36
+_PR_SET_DUMPABLE, _PR_SCHED_CORE, _MAP_HUGETLB = 4, 62, 0x40000
+_STREAM, _DATAGRAM, _SEQPACKET = 1, 2, 5
+_FLAGS = (0, 0x800, 0x80000, 0x80800)  # SOCK_NONBLOCK, SOCK_CLOEXEC
+_KINDS = [kind | flags for kind in (_STREAM, _SEQPACKET) for flags in _FLAGS]
 _READ_PERSONALITY = 0xFFFFFFFF
 _IOPRIO_PROCESS = 1
 
@@ -35,15 +40,17 @@ class Allowed:
 
     `sockets`: unix and internet sockets, where a network namespace has nothing in it; a connected pair may
     always be made. `signals`: any, where none but the program's own processes can be reached. `locks`: flock,
-    where no file is shared. `metadata`: changes of modes, owners and times, where no file of the host is the
-    program's; else they succeed without effect, since copying a file includes them. `notices`: inotify, where
-    no file is shared. `truncation`: of files by name, where Landlock knows of it.
+    and to see others' locks, where no file is shared. `modes`: changes of modes and owners, where no file of
+    the host is the program's; `times`: of times and attributes, where none can be written; else both
+    succeed without effect, since copying a file includes them. `notices`: inotify, where no file is shared.
+    `truncation`: of files by name, where Landlock knows of it.
     """
 
     sockets: bool = True
     signals: bool = True
     locks: bool = True
-    metadata: bool = True
+    modes: bool = True
+    times: bool = True
     notices: bool = True
     truncation: bool = True
 
@@ -72,6 +79,11 @@ def _one_of(index: int, allowed: list[int], refusal: int) -> list[Instruction]:
     """Argument `index` must be one of `allowed`."""
     checks = [(_JEQ, len(allowed) - place, 0, value) for place, value in enumerate(allowed)]
     return [_load_argument(index), *checks, _refuse(refusal), _return(_ALLOW)]
+
+
+def _must_be(index: int, value: int) -> list[Instruction]:
+    """Argument `index` must be `value`; what follows decides the rest."""
+    return [_load_argument(index), (_JEQ, 1, 0, value), _refuse(errno.EAFNOSUPPORT)]
 
 
 def _none_of(index: int, refused: list[int]) -> list[Instruction]:
@@ -116,11 +128,13 @@ def _rules(allowed: Allowed) -> Iterator[tuple[numbers.Call, list[Instruction]]]
     refused = list(numbers.DENIED.values())
     refused += [] if allowed.signals else numbers.SIGNALS.values()
     refused += [] if allowed.locks else [numbers.FLOCK]
+    refused += [] if allowed.sockets else numbers.NAMES.values()
     refused += [] if allowed.notices else numbers.NOTICES.values()
     refused += [] if allowed.truncation else [numbers.TRUNCATE]
     yield from ((call, [_refuse()]) for call in refused)
-    if not allowed.metadata:
-        yield from ((call, [_refuse(0)]) for call in numbers.METADATA.values())
+    ignored = [] if allowed.modes else list(numbers.MODES.values())
+    ignored += [] if allowed.times else numbers.TIMES.values()
+    yield from ((call, [_refuse(0)]) for call in ignored)
     if not allowed.truncation:
         yield numbers.OPENAT2, [_refuse(errno.ENOSYS)]
         yield numbers.OPEN, _no_reader_truncates(1)
@@ -128,10 +142,23 @@ def _rules(allowed: Allowed) -> Iterator[tuple[numbers.Call, list[Instruction]]]
     yield numbers.CLONE, [_load_argument(0), (_JSET, 0, 1, CLONE_NEW_ANY), _refuse(), _return(_ALLOW)]
     families = [_AF_UNIX, _AF_INET, _AF_INET6] if allowed.sockets else []
     yield numbers.SOCKET, _one_of(0, families, errno.EAFNOSUPPORT if families else errno.EPERM)
-    yield numbers.SOCKETPAIR, _one_of(0, [_AF_UNIX], errno.EAFNOSUPPORT)
-    yield numbers.IOCTL, _none_of(1, [_TIOCSTI, _TIOCLINUX])
-    owners = [] if allowed.signals else [_F_SETOWN, _F_SETSIG, _F_SETOWN_EX]  # the kernel sends that signal
-    yield numbers.FCNTL, _none_of(1, [_F_SETLEASE, _F_NOTIFY, *owners])
+    # A datagram goes to any name, from one of a connected pair too.
+    kinds = [*_KINDS, *(_DATAGRAM | flags for flags in _FLAGS)] if allowed.sockets else _KINDS
+    yield numbers.SOCKETPAIR, [*_must_be(0, _AF_UNIX), *_one_of(1, kinds, errno.EPERM)]
+    yield numbers.IOCTL, _none_of(1, [_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP])
+    owners = [_F_SETOWN, _F_SETSIG, _F_SETOWN_EX]  # the kernel sends that signal
+    shown = [] if allowed.locks else [_F_GETLK, _F_OFD_GETLK]
+    yield numbers.FCNTL, _none_of(1, [_F_SETLEASE, _F_NOTIFY, *owners, *shown])
+    hide = [_load_argument(1), (_JEQ, 0, 1, 0), _refuse(), _return(_ALLOW)]  # from the monitor
+    lockstep = [(_JEQ, 0, 1, _PR_SCHED_CORE), _refuse()]
+    yield (
+        numbers.PRCTL,
+        [_load_argument(0), *lockstep, (_JEQ, 1, 0, _PR_SET_DUMPABLE), _return(_ALLOW), *hide],
+    )
+    yield (
+        numbers.MMAP,
+        [_load_argument(3), (_JSET, 0, 1, _MAP_HUGETLB), _refuse(errno.ENOMEM), _return(_ALLOW)],
+    )
     yield numbers.PERSONALITY, _one_of(0, [0, _READ_PERSONALITY], errno.EPERM)
     # Limits and priorities: its own, nobody else's.
     for call in numbers.OF_A_PROCESS.values():

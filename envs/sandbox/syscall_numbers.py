@@ -104,6 +104,9 @@ DENIED: dict[str, Call] = {
     "iopl": (172, None),
     "ioperm": (173, None),
     "vhangup": (153, 58),
+    "sync": (162, 81),  # waits for all that the host has to write, and cannot be interrupted
+    "syncfs": (306, 267),
+    "io_setup": (206, 0),  # takes of a number that the whole machine shares
 }
 SIGNALS: dict[str, Call] = {
     "kill": (62, 129),
@@ -118,7 +121,14 @@ NOTICES: dict[str, Call] = {
     "inotify_init1": (294, 26),
     "inotify_add_watch": (254, 27),
 }
-METADATA: dict[str, Call] = {
+NAMES: dict[str, Call] = {
+    "bind": (49, 200),
+    "connect": (42, 203),
+    "listen": (50, 201),
+}
+"""Of sockets: a connected pair needs none."""
+
+MODES: dict[str, Call] = {
     "chmod": (90, None),
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
@@ -127,6 +137,8 @@ METADATA: dict[str, Call] = {
     "fchown": (93, 55),
     "lchown": (94, None),
     "fchownat": (260, 54),
+}
+TIMES: dict[str, Call] = {  # for which the right to write a file is enough
     "setxattr": (188, 5),
     "lsetxattr": (189, 6),
     "fsetxattr": (190, 7),
@@ -152,6 +164,8 @@ CLONE3: Call = (435, 435)
 FCNTL: Call = (72, 25)
 FLOCK: Call = (73, 32)
 IOCTL: Call = (16, 29)
+MMAP: Call = (9, 222)
+PRCTL: Call = (157, 167)
 IOPRIO_SET: Call = (251, 30)
 OPEN: Call = (2, None)
 OPENAT: Call = (257, 56)

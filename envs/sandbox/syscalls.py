@@ -163,8 +163,8 @@ def landlock_restrict(ruleset: int) -> None:
     _check(_syscall(_LANDLOCK_RESTRICT, ruleset, 0), "landlock_restrict_self")
 
 
-def set_limit(kind: int, value: int) -> None:
-    """Lower a resource limit, soft and hard; one that is lower already stays."""
+def set_limit(kind: int, value: int, *, spare: int = 0) -> None:
+    """Lower a resource limit, soft and (by `spare` higher) hard; one that is lower already stays."""
     _, hard = resource.getrlimit(kind)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+    most = value + spare if hard == resource.RLIM_INFINITY else min(value + spare, hard)
+    resource.setrlimit(kind, (min(value, most), most))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import signal
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from envs.sandbox import held
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SLACK = 1 << 20  # one file may be as large as all may be; then the next call must be able to remove it
-_FEW, _MAX_DESCRIPTORS = 4, 1024
-"""A pipe or a socket holds memory that no process is charged for, about 200 KiB: beyond so many descriptors
-of more than a few processes together that counts as too much memory."""
 
 ROUNDS = 200
 """How often a tree is killed again while processes in it make new ones."""
@@ -32,9 +32,11 @@ def children(pid: int) -> list[int]:
 
 def descendants(pid: int) -> Iterator[int]:
     """Every process below `pid`, parents first."""
-    for child in children(pid):
+    pending = children(pid)
+    while pending:
+        child = pending.pop()
         yield child
-        yield from descendants(child)
+        pending += children(child)
 
 
 def resident_bytes(pid: int) -> int:
@@ -45,34 +47,50 @@ def resident_bytes(pid: int) -> int:
 
 
 def proportional_bytes(pid: int) -> int:
-    """Memory of one process, a page shared by n counted 1/n; resident where that cannot be read."""
+    """Memory of one process, a page shared by n counted 1/n; resident where that cannot be read.
+
+    Without shared memory, which is counted by itself (held.py).
+    """
     with suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-        for line in file:
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        words = {
+            name: int(rest.split()[0])
+            for name, _, rest in (line.partition(":") for line in file)
+            if name[:3] == "Pss"
+        }
+        if "Pss" in words:
+            return (words["Pss"] - words.get("Pss_Shmem", 0)) * 1024
     return resident_bytes(pid)
+
+
+def _count_threads(pid: int) -> int:
+    with suppress(OSError):
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2
+    return 0
+
+
+def _takes_too_much(processes: list[int], allowed: int) -> bool:
+    """Whether they hold more memory together. Cheap first: no more is shared than is mapped."""
+    shared = held.shared_bytes(processes) if sum(map(held.mapped_bytes, processes)) > allowed else 0
+    if sum(map(resident_bytes, processes)) + shared > allowed:  # pages that all share count in each
+        used = sum(map(proportional_bytes, processes))
+        if used + shared > allowed:
+            return True
+    return held.socket_bytes(processes, allowed) > allowed
 
 
 def excess(pid: int, limits: Mapping[str, Any], folder: str, *, counts_processes: bool) -> str:
     """Which limit the call of the sandbox of `pid` is over: oom, disk_limit, procs, or "" for none."""
     processes = list(descendants(pid))
     allowed = limits["mem_mb"] << 20
-    # Cheap first: pages shared with the first process count in each, so this is never too small.
-    if sum(map(resident_bytes, processes)) > allowed and sum(map(proportional_bytes, processes)) > allowed:
-        return "oom"
-    if len(processes) > _FEW and sum(map(_num_descriptors, processes)) > _MAX_DESCRIPTORS:
-        return "oom"
-    if counts_processes and len(processes) > limits["procs"]:
+    if counts_processes and sum(map(_count_threads, processes)) > limits["procs"]:
         return "procs"
-    if folder and _is_too_full(folder, (limits["disk_mb"] << 20) + _SLACK, limits["files"]):
-        return "disk_limit"
+    if _takes_too_much(processes, allowed):
+        return "oom"
+    if folder:
+        room = (limits["disk_mb"] << 20) + _SLACK - held.nameless_bytes(processes)
+        if room < 0 or _is_too_full(folder, room, limits["files"]):
+            return "disk_limit"
     return ""
-
-
-def _num_descriptors(pid: int) -> int:
-    with suppress(OSError):
-        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))  # 0 before Linux 6.2
-    return 0
 
 
 def num_threads_of(uid: int) -> int:
@@ -100,7 +118,9 @@ def _is_too_full(folder: str, max_bytes: int, max_files: int) -> bool:
                             pending.append(entry.path)
                     if num_bytes > max_bytes or num_files > max_files:
                         return True
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+        except PermissionError:
+            return True  # a folder that its own user must not list hides what is in it
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
@@ -117,7 +137,7 @@ def remove_folder(folder: str) -> None:
         top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    number = 0
+    number, mark = 0, secrets.token_hex(8)  # no name that the program could have taken
     try:
         os.fchmod(top, 0o700)
         while names := os.listdir(top):
@@ -134,7 +154,7 @@ def remove_folder(folder: str) -> None:
                             os.unlink(entry, dir_fd=inner)
                             continue
                         os.chmod(entry, 0o700, dir_fd=inner)  # to move a folder is to write its ".."
-                        os.rename(entry, f".moved-{number}", src_dir_fd=inner, dst_dir_fd=top)
+                        os.rename(entry, f"{mark}-{number}", src_dir_fd=inner, dst_dir_fd=top)
                 finally:
                     os.close(inner)
                 os.rmdir(name, dir_fd=top)

@@ -1,0 +1,4 @@
+"""The same exit code, by the usual way."""
+
+# status=nonzero
+sys.exit(254)

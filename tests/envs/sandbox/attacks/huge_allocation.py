@@ -1,0 +1,4 @@
+"""Ask for more memory than any machine has."""
+
+# status=oom
+bytearray(1 << 45)

@@ -1,0 +1,4 @@
+"""Leave a symbolic link where the host will read a result."""
+
+# read=out.txt
+os.symlink("@CANARY@", "out.txt")
