@@ -49,7 +49,9 @@ class SamplingParams:
     """How one completion is sampled.
 
     `temperature` 0 is greedy (evaluation only). `seed` identifies the request's random stream. Of the first
-    `num_routed` tokens of the prompt the experts are known already: they are not returned again.
+    `num_routed` tokens of the prompt the experts are known already: they are not returned again. Where
+    `allowed_token_ids` are given, nothing else may be drawn and the log-probs are normalised over them: a
+    judge's verdict (rewards/judge.py), never training.
 
     Raises:
         ValueError: filters.return_kept with temperature 0: nothing is drawn.
@@ -61,6 +63,7 @@ class SamplingParams:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     num_routed: int = 0
+    allowed_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.filters.return_kept and self.temperature == 0:

@@ -6,15 +6,16 @@ import random
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from envs.episode import Episode, RewardFn, Score
 from envs.names import nearest, unknown_name
 from envs.registry import EnvDefinition
+from envs.splits import Split, task_seed
 from rewards.forms import (
     DOES_NOT_APPLY,
     Form,
-    RewardError,
+    RewardBugError,
     Sample,
     group_reward,
     of_episodes,
@@ -24,10 +25,13 @@ from rewards.forms import (
 from rewards.scoring import UserReward, inspect_reward, missing_columns, with_success
 from rewards.weighted import weighted
 
+if TYPE_CHECKING:
+    from rewards.judge_asking import OwnPolicy
+
 __all__ = [
     "DOES_NOT_APPLY",
     "Reward",
-    "RewardError",
+    "RewardBugError",
     "RewardFn",
     "Sample",
     "Score",
@@ -42,6 +46,8 @@ __all__ = [
 _SHUFFLED = "shuffled:"
 LEARNED = "reward_model:"
 """What the name of a learned reward begins with; the folder or hub id of its model follows."""
+JUDGED = "judge:"
+"""What the name of a judge begins with; its file follows."""
 
 
 class Scorer(Protocol):
@@ -66,7 +72,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """A reward by name whose code runs in this process: the environment's own, or a learned one.
+    """A reward by name whose code runs in this process: the environment's own, a learned one, or a judge.
 
     `shuffled` asks the collector to apply `shuffle_scores` to each batch.
     """
@@ -94,12 +100,15 @@ class Reward:
         """There is nothing to close."""
 
 
-def resolve_reward(spec: str, definition: EnvDefinition, *, num_workers: int = 1) -> Reward | UserReward:
+def resolve_reward(
+    spec: str, definition: EnvDefinition, *, num_workers: int = 1, own: OwnPolicy | None = None
+) -> Reward | UserReward:
     """The reward that `spec` names; its success is the environment's own where that has one.
 
     "" or the environment's name: its own score. "file.py:function" or "package.module:function": that one, in
     `num_workers` child processes; nothing of it is imported here, and `check_reward` says whether it can be.
-    "reward_model:FOLDER": a learned one (rewards/reward_model.py).
+    "reward_model:FOLDER": a learned one (rewards/reward_model.py). "judge:FILE": a judge (rewards/judge.py),
+    which may ask `own`, a policy of the caller's; without one such a judge leaves every episode unscored.
     "shuffled:<any of these>": the same, permuted within the batch, the control that must not learn.
     """
     if spec.startswith(_SHUFFLED):
@@ -108,7 +117,7 @@ def resolve_reward(spec: str, definition: EnvDefinition, *, num_workers: int = 1
             raise ValueError(f"reward {spec!r} is shuffled twice; write {inner!r}")
         if is_users(inner):
             return _users(inner, definition, num_workers, shuffled=True)
-        reward = cast(Reward, resolve_reward(inner, definition))
+        reward = cast(Reward, resolve_reward(inner, definition, own=own))
         return replace(reward, name=_SHUFFLED + reward.name, shuffled=True)
     if spec in ("", definition.name):
         return Reward(name=definition.name, fn=definition.score)
@@ -119,13 +128,18 @@ def resolve_reward(spec: str, definition: EnvDefinition, *, num_workers: int = 1
 
         learned = reward_model(spec.removeprefix(LEARNED))
         return Reward(name=spec, fn=with_success_of(definition.score, learned))
+    if spec.startswith(JUDGED):
+        from rewards.judge import read_judge_reward  # openai's client and more, which others do without
+
+        judged = read_judge_reward(spec.removeprefix(JUDGED), own)
+        return Reward(name=spec, fn=with_success_of(definition.score, judged))
     return _users(spec, definition, num_workers, shuffled=False)
 
 
 def is_users(spec: str) -> bool:
     """Whether `spec` names code of the user's own, which runs in child processes."""
     inner = spec.removeprefix(_SHUFFLED)
-    return ":" in inner and not inner.startswith(LEARNED)
+    return ":" in inner and not inner.startswith((LEARNED, JUDGED))
 
 
 def default_workers(num_cores: int) -> int:
@@ -152,7 +166,8 @@ async def check_reward(spec: str, definition: EnvDefinition, level: int) -> None
     """
     reward = resolve_reward(spec, definition)
     if isinstance(reward, UserReward):
-        tasks = [definition.make_task(level, seed) for seed in range(NUM_CHECKED)]
+        seeds = [task_seed(Split.TRAIN, 0, index) for index in range(NUM_CHECKED)]
+        tasks = [definition.make_task(level, seed) for seed in seeds]
         try:
             facts = await inspect_reward(reward.spec)
         except ValueError as error:

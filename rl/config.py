@@ -127,6 +127,16 @@ class Config(WorldSettings, Overrides):
     max_wall_s: Positive = 60.0
     """Wall seconds, waiting included."""
 
+    # Failures of the world (sandbox, tool server, one request of an engine) and of the reward
+    max_attempts: Count = 2
+    """Times that a task is played, in a fresh environment and with the same seeds, before a trajectory that
+    the world spoils is given up; 1: no retry. None begins later than max_wall_s after the first."""
+    max_error_rate: Share = 0.5
+    """The run stops when more than this share of its last error_window episodes failed by the world or the
+    reward; 1: however many, as long as each step has a score."""
+    error_window: Count = 256
+    """Episodes of that share; it counts from 32 of them on."""
+
     # Placement and precision
     device: Device = "auto"
     """Where engines and learner compute. auto: a GPU where there is one."""
@@ -205,6 +215,12 @@ class Config(WorldSettings, Overrides):
     """Trajectories are recorded until their file has this size."""
     cache_dir: str = ""
     """Where starting policies are kept. Empty: ~/.cache/whetstone."""
+
+    # The monitor of reward hacking: it warns and stops nothing
+    hacking_window: Size = 10
+    """Steps in each of the two windows that it compares, at least 5; 0: no monitor."""
+    hacking_reference: str = ""
+    """Metric that must not fall while the reward rises, such as reward/exact. Empty: rollout/success."""
 
     # Deadlines: no wait without one
     engine_start_s: Positive = 300.0

@@ -44,8 +44,8 @@ def input_digests(config: Config) -> dict[str, str]:
 
 
 def _stripped(value: str) -> str:
-    """What a reward is made of: `shuffled:` and `reward_model:` only say how."""
-    for prefix in ("shuffled:", "reward_model:"):
+    """What a reward is made of: `shuffled:`, `reward_model:` and `judge:` only say how."""
+    for prefix in ("shuffled:", "reward_model:", "judge:"):
         value = value.removeprefix(prefix)
     return value
 

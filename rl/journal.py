@@ -12,6 +12,7 @@ from rl.batch import TrainBatch
 from rl.config import Config
 from rl.console import RunConsole
 from rl.evaluation import LevelResult
+from rl.hacking import HackMonitor, hack_metrics
 from rl.layout import TokenArrays
 from rl.metrics import check_names
 from rl.run_dir import NEW_RUN, RunDir, RunState
@@ -49,6 +50,8 @@ class Journal:
         self._trackers = trackers or Trackers()
         self._recorder = TrajectoryRecorder(directory.trajectories, max_bytes=int(config.max_record_mb * 1e6))
         self._recorder.is_full = resumed.record_is_full
+        self._monitor = HackMonitor(config.hacking_window, config.hacking_reference, resumed.monitor)
+        self._hack_metrics: dict[str, float] = {}
         self._step = resumed.step
         self._has_warned = False
         self._shown: Trajectory | None = None
@@ -79,6 +82,7 @@ class Journal:
         self._note_reward_errors("train", self._step, [t for group in groups for t in group.trajectories])
         self._directory.append_consumed(self._step, batch.trajectory_ids)
         self.num_trained_tokens += sum(int(sample.loss_mask.sum()) for sample in batch.samples)
+        self._hack_metrics = hack_metrics(groups)
         self._shown = groups[0].trajectories[0] if groups else None
 
     def record_evaluation(self, step: int, groups: list[TrajectoryGroup]) -> None:
@@ -99,6 +103,11 @@ class Journal:
         self._trackers.log(step, metrics)
 
     @property
+    def monitor_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the monitor of reward hacking."""
+        return self._monitor.state()
+
+    @property
     def tracker_ids(self) -> dict[str, Any]:
         """What a checkpoint keeps of the trackers."""
         return self._trackers.ids
@@ -109,9 +118,19 @@ class Journal:
         self.num_sampled_tokens += int(
             metrics.get("tokens/sampled", 0) + metrics.get("rollout/dropped_tokens", 0)
         )
+        metrics = {**metrics, **self._hack_metrics}
+        signs = self._monitor.observe(step, metrics)
+        metrics |= {f"hack/warned_{kind}": 1.0 for kind in signs}
+        check_names(metrics)
         self._directory.append_metrics(step, metrics)
         self._trackers.log(step, metrics)
         self._console.show_step(step, metrics)
+        for sign in signs.values():
+            self._console.say(
+                f"WARNING: step {step}: {sign}; the reward may be gamed: read what was sampled "
+                f"(python -m scripts.view {self._directory.path})",
+                style="bold yellow",
+            )
         self._warn_of_rewards(step, metrics.get("rollout/reward_abs_max", 0.0))
         every = self._config.show_every
         if every and step % every == 0 and self._shown is not None:

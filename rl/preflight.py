@@ -19,6 +19,7 @@ from rl.hints import hint_message
 from rl.machine import Machine
 from rl.model import ModelFacts, model_facts
 from rl.policy_gradient import PolicyGradient
+from rl.reward_checks import judge_problems
 from rl.router_replay import ROUTERS
 from rl.validation import ConfigError
 from rollout.manifest import ITEM_BYTES
@@ -53,6 +54,7 @@ def preflight(config: Config, machine: Machine, run_path: Path) -> None:
     problems = [
         *teacher_problems(config, tokenizer),
         *reward_model_problems(config, tokenizer),
+        *judge_problems(config, renderer),
         *router_problems(config, facts),
         *model_problems(config, facts),
         *memory_problems(config, machine, facts),

@@ -26,6 +26,8 @@ FREE = {
     "group_deadline_s",
     "learner_deadline_s",
     "sync_deadline_s",
+    "hacking_window",
+    "hacking_reference",
     "reward_workers",
     "reward_timeout_s",
 }

@@ -33,8 +33,9 @@ class RunState:
     `next_task_index` is the task stream's cursor; `policy_version` is what the engines serve;
     `success_before` is (solved, tasks) of the starting policy; `objective` and `gates` are what these learned
     from the steps before; `record_is_full` says that trajectories are no longer recorded; `tracker_ids` is
-    what trackers.json held; `file_bytes` is the length of every JSON-lines file, by name. Everything random
-    in the driver and the engines is derived from the configuration's seed and these counters.
+    what trackers.json held; `file_bytes` is the length of every JSON-lines file, by name; `monitor` is what
+    the monitor of reward hacking compares. Everything random in the driver and the engines is derived from
+    the configuration's seed and these counters.
     """
 
     step: int = 0
@@ -46,10 +47,11 @@ class RunState:
     wall_s: float = 0.0
     success_before: tuple[int, int] | None = None
     objective: dict[str, Any] = field(default_factory=dict)
-    gates: dict[str, int] = field(default_factory=dict)
+    gates: dict[str, Any] = field(default_factory=dict)
     record_is_full: bool = False
     tracker_ids: dict[str, Any] = field(default_factory=dict)
     file_bytes: dict[str, int] = field(default_factory=dict)
+    monitor: dict[str, Any] = field(default_factory=dict)
 
     @property
     def before(self) -> SuccessRate | None:

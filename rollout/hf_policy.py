@@ -122,19 +122,29 @@ class _Sampler:
         By inversion of the cumulative distribution: one uniform number a token, in fp64 so that rare tokens
         keep their probability. A greedy row has the log-probs of temperature 1, as vLLM's have.
         """
-        logprobs = torch.log_softmax(logits / self._temperatures, dim=-1)
+        logprobs = torch.log_softmax(self._allowed(logits) / self._temperatures, dim=-1)
         cumulative = logprobs.double().exp().cumsum(dim=-1)
         uniform = [torch.rand(1, generator=generator, dtype=torch.float64) for generator in self._generators]
         threshold = torch.stack(uniform) * cumulative[:, -1:]  # (B, 1)
         drawn = (
             torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
         )
-        sampled = torch.where(self._is_greedy, logits.argmax(dim=-1), drawn)
+        sampled = torch.where(self._is_greedy, logprobs.argmax(dim=-1), drawn)
         chosen = logprobs.gather(1, sampled[:, None]).squeeze(1)
         for index, (token_id, logprob) in enumerate(zip(sampled.tolist(), chosen.tolist(), strict=True)):
             if self._finish_reasons[index] is None:
                 self._append(index, token_id, logprob)
         return sampled
+
+    def _allowed(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (B, V), -inf for what a row may not draw."""
+        allowed = logits.clone()
+        for index, row in enumerate(self._rows):
+            if row.allowed_token_ids:
+                ids = list(row.allowed_token_ids)
+                allowed[index] = torch.full_like(logits[index], -torch.inf)
+                allowed[index, ids] = logits[index, ids]
+        return allowed
 
     def completions(self) -> list[Completion]:
         return [

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from envs.endpoint import ChatEndpoint
 from envs.policy import SamplingFilters
 from envs.splits import Split
 from rl.config import Config
@@ -15,7 +16,8 @@ from rl.defaults import resolve
 from rl.evaluation import Evaluation, read_evaluation
 from rl.machine import Machine
 from rl.paired import TaskKey, require_same_tasks, task_keys
-from rollout.chat_endpoint import ChatEndpoint
+from rl.reward_checks import judge_of
+from rl.validation import ConfigError
 from scripts._evaluate_options import Options, require_options
 from scripts._evaluated import (
     Cell,
@@ -107,6 +109,12 @@ def make_other(plan: Plan) -> Plan | Evaluation | None:
 def check(plan: Plan) -> None:
     """Raise ConfigError or EndpointError where no episode could begin."""
     if plan.source is None:
+        for cell in plan.cells:
+            if (judge := judge_of(cell.reward)) is not None and judge.policy:
+                raise ConfigError(
+                    f'reward = {cell.reward!r}: policy = "self" asks an engine of ours, and the model is '
+                    "behind an endpoint; name an endpoint in the judge's file as well, or another --reward"
+                )
         asyncio.run(_ask_endpoint(plan.options))
         return
     for cell in plan.cells:

@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from envs.endpoint import EndpointSpec
 from envs.messages import Task
 from envs.registry import EnvDefinition, resolve_env, split_level
 from envs.splits import Split
@@ -25,8 +26,8 @@ from rl.machine import Machine
 from rl.model import model_facts
 from rl.model_folder import HUB_ID
 from rl.preflight import model_problems, prompt_problems, reward_model_problems
+from rl.reward_checks import judge_problems
 from rl.validation import ConfigError, validate
-from rollout.chat_endpoint import EndpointSpec
 from rollout.limits import Limits
 from rollout.renderer import ChatMLRenderer
 from rollout.task_stream import TaskStream
@@ -272,6 +273,7 @@ def require_sound(config: Config, machine: Machine) -> None:
     problems = [
         *model_problems(config, facts),
         *reward_model_problems(config, tokenizer),
+        *judge_problems(config, renderer),
         *prompt_problems(config, renderer, tokenizer),
     ]
     if problems:

@@ -23,6 +23,7 @@ from typing import Any
 import ray
 import tyro
 
+from envs.endpoint import ChatEndpoint, EndpointError
 from recipes.placement import make_rollouts, start_ray
 from recipes.stopping import STOPPED, run_interruptibly, stop_of
 from rewards.base import default_workers, resolve_reward
@@ -30,7 +31,7 @@ from rl.durable import atomic_write_json
 from rl.evaluation import Evaluation, EvaluationError, count_errors, outcome_of
 from rl.machine import source_commit, stack_versions
 from rl.run_dir import default_run_dir
-from rollout.chat_endpoint import ChatEndpoint, EndpointError, EndpointRollouts
+from rollout.chat_endpoint import EndpointRollouts
 from rollout.collector import Collector, CollectorSpec, GroupRequest
 from rollout.failures import PeerFailedError
 from rollout.limits import Limits

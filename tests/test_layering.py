@@ -38,6 +38,7 @@ HEAVY = {
         "rl/weights.py",  # a checkpoint's names for what a model holds under others
         "recipes/*.py",
     ),
+    "math_verify": ("rewards/math_answer.py",),
     "peft": ("rl/model*.py",),
     "deepspeed": ("rl/deepspeed*.py",),
     "accelerate": (),

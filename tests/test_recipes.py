@@ -100,3 +100,18 @@ def test_dynamic_sampling_stops_at_its_bound(tmp_path: Path) -> None:
     finished = run_recipe(tmp_path / "run", ["--algorithm", "dapo", "--max-draws-per-group", "2", *hard])
     assert finished.code == 3
     assert "8 tasks gave 0 of 4 groups with unequal rewards" in " ".join(finished.screen.split())
+
+
+def test_the_policy_judges_itself(tmp_path: Path) -> None:
+    """Agreement with the task's answer, by the log-probs of Y and N on the run's own engine."""
+    judge = tmp_path / "judge.toml"
+    judge.write_text(
+        'mode = "agreement"\npolicy = "self"\ntemplate = "{first}={second}? Y/N"\nmax_chars = 30\n'
+    )
+    finished = run_recipe(tmp_path / "run", ["--reward", f"judge:{judge}"])
+    sound(finished, "reward/judge/order_gap")
+    for step in finished.metrics:
+        assert step["rollout/unscored"] == 0
+        assert 0 < step["rollout/reward_mean"] < 1
+        assert step["rollout/reward_mean"] == pytest.approx(step["reward/judge/score"])
+        assert step["reward/judge/calls"] == 2
