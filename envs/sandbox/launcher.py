@@ -15,7 +15,7 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from envs.sandbox import boxes, usage
 from envs.sandbox.inside import receive
@@ -154,12 +154,28 @@ class Launcher:
                     os.kill(process, signal.SIGKILL)
 
 
+def _outlive(launcher: int, temp: str) -> NoReturn:
+    """Wait for the launcher's end, and end what it could not where it was killed itself."""
+    while os.waitpid(-1, 0)[0] != launcher:
+        pass
+    with suppress(ChildProcessError):
+        while True:  # what it leaves comes to this process
+            usage.kill_tree(os.getpid())
+            os.waitpid(-1, 0)
+    boxes.sweep(temp)
+    os._exit(0)
+
+
 def main(host: socket.socket, setup: dict[str, Any]) -> None:
     """Serve `host`; what `-c` of a fresh interpreter calls."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it goes when the host has gone, and cleans up first
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    shares_pids = setup["backend"] in ("landlock", "rlimits")  # no namespace ends with its first process
+    if shares_pids and (launcher := os.fork()):
+        host.close()
+        _outlive(launcher, setup["temp"])
     warm_up()
     gc.collect()
     gc.freeze()  # what is shared stays shared: a collection would write to it
