@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxFileError
+from envs.sandbox.choosing import BUILT_IN
 from envs.sandbox.policy import SandboxPolicy, use_policy
-from tests.envs.sandbox.openings import open_sandbox
+from tests.envs.sandbox import traces
+from tests.envs.sandbox.openings import old_landlock, open_sandbox
 from tests.envs.sandbox.plants import Plants
 
 ATTACKS = Path(__file__).parent / "attacks"
@@ -142,6 +144,8 @@ def main() -> None:
         ]
         verdicts = asyncio.run(run_all(chosen, plants, options.backend, options.landlock_abi))
         left = plants.problems()
+        backend = old_landlock(options.landlock_abi) if options.landlock_abi else BUILT_IN[options.backend]
+        left += traces.of_launcher(backend.launcher.pid)
     print(json.dumps({"uid": os.getuid(), "verdicts": verdicts, "host": left}))
 
 
