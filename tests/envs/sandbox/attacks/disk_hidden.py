@@ -3,8 +3,7 @@
 # disk_mb=16 wall_s=4 status=nonzero|ok|disk_limit
 import time
 
-os.mkdir("hidden")
-os.chmod("hidden", 0o300)
+os.mkdir("hidden", 0o300)
 total = 0
 for number in range(10):
     with open(f"hidden/f{number}", "wb", 0) as file:

@@ -1,6 +1,6 @@
 """Memory of the kernel: what is written to sockets and read by nobody."""
 
-# mem_mb=64 procs=64 wall_s=6 status=oom|timeout
+# mem_mb=64 procs=64 wall_s=20 status=oom
 import socket
 import time
 

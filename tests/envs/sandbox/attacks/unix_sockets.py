@@ -24,6 +24,11 @@ def send_from_a_pair():
     ours.sendto(b"hello", "\0@ABSTRACT@-datagrams")
 
 
+def send_from_a_pair_to_a_file():
+    ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.sendto(b"hello", "@SOCKET@-datagrams")
+
+
 def connect_a_pair():
     ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     ours.connect("@SOCKET@-datagrams")
@@ -31,4 +36,5 @@ def connect_a_pair():
 
 
 forbidden("a datagram from one of a pair, to a name", send_from_a_pair)
-forbidden("a datagram from one of a pair, to a file", connect_a_pair)
+forbidden("a datagram from one of a pair, to a file", send_from_a_pair_to_a_file)
+forbidden("a datagram from one of a pair that was connected anew", connect_a_pair)
