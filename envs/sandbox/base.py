@@ -127,6 +127,7 @@ class Sandbox(ABC):
         backend: str = "auto",
         min_level: int = 2,
         seed: int = 0,
+        allow_weak: bool = False,
     ) -> Opening:
         """A sandbox to enter with `async with` (or `await`): see envs.sandbox.choosing.open_sandbox.
 
@@ -136,7 +137,7 @@ class Sandbox(ABC):
         """
         from envs.sandbox.choosing import Opener
 
-        return Opener(limits or Limits(), files or {}, backend, min_level, seed)
+        return Opener(limits or Limits(), files or {}, backend, min_level, seed, allow_weak)
 
     @abstractmethod
     async def python(

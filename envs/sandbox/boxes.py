@@ -1,0 +1,267 @@
+"""Starting one sandbox: from the launcher to the first process behind its walls, for each backend of ours."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import json
+import os
+import platform
+import signal
+import site
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from envs.sandbox import bubblewrap, landlock, namespaces, syscalls, usage
+from envs.sandbox.inside import Room, serve
+from envs.sandbox.seccomp import seccomp_program
+
+_WARM = (
+    "_sitebuiltins abc argparse array ast base64 bisect calendar cmath collections.abc contextlib copy csv "
+    "dataclasses datetime decimal difflib enum fractions functools glob hashlib heapq html io itertools json "
+    "keyword locale logging math numbers operator os.path pathlib pickle platform pprint queue random re secrets "
+    "shlex shutil sqlite3 statistics string struct subprocess tempfile textwrap threading time traceback types "
+    "typing unicodedata unittest urllib.parse uuid zlib"
+).split()
+"""Standard modules that programs import: loaded once, and every call has them."""
+
+_FIRST_UID, _LAST_UID = 61184, 65519  # no distribution gives these to a person or a service
+_FOLDER = "whetstone-box-"
+
+
+@dataclass(slots=True)
+class Hold:
+    """What a sandbox holds on the host until it is gone."""
+
+    uid: int = -1
+    uid_lock: socket.socket | None = None
+    folder: str = ""
+    shares_pids: bool = False  # its processes outlive its first one, unless each is ended
+    is_wrapped: bool = False  # its first process is the child of another program's
+    rulesets: list[int] = field(default_factory=list)
+
+    def release(self) -> None:
+        for descriptor in self.rulesets:
+            os.close(descriptor)
+        self.rulesets.clear()
+        if self.folder:
+            with suppress(OSError):
+                usage.remove_folder(self.folder)
+        if self.uid_lock is not None:
+            self.uid_lock.close()
+
+
+def warm_up() -> None:
+    """Make this interpreter what a program expects to find itself in."""
+    for name in _WARM:
+        with suppress(ImportError):  # an interpreter may be built without some
+            importlib.import_module(name)
+    site.setquit()
+    site.setcopyright()
+    site.sethelper()
+    del builtins.copyright, builtins.credits  # they look for files where there are none
+
+
+def start(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, hold: Hold) -> int:
+    """Start the sandbox of `request`; returns the pid of its first process, which answers on `host`."""
+    if os.getuid() == 0:
+        hold.uid, hold.uid_lock = _unused_uid()
+    match setup["backend"]:
+        case "ns":
+            flags = namespaces.NAMESPACES | (0 if hold.uid >= 0 else syscalls.CLONE_NEWUSER)
+            return _forked(lambda: syscalls.clone(flags), host, lambda: _live_in_ns(setup, request, host, hold))
+        case "bwrap":
+            hold.is_wrapped = True
+            return _forked(os.fork, host, lambda: bubblewrap.become(setup, request, host, hold.uid))
+        case "landlock" | "rlimits" as name:
+            hold.shares_pids = True
+            hold.folder = _make_folder(setup, request["box"], hold.uid)
+            if name == "landlock":
+                abi = setup.get("landlock_abi") or syscalls.landlock_abi()
+                hold.rulesets[:] = landlock.make_rulesets(abi, tuple(setup["readable"]), hold.folder)
+            return _forked(os.fork, host, lambda: _live_beside(setup, request, host, hold))
+        case name:
+            raise ValueError(f"no backend {name!r} is built in")
+
+
+def _forked(fork: Callable[[], int], host: socket.socket, live: Callable[[], None]) -> int:
+    pid = fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        live()
+        code = 0
+    except BaseException as error:
+        with suppress(OSError):
+            host.send(json.dumps({"op": "failed", "error": f"{type(error).__name__}: {error}"}).encode())
+    os._exit(code)
+
+
+def keep_only(*descriptors: int) -> None:
+    """Nothing of the launcher's stays open, and the standard three lead nowhere."""
+    os.dup2(0, 1)
+    os.dup2(0, 2)
+    last = 2
+    for descriptor in sorted(descriptors):
+        os.closerange(last + 1, descriptor)
+        last = descriptor
+    os.closerange(last + 1, 1 << 30)
+
+
+def _live_in_ns(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, hold: Hold) -> None:
+    keep_only(host.fileno())
+    limits = request["limits"]
+    readable = tuple(setup["readable"])
+    home = namespaces.home_beside(readable)
+    walls = namespaces.Walls(
+        readable=readable, disk_mb=limits["disk_mb"], files=limits["files"], home=home, uid=hold.uid
+    )
+    namespaces.enter(walls)
+    close_the_door(sockets=True)
+    room = make_room(setup, request, home=home, temp=namespaces.TEMP)
+    serve(host, replace(room, kill_all=kill_all))
+
+
+def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, hold: Hold) -> None:
+    """Without namespaces: by Landlock, or (rlimits) by limits alone."""
+    keep_only(host.fileno(), *hold.rulesets)
+    os.setsid()
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    is_reachable = all(map(is_open_to_all, setup["readable"]))
+    # Where the interpreter lies in a folder of root's, the unused id needs this one right to find it; Landlock
+    # decides what may be read all the same.
+    keep = 0 if is_reachable or hold.uid < 0 else 1 << syscalls.CAP_DAC_READ_SEARCH
+    namespaces.drop_privileges(hold.uid, keep)
+    room = make_room(setup, request, home=f"{hold.folder}/work", temp=f"{hold.folder}/tmp")
+    if not hold.rulesets:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        serve(host, room)
+        return
+    whole, calls = hold.rulesets
+    syscalls.landlock_restrict(whole)
+    if can_only_signal_itself():
+        room = replace(room, kill_all=kill_all, call_ruleset=calls)
+    else:  # before ABI 6
+        mute = seccomp_program(platform.machine(), sockets=False, signals=False)
+        room = replace(room, call_ruleset=calls, call_filter=mute)
+    close_the_door(sockets=False)
+    serve(host, room)
+
+
+def can_only_signal_itself() -> bool:
+    """Whether this process is held to signal what it starts itself: its launcher must be out of reach."""
+    try:
+        os.kill(os.getppid(), 0)
+    except PermissionError:
+        return True
+    return False
+
+
+def close_the_door(*, sockets: bool) -> None:
+    """The last steps of the first process: nobody may look into it, and few system calls are left."""
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.install_seccomp(seccomp_program(platform.machine(), sockets=sockets))
+
+
+def make_room(setup: dict[str, Any], request: dict[str, Any], *, home: str, temp: str) -> Room:
+    """What calls meet behind the walls of any backend."""
+    limits = request["limits"]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return Room(
+        home=home,
+        temp=temp,
+        env={
+            "PATH": f"{os.path.dirname(setup['executable'])}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": home,
+            "TMPDIR": temp,
+            "LANG": "C.UTF-8",
+            "USER": "sandbox",
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **threads,
+        },
+        paths=setup["paths"],
+        executable=setup["executable"],
+        seed=request["seed"],
+        mem_mb=limits["mem_mb"],
+        nproc=limits["procs"] + 1,  # the first process is one more
+        disk_mb=limits["disk_mb"],
+        cpu_s=limits["cpu_s"],
+        kill_all=lambda: usage.kill_tree(os.getpid()),
+    )
+
+
+def kill_all() -> None:
+    """End every process that this one may signal, itself excepted: only where that is nobody outside."""
+    with suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+
+
+def is_open_to_all(path: str) -> bool:
+    """Whether any user can reach and read `path`."""
+    path = os.path.realpath(path)
+    try:
+        if os.stat(path).st_mode & 0o005 != 0o005:
+            return False
+        while path != "/":
+            path = os.path.dirname(path)
+            if not os.stat(path).st_mode & 0o001:
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def _unused_uid() -> tuple[int, socket.socket]:
+    """An id that no other sandbox of this machine has: limits on processes count by it.
+
+    Held by an abstract socket's name, which is free again as soon as its holder ends, however it ends.
+    """
+    span = _LAST_UID - _FIRST_UID + 1
+    for step in range(span):
+        uid = _FIRST_UID + (os.getpid() * 61 + step) % span
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            lock.bind(f"\0whetstone-sandbox-uid-{uid}")
+        except OSError:
+            lock.close()
+            continue
+        return uid, lock
+    raise OSError(f"all {span} user ids of sandboxes are in use: close some sandboxes")
+
+
+def _make_folder(setup: dict[str, Any], number: int, uid: int) -> str:
+    folder = f"{setup['temp']}/{_FOLDER}{os.getpid()}-{_started(os.getpid())}-{number}"
+    os.mkdir(folder, 0o700)
+    for path in (folder, f"{folder}/work", f"{folder}/tmp"):
+        if path != folder:
+            os.mkdir(path, 0o700)
+        if uid >= 0:
+            os.chown(path, uid, uid)
+    return folder
+
+
+def _started(pid: int) -> str:
+    """When a process began, in clock ticks since boot: with its id it names one process of this boot."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[19]
+
+
+def sweep(temp: str) -> None:
+    """Remove the folders of launchers that were themselves killed."""
+    for name in os.listdir(temp):
+        if not name.startswith(_FOLDER):
+            continue
+        pid, started, _ = name.removeprefix(_FOLDER).split("-")
+        try:
+            is_alive = _started(int(pid)) == started
+        except OSError:
+            is_alive = False
+        if not is_alive:
+            with suppress(OSError):  # another user's
+                usage.remove_folder(f"{temp}/{name}")

@@ -1,0 +1,207 @@
+"""Which sandbox this machine has: found by running a program through each, never by looking for a file.
+
+`python -m envs.sandbox.choosing` prints what was found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from envs.names import unknown_name
+from envs.sandbox import bubblewrap, syscalls
+from envs.sandbox.base import Limits, Probe, Sandbox, SandboxBackend, SandboxError, SandboxTooWeakError
+from envs.sandbox.client import Box, Launcher
+
+GROUP = "whetstone.sandboxes"
+"""Entry-point group of other packages' backends: gVisor, docker, Ray's sandboxes, a remote service."""
+
+ALLOW_WEAK = "WHETSTONE_ALLOW_WEAK_SANDBOX"
+"""Environment variable, 1: one half of the consent to level 1; `allow_weak` is the other."""
+
+_HELLO = "print(sum(range(10)))"
+
+
+class BuiltIn:
+    """A backend of ours."""
+
+    def __init__(self, name: str, level: int) -> None:
+        self.name = name
+        self.level = level
+        self.launcher = Launcher(name)
+
+    async def open(self, limits: Limits, files: Mapping[str, bytes], seed: int) -> Sandbox:
+        box = Box(self.launcher, limits, self.level, seed)
+        await box.start(files)
+        return box
+
+    async def probe(self) -> Probe:
+        missing, mend = _known_gap(self.name)
+        if not missing:
+            try:
+                async with await self.open(Limits(wall_s=10), {"in.txt": b"hello"}, 0) as box:
+                    result = await box.python(f"assert open('in.txt').read() == 'hello'\n{_HELLO}")
+                if not result.is_ok:
+                    missing = f"a small program ended with {result.status}: {result.stderr.strip()[-300:]}"
+            except SandboxError as error:
+                missing = str(error)
+            mend = _MENDS[self.name] if missing else ""
+        return Probe(backend=self.name, level=self.level, missing=missing, mend=mend, details=_details())
+
+
+_MENDS = {
+    "ns": "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
+    "kernel.apparmor_restrict_unprivileged_userns=0), or run the container with --security-opt "
+    "seccomp=unconfined, or as root with CAP_SYS_ADMIN",
+    "bwrap": "install bubblewrap 0.8 or newer and allow user namespaces; an interpreter that other users can "
+    "read is needed where this is started by root",
+    "landlock": "use Linux 5.13 or newer with landlock among the modules of /sys/kernel/security/lsm",
+    "rlimits": "see the message",
+}
+
+
+def _known_gap(name: str) -> tuple[str, str]:
+    """What is missing, where that can be said in better words than an attempt gives."""
+    if sys.platform != "linux" or not syscalls.IS_SUPPORTED:
+        return f"Linux on x86-64 or aarch64 (this is {sys.platform} on {syscalls.MACHINE})", "use a Linux machine"
+    if name == "bwrap" and not bubblewrap.PROGRAM:
+        return "the program bwrap", "install bubblewrap (apt install bubblewrap)"
+    if name == "landlock" and not syscalls.landlock_abi():
+        return "Landlock in this kernel", _MENDS["landlock"]
+    return "", ""
+
+
+def _details() -> str:
+    return f"root={'yes' if os.getuid() == 0 else 'no'} landlock={syscalls.landlock_abi() or 'none'}"
+
+
+BUILT_IN: dict[str, BuiltIn] = {
+    name: BuiltIn(name, level) for name, level in (("ns", 3), ("bwrap", 3), ("landlock", 2), ("rlimits", 1))
+}
+AUTOMATIC = ("ns", "bwrap", "landlock")
+"""In this order; the others only when they are named."""
+
+
+def backend_named(name: str) -> SandboxBackend:
+    """A backend of ours, or one that an installed package registers. ValueError names the nearest."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    registered = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in registered:
+        known = ["auto", *BUILT_IN, *registered]
+        raise ValueError(f"{unknown_name('sandbox backend', name, known)}; others register under {GROUP!r}")
+    backend = registered[name].load()
+    backend = backend() if isinstance(backend, type) else backend
+    if not isinstance(backend, SandboxBackend):
+        raise ValueError(
+            f"entry point {name!r} of {GROUP!r} is a {type(backend).__name__}; expected a SandboxBackend: name, "
+            "level, probe and open"
+        )
+    return backend
+
+
+_probes: dict[str, Probe] = {}
+
+
+async def probed(name: str) -> Probe:
+    """What a real run through backend `name` showed; once a process."""
+    if name not in _probes:
+        _probes[name] = await backend_named(name).probe()
+    return _probes[name]
+
+
+async def choose(backend: str = "auto", min_level: int = 2, *, allow_weak: bool = False) -> Probe:
+    """The backend to use: the named one, or the first that works here.
+
+    Raises:
+        SandboxTooWeakError: none reaches `min_level`; says what each lacks and the mend.
+    """
+    if min_level not in (1, 2, 3, 4):
+        raise ValueError(f"min_level is {min_level!r}; expected 1, 2, 3 or 4 (see envs/sandbox/base.py)")
+    names = AUTOMATIC if backend == "auto" else (backend,)
+    weak = backend == "rlimits"
+    if weak and not (allow_weak and os.environ.get(ALLOW_WEAK) == "1"):
+        raise SandboxTooWeakError(
+            "backend 'rlimits' is level 1, limits and deadlines only: it is no security boundary, and what runs "
+            f"in it can do what you can. It needs two consents: allow_weak=True (--allow-weak) and {ALLOW_WEAK}=1 "
+            "in the environment"
+        )
+    if weak:
+        _warn_once()
+        min_level = min(min_level, 1)
+    found = []
+    for name in names:
+        level = backend_named(name).level
+        probe = await probed(name) if level >= min_level else Probe(
+            backend=name, level=level, missing=f"level {min_level}: it is level {level}", mend=_stronger(min_level)
+        )
+        if not probe.missing:
+            return probe
+        found.append(probe)
+    lines = [f"  {probe.backend}: missing {probe.missing}; {probe.mend}" for probe in found]
+    raise SandboxTooWeakError(
+        f"this machine has no sandbox of level {min_level} or more "
+        f"({'any' if backend == 'auto' else backend!r} was asked for):\n" + "\n".join(lines)
+    )
+
+
+def _stronger(min_level: int) -> str:
+    return f"name a backend of level {min_level}, or ask for a lower min_level"
+
+
+@cache
+def _warn_once() -> None:
+    line = "WARNING: sandbox rlimits (level 1) is NO SECURITY BOUNDARY: programs in it can do what you can"
+    print(f"\033[1;31m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr)
+
+
+def describe(probe: Probe) -> str:
+    """The one line that a run prints and records."""
+    return f"sandbox: {probe.backend} (level {probe.level}) {probe.details}".rstrip()
+
+
+class Opener:
+    """What `Sandbox.open` returns."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        files: Mapping[str, bytes],
+        backend: str,
+        min_level: int,
+        seed: int,
+        allow_weak: bool,
+    ) -> None:
+        self._arguments = (limits, files, backend, min_level, seed, allow_weak)
+        self._box: Sandbox | None = None
+
+    async def _open(self) -> Sandbox:
+        limits, files, backend, min_level, seed, allow_weak = self._arguments
+        probe = await choose(backend, min_level, allow_weak=allow_weak)
+        return await backend_named(probe.backend).open(limits, files, seed)
+
+    async def __aenter__(self) -> Sandbox:
+        self._box = await self._open()
+        return self._box
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._box is not None:
+            await self._box.close()
+
+    def __await__(self) -> Iterator[Any]:
+        return self._open().__await__()
+
+
+async def _main() -> None:
+    for name in BUILT_IN:
+        probe = await probed(name)
+        print(f"{describe(probe)}{': missing ' + probe.missing + '; ' + probe.mend if probe.missing else ''}")
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

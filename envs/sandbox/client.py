@@ -1,0 +1,401 @@
+"""The host's side: one launcher a process and backend, and the sandboxes that it makes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import site
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxFileError
+from envs.sandbox.child import FILE_PROBLEM, NOT_STARTED, PAYLOAD, RESULT
+from envs.sandbox.inside import MAX_MESSAGE
+from envs.sandbox.pump import Pump
+from envs.sandbox.slots import slot
+
+START_S = 20.0
+"""For a launcher, and for a sandbox, to start."""
+
+GRACE_S = 2.0
+"""After a call's deadline, which the first process keeps, for it to say so; then the sandbox is killed."""
+
+_INLINE = MAX_MESSAGE // 4  # a larger source text goes by descriptor: JSON may make it longer
+_ROOT = Path(__file__).resolve().parents[2]
+_START = (
+    "import json, socket, sys; host = socket.socket(fileno=int(sys.argv[1])); setup = json.loads(host.recv(1 << 17)); "
+    "sys.path.insert(0, setup['root']); from envs.sandbox.launcher import main; main(host, setup)"
+)
+
+
+class Launcher:
+    """The launcher process of one backend, started when it is first needed; any thread and loop may use it."""
+
+    def __init__(self, backend: str, **options: Any) -> None:
+        self.backend = backend
+        self.pid = 0
+        self._options = options
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: Any = None
+        self._number = 0
+        os.register_at_fork(after_in_child=self._forget)
+
+    def open(self, request: dict[str, Any]) -> tuple[int, socket.socket]:
+        """Ask for a sandbox: its number, and the socket on which it will answer. Blocks for the first start."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, self._lock:
+            self._require_running()
+            self._number += 1
+            message = json.dumps({**request, "op": "open", "box": self._number}).encode()
+            assert self._socket is not None
+            try:
+                socket.send_fds(self._socket, [message], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise SandboxError(f"the sandbox launcher has ended: {error}") from error
+            return self._number, ours
+
+    def end(self, number: int) -> None:
+        """Ask for the end of a sandbox; its socket closes when nothing of it is left."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._socket is not None:
+                self._socket.send(json.dumps({"op": "close", "box": number}).encode())
+
+    def stop(self) -> None:
+        """End the launcher and every sandbox of it."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+            if self._process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(START_S)
+            self._socket = self._process = None
+
+    def _forget(self) -> None:
+        """In a fork of this process: the launcher stays the parent's."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = self._process = None
+        self._lock = threading.Lock()
+
+    def _require_running(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as the launcher
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", "-c", _START, str(theirs.fileno())],
+                env={"PYTHONHASHSEED": "0"},  # sets of text in one order, here and in every sandbox
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # a Ctrl-C ends the run; it sees that, and cleans up
+                cwd="/",
+            )
+        ours.send(json.dumps(_setup(self.backend) | self._options).encode())
+        ours.settimeout(START_S)
+        try:
+            answer = ours.recv(MAX_MESSAGE)
+        except OSError:
+            answer = b""
+        ours.settimeout(None)
+        if not answer:
+            self._process.kill()
+            self._process.wait()
+            self._errors.seek(0)
+            problem = self._errors.read().decode(errors="replace").strip()
+            self._process = None
+            raise SandboxError(f"the sandbox launcher did not start: {problem or 'it said nothing'}")
+        self._socket, self.pid = ours, json.loads(answer)["pid"]
+
+
+def _setup(backend: str) -> dict[str, Any]:
+    """What a launcher is told: where the interpreter and its packages are. Nothing of the run."""
+    standard = [sysconfig.get_path("stdlib"), f"{sysconfig.get_path('stdlib')}/lib-dynload"]
+    packages = [os.path.realpath(path) for path in site.getsitepackages() if os.path.isdir(path)]
+    readable = dict.fromkeys(os.path.realpath(path) for path in (sys.base_prefix, sys.prefix))
+    folder, name = os.path.split(sys.executable)  # the last part may be a link, which an environment stands by
+    return {
+        "root": str(_ROOT),
+        "backend": backend,
+        "executable": f"{os.path.realpath(folder)}/{name}",
+        "readable": [path for path in readable if path != "/usr"],
+        "paths": [*standard, *packages],
+        "temp": tempfile.gettempdir(),
+    }
+
+
+class Box(Sandbox):
+    """A sandbox of one of our own backends."""
+
+    def __init__(self, launcher: Launcher, limits: Limits, level: int, seed: int) -> None:
+        self.backend = launcher.backend
+        self.level = level
+        self.limits = limits
+        self._launcher = launcher
+        self._seed = seed
+        self._number = 0
+        self._socket: socket.socket | None = None
+        self._busy = asyncio.Lock()
+        self._events: set[str] = set()
+
+    async def start(self, files: Mapping[str, bytes]) -> None:
+        """Bring it up and write `files` into it."""
+        bounds = {name: getattr(self.limits, name) for name in ("mem_mb", "procs", "disk_mb", "files")}
+        request = {"limits": {**bounds, "cpu_s": self.limits.cpu_bound_s}, "seed": self._seed}
+        async with slot():
+            self._number, self._socket = self._launcher.open(request)
+            self._socket.setblocking(False)
+            try:
+                async with asyncio.timeout(START_S):
+                    answer = await self._next_message()
+            except TimeoutError:
+                await self.close()
+                raise SandboxError(f"sandbox {self.backend} did not start within {START_S:g} s") from None
+            except asyncio.CancelledError:
+                self._launcher.end(self._number)
+                raise
+        if answer["op"] != "ready":
+            await self.close()
+            raise SandboxError(f"sandbox {self.backend} did not start: {_cause(answer)}")
+        if files:
+            await self._write(files)
+
+    async def python(
+        self, code: str, *, stdin: bytes = b"", wall_s: float | None = None, max_result_bytes: int = 0
+    ) -> ExecResult:
+        source = code.encode(errors="surrogatepass")
+        inline = {"code": code} if len(source) <= _INLINE else {}
+        payload = None if inline else source
+        call = {"kind": "python", **inline}
+        return await self._call(call, stdin=stdin, payload=payload, wall_s=wall_s, max_result=max_result_bytes)
+
+    async def shell(
+        self,
+        command: Sequence[str] | str,
+        *,
+        sh: bool = False,
+        stdin: bytes = b"",
+        wall_s: float | None = None,
+    ) -> ExecResult:
+        if isinstance(command, str) != sh:
+            raise ValueError(f"shell({command!r}, sh={sh}): expected a list of words, or a string with sh=True")
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
+            raise ValueError(f"shell({command!r}): expected at least one word, each a str without NUL")
+        return await self._call({"kind": "exec", "argv": argv}, stdin=stdin, wall_s=wall_s)
+
+    async def read_file(self, path: str, *, max_bytes: int = 1 << 20) -> bytes:
+        call = {"kind": "read", "path": path, "max_bytes": max_bytes}
+        result = await self._call(call, max_output=max_bytes)
+        if result.status != "ok":
+            raise SandboxFileError(f"cannot read {path!r} of the sandbox: {result.stderr or result.status}")
+        assert result.result is not None
+        return result.result
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        await self._write({path: data})
+
+    async def _write(self, files: Mapping[str, bytes]) -> None:
+        for path in files:
+            if not path or "\0" in path:
+                raise ValueError(f"a file of a sandbox is named {path!r}; expected a path")
+        sizes = [(path, len(data)) for path, data in files.items()]
+        result = await self._call({"kind": "write", "files": sizes}, payload=b"".join(files.values()))
+        if result.status != "ok":
+            names = ", ".join(map(repr, files))
+            raise SandboxFileError(f"cannot write {names} into the sandbox: {result.stderr or result.status}")
+
+    async def close(self) -> None:
+        if self._socket is None:
+            return
+        sock = self._socket
+        self._launcher.end(self._number)
+        try:
+            async with asyncio.timeout(START_S):
+                while (await self._next_message())["op"] != "dead":
+                    pass
+        except TimeoutError:
+            raise SandboxError(f"sandbox {self.backend} was not gone {START_S:g} s after its end") from None
+        finally:
+            self._socket = None
+            sock.close()
+
+    async def _next_message(self) -> dict[str, Any]:
+        """What the sandbox, or its launcher, says next; "dead" once both have hung up."""
+        assert self._socket is not None
+        try:
+            data = await asyncio.get_running_loop().sock_recv(self._socket, MAX_MESSAGE)
+        except (ConnectionResetError, BrokenPipeError):
+            data = b""
+        return json.loads(data) if data else {"op": "dead", "status": 0}
+
+    async def _call(
+        self,
+        call: dict[str, Any],
+        *,
+        stdin: bytes = b"",
+        payload: bytes | None = None,
+        wall_s: float | None = None,
+        max_result: int = 0,
+        max_output: int = 0,
+    ) -> ExecResult:
+        """Run one call. `max_output`: stdout as bytes in `result`, up to so many."""
+        limit_s = self.limits.wall_s if wall_s is None else min(wall_s, self.limits.wall_s)
+        if not limit_s > 0:
+            raise ValueError(f"wall_s is {wall_s!r}; expected seconds above 0")
+        async with self._busy, slot():
+            if self._socket is None:
+                raise SandboxError("this sandbox is closed")
+            try:
+                return await self._run(call, stdin, payload, limit_s, max_result, max_output)
+            except asyncio.CancelledError:
+                self._launcher.end(self._number)
+                raise
+
+    async def _run(
+        self,
+        call: dict[str, Any],
+        stdin: bytes,
+        payload: bytes | None,
+        limit_s: float,
+        max_result: int,
+        max_output: int,
+    ) -> ExecResult:
+        assert self._socket is not None
+        kept = self.limits.output_kb << 10
+        self._events.clear()
+        with contextlib.ExitStack() as open_files:
+            pump = open_files.enter_context(Pump(self._stop_call))
+            places = {1: pump.add(max_output or kept), 2: pump.add(kept)}
+            if max_result:
+                places[RESULT] = pump.add(max_result, is_strict=True)
+            if stdin:
+                places[0] = open_files.enter_context(_memory_file(stdin))
+            if payload is not None:
+                places[PAYLOAD] = open_files.enter_context(_memory_file(payload))
+            message = {**call, "op": "run", "wall_s": limit_s, "fds": list(places)}
+            started = time.monotonic()
+            try:
+                socket.send_fds(self._socket, [json.dumps(message).encode()], list(places.values()))
+            except OSError as error:
+                raise SandboxError(f"sandbox {self.backend} has ended: {error}") from error
+            pump.close_writers()
+            done = await self._outcome(limit_s)
+            outputs = pump.finish()
+        return self._result(done, outputs, bool(max_result), bool(max_output), time.monotonic() - started)
+
+    def _stop_call(self) -> None:
+        """Too much output: a word in mid-call ends it."""
+        self._events.add("output_limit")
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.send(b'{"op": "stop"}')
+
+    async def _outcome(self, limit_s: float) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(limit_s + GRACE_S):
+                while True:
+                    message = await self._next_message()
+                    match message["op"]:
+                        case "done":
+                            return message
+                        case "event":
+                            self._events.add(message["what"])
+                        case _:
+                            raise SandboxError(f"sandbox {self.backend} ended in mid-call: {_cause(message)}")
+        except TimeoutError:
+            self._launcher.end(self._number)
+            raise SandboxError(
+                f"sandbox {self.backend} did not answer {GRACE_S:g} s after its call's deadline"
+            ) from None
+
+    def _result(
+        self,
+        done: dict[str, Any],
+        outputs: Sequence[tuple[bytes, bool]],
+        has_result: bool,
+        is_binary: bool,
+        wall_s: float,
+    ) -> ExecResult:
+        status = done["status"]
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        if code == NOT_STARTED:
+            raise SandboxError(f"a call in sandbox {self.backend} did not start: {_text(outputs[1][0])}")
+        out, errors, *rest = outputs
+        result = rest[0][0] if has_result and not rest[0][1] else None
+        return ExecResult(
+            status=self._status(done, code, number),
+            exit_code=code,
+            signal=number,
+            stdout="" if is_binary else _text(out[0]),
+            stderr=_text(errors[0]),
+            truncated=out[1] or errors[1],
+            result=out[0] if is_binary else result,
+            wall_s=wall_s,
+            cpu_s=done["cpu_s"],
+            peak_mb=done["peak_kb"] / 1024,
+            level=self.level,
+        )
+
+    def _status(self, done: dict[str, Any], code: int | None, number: int | None) -> Any:
+        for event in ("oom", "disk_limit", "output_limit"):
+            if event in self._events:
+                return event
+        if done["timeout"] or number == 24:  # SIGXCPU
+            return "timeout"
+        if done["memory"]:
+            return "oom"
+        if number is not None:
+            return "signal"
+        return "nonzero" if code else "ok"
+
+
+def _cause(message: Mapping[str, Any]) -> str:
+    if message["op"] == "failed":
+        return str(message["error"])
+    status = int(message.get("status", 0))
+    return f"its first process was ended by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "it exited"
+
+
+def _text(data: bytes) -> str:
+    """UTF-8, the rest as escapes; NUL and other control characters too, so that logs stay text."""
+    text = data.decode(errors="backslashreplace")
+    return text.translate(_CONTROL)
+
+
+_CONTROL = {number: f"\\x{number:02x}" for number in (*range(32), 127) if chr(number) not in "\t\n\r"}
+
+
+@contextlib.contextmanager
+def _memory_file(data: bytes) -> Any:
+    """A descriptor of a file in memory that holds `data`."""
+    descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+__all__ = ["FILE_PROBLEM", "Box", "Launcher"]

@@ -1,0 +1,156 @@
+"""The process that makes sandboxes: exec'ed fresh with an empty environment, of one thread, and no other's heap.
+
+It is the warm interpreter that every sandbox is forked from, the monitor of their memory, and who removes what
+they leave. It ends when the host's socket does, however the host ended, and takes every sandbox with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from envs.sandbox import boxes, usage
+from envs.sandbox.inside import receive
+from envs.sandbox.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
+
+POLL_S = 0.05
+"""How often memory, processes and files of running calls are looked at."""
+
+
+@dataclass(kw_only=True)
+class Box:
+    """One sandbox as its launcher sees it."""
+
+    number: int
+    pid: int
+    pidfd: int
+    host: socket.socket  # the end that its first process answers on: for what only the launcher knows
+    request: dict[str, Any]
+    hold: boxes.Hold
+    flagged: set[str] = field(default_factory=set)
+
+    def tell(self, **event: Any) -> None:
+        with suppress(OSError):  # nobody listens any more
+            self.host.send(json.dumps(event).encode(), socket.MSG_DONTWAIT)
+
+
+class Launcher:
+    """Serves one host process."""
+
+    def __init__(self, host: socket.socket, setup: dict[str, Any]) -> None:
+        self.host = host
+        self.setup = setup
+        self.boxes: dict[int, Box] = {}
+        self.poll = select.poll()
+        self.poll.register(host, select.POLLIN)
+
+    def serve(self) -> None:
+        """Until the host hangs up; then nothing of any sandbox is left."""
+        try:
+            next_look = time.monotonic()
+            while True:
+                wait_s = max(0.0, next_look - time.monotonic()) if self.boxes else 60.0
+                ready = {descriptor for descriptor, _ in self.poll.poll(wait_s * 1000)}
+                if self.host.fileno() in ready and not self._obey():
+                    return
+                for box in [box for box in self.boxes.values() if box.pidfd in ready]:
+                    self._bury(box)
+                if time.monotonic() >= next_look:
+                    for box in self.boxes.values():
+                        self._look_at(box)
+                    next_look = time.monotonic() + POLL_S
+        finally:
+            for box in list(self.boxes.values()):
+                self._end(box)
+                self._bury(box)
+
+    def _obey(self) -> bool:
+        """One request of the host; False when it has hung up."""
+        request, descriptors = receive(self.host)
+        if request is None:
+            return False
+        if request["op"] == "open":
+            self._open(request, descriptors)
+        elif box := self.boxes.get(request["box"]):
+            self._end(box)
+        for descriptor in descriptors:
+            with suppress(OSError):
+                os.close(descriptor)
+        return True
+
+    def _open(self, request: dict[str, Any], descriptors: list[int]) -> None:
+        host = socket.socket(fileno=descriptors.pop())
+        hold = boxes.Hold()
+        try:
+            pid = boxes.start(self.setup, request, host, hold)
+        except (OSError, ValueError) as error:
+            hold.release()
+            with suppress(OSError):
+                host.send(json.dumps({"op": "failed", "error": str(error)}).encode())
+            host.close()
+            return
+        pidfd = os.pidfd_open(pid)
+        box = Box(number=request["box"], pid=pid, pidfd=pidfd, host=host, request=request, hold=hold)
+        self.boxes[box.number] = box
+        self.poll.register(pidfd, select.POLLIN)
+
+    def _end(self, box: Box) -> None:
+        """Kill a sandbox: its first process and, where that does not take the others along, each of them."""
+        if box.hold.shares_pids:
+            usage.kill_tree(box.pid, uid=box.hold.uid)  # an orphan would come to this process, and live
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(box.pidfd, signal.SIGKILL)
+
+    def _bury(self, box: Box) -> None:
+        """The first process has ended, or will: collect it, and remove what it leaves."""
+        del self.boxes[box.number]
+        self.poll.unregister(box.pidfd)
+        _, status = os.waitpid(box.pid, 0)
+        os.close(box.pidfd)
+        if box.hold.shares_pids:
+            _reap_strays()
+        box.hold.release()
+        box.tell(op="dead", status=status)
+        box.host.close()
+
+    def _look_at(self, box: Box) -> None:
+        """End the call of a sandbox that takes more than it may."""
+        first = box.pid
+        if box.hold.is_wrapped:
+            first = next(usage.descendants(first), first)
+        if not usage.has_children(first):
+            box.flagged.clear()
+            return
+        limits = box.request["limits"]
+        if excess := usage.excess(first, limits, box.hold.folder, counts_processes=box.hold.shares_pids):
+            if excess not in box.flagged:  # told once a call, then ended until it has ended
+                box.tell(op="event", what=excess)
+            box.flagged.add(excess)
+            with suppress(ProcessLookupError):
+                os.kill(first, signal.SIGUSR1)
+
+
+def _reap_strays() -> None:
+    """Processes of an ended sandbox that came to this one, their nearest living ancestor that collects."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def main(host: socket.socket, setup: dict[str, Any]) -> None:
+    """Serve `host`; what `-c` of a fresh interpreter calls."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it goes when the host has gone, and cleans up first
+    prctl(PR_SET_DUMPABLE, 0)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    boxes.warm_up()
+    boxes.sweep(setup["temp"])
+    host.send(json.dumps({"op": "ready", "pid": os.getpid()}).encode())
+    Launcher(host, setup).serve()
