@@ -65,13 +65,20 @@ def _read(place: Path) -> bytes:
         if place.is_symlink():
             raise ValueError(f"database {place} is a link; give the file that it points to") from None
         raise ValueError(f"database {place} cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"database {place} is no regular file")
-        if found.st_size > MAX_DATABASE_MB << 20:
-            raise ValueError(
-                f"database {place} has {found.st_size >> 20} MiB; expected at most {MAX_DATABASE_MB}, as "
-                "every connection holds a copy of its own; give a smaller one"
-            )
+    with os.fdopen(_regular(descriptor, place), "rb") as file:
         return file.read((MAX_DATABASE_MB << 20) + 1)
+
+
+def _regular(descriptor: int, place: Path) -> int:
+    """`descriptor` itself, of a regular file that is not too large; otherwise it is closed."""
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"database {place} is no regular file")
+    if found.st_size > MAX_DATABASE_MB << 20:
+        os.close(descriptor)
+        raise ValueError(
+            f"database {place} has {found.st_size >> 20} MiB; expected at most {MAX_DATABASE_MB}, as every "
+            "connection holds a copy of its own; give a smaller one"
+        )
+    return descriptor

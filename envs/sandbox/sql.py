@@ -55,7 +55,7 @@ class SqlTooManyBytesError(SqlError):
 
 
 class SqlMemoryError(SqlError):
-    """It needs more memory than a statement may have."""
+    """It needs more memory or temporary space than a statement may have."""
 
 
 _ERRORS: Mapping[str, type[SqlError]] = {
@@ -117,11 +117,13 @@ async def query_in(
     """
     if not isinstance(query, str):
         raise ValueError(f"an SQL statement is a str, not {type(query).__name__}")
+    if limits is None:  # the default time, or what this sandbox gives a call
+        limits = SqlLimits(timeout_s=min(SqlLimits().timeout_s, box.limits.wall_s / 2))
     bounds = limits if isinstance(limits, SqlLimits) else SqlLimits.of(limits)
-    if bounds.timeout_s + _GRACE_S > box.limits.wall_s:
+    if bounds.timeout_s > box.limits.wall_s:
         raise ValueError(
-            f"SQL limit timeout_s is {bounds.timeout_s:g}; this sandbox ends a call after "
-            f"{box.limits.wall_s:g} s: expected at most {box.limits.wall_s - _GRACE_S:g}"
+            f"SQL limit timeout_s is {bounds.timeout_s:g}; expected at most {box.limits.wall_s:g}, "
+            "after which this sandbox ends a call"
         )
     request = {"database": database, "query": query} | {
         field.name: getattr(bounds, field.name) for field in fields(bounds)

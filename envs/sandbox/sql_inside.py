@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 HEAP_BYTES = 64 << 20
 INSTRUCTIONS_A_LOOK = 2000
+_BESIDE = ("-wal", "-journal")
 LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 1 << 20,  # bytes of one value or row: bounds zeroblob, printf, replace
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 100_000,
@@ -65,6 +66,8 @@ _OK = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE})
 _KINDS = {
     sqlite3.SQLITE_TOOBIG: "bytes",
     sqlite3.SQLITE_NOMEM: "memory",
+    sqlite3.SQLITE_FULL: "memory",  # a sort that was spilled to disk meets the end of that
+    sqlite3.SQLITE_IOERR: "memory",
     sqlite3.SQLITE_AUTH: "denied",
     sqlite3.SQLITE_READONLY: "denied",
     sqlite3.SQLITE_INTERRUPT: "timeout",
@@ -81,7 +84,7 @@ class Refused(Exception):
 
 def open_read_only(database: str) -> sqlite3.Connection:
     """The database, never written, locked or looked for a journal of."""
-    for suffix in ("-wal", "-journal"):
+    for suffix in _BESIDE:
         if os.path.exists(database + suffix) and os.path.getsize(database + suffix) > 0:
             raise Refused(
                 "query", f"{database} is being written to ({suffix[1:]} beside it); close its writer first"
@@ -186,6 +189,8 @@ def answer(request: dict[str, Any]) -> str:
             )
         elif "one statement at a time" in text:
             kind = "denied"
+    if kind == "memory":
+        text = f"it needs more memory or temporary space than it may have ({text})"
     if kind == "timeout":
         text = f"no result after {request['timeout_s']:g} s"
     return json.dumps({"error": kind, "message": text[:500]})
@@ -197,8 +202,11 @@ def settle(database: str) -> str:
         connection = sqlite3.connect(database, isolation_level=None)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         connection.execute("PRAGMA journal_mode=DELETE").fetchall()
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # rolls back what has to be
         connection.close()
+        for suffix in _BESIDE:
+            with suppress(FileNotFoundError):
+                os.remove(database + suffix)  # of a transaction that had changed nothing yet
     except sqlite3.Error as error:
         return json.dumps({"error": "query", "message": f"its journal cannot be read: {error}"})
     return '{"rows":[]}'

