@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from envs.sandbox.blocking import run_blocking
-
 from envs.episode import Episode, Score
-from envs.sandbox.base import Limits
-from envs.sandbox.grading import GRADING_LIMITS, code_in, grade_cases, make_cases
+from envs.sandbox.blocking import run_blocking
+from envs.sandbox.grading import DEFAULT_PLACE, Place, code_in, grade_cases, make_cases
 
-__all__ = ["code_in", "code_tests", "grade", "grade_async"]
+__all__ = ["Place", "code_in", "code_tests", "grade", "grade_async"]
 
 
 async def grade_async(
@@ -25,24 +23,15 @@ async def grade_async(
     tests: Sequence[Sequence[Any]],
     entry: str,
     *,
-    limits: Limits = GRADING_LIMITS,
-    backend: str = "auto",
-    min_level: int = 2,
+    place: Place = DEFAULT_PLACE,
     max_parallel: int = 4,
 ) -> float:
     """The share of `tests`, each [args, expected], for which `entry` of `solution` returns what is expected.
 
-    `limits` are those of one case; the defaults give it 5 seconds. Raises what `grade` raises.
+    `place` says where and within which limits a case runs; the default gives it 5 seconds. Raises what
+    `grade` raises.
     """
-    results = await grade_cases(
-        solution,
-        make_cases(tests),
-        entry,
-        limits=limits,
-        backend=backend,
-        min_level=min_level,
-        max_parallel=max_parallel,
-    )
+    results = await grade_cases(solution, make_cases(tests), entry, place=place, max_parallel=max_parallel)
     return sum(result.passed for result in results) / len(results)
 
 
@@ -51,29 +40,18 @@ def grade(
     tests: Sequence[Sequence[Any]],
     entry: str,
     *,
-    limits: Limits = GRADING_LIMITS,
-    backend: str = "auto",
-    min_level: int = 2,
+    place: Place = DEFAULT_PLACE,
     max_parallel: int = 4,
 ) -> float:
-    """`grade_async` for code that is not async.
+    """`grade_async` for code without an event loop.
 
     Raises:
         ValueError: solution, tests or entry are not what is expected.
-        SandboxTooWeakError: the machine cannot give `min_level`.
+        SandboxTooWeakError: the machine cannot give the level that `place` asks for.
         SandboxError: the sandbox failed; there is no grade.
+        RuntimeError: called from within an event loop; await `grade_async` there.
     """
-    return run_blocking(
-        grade_async(
-            solution,
-            tests,
-            entry,
-            limits=limits,
-            backend=backend,
-            min_level=min_level,
-            max_parallel=max_parallel,
-        )
-    )
+    return run_blocking(grade_async(solution, tests, entry, place=place, max_parallel=max_parallel))
 
 
 async def code_tests(episode: Episode) -> Score:

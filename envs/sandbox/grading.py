@@ -41,6 +41,31 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where cases run: the limits of each, and what `Sandbox.open` takes."""
+
+    limits: Limits = GRADING_LIMITS
+    backend: str = "auto"
+    min_level: int = 2
+    allow_weak: bool = False
+
+    async def run(self, solution: str, entry: str, args: list[Any]) -> ExecResult:
+        """One call of `entry` of `solution`, in a new sandbox."""
+        request = json.dumps({"solution": solution, "entry": entry, "args": args}).encode()
+        opening = Sandbox.open(
+            self.limits, backend=self.backend, min_level=self.min_level, allow_weak=self.allow_weak
+        )
+        async with opening as box:
+            called = await box.python(_INSIDE, stdin=request, max_result_bytes=MAX_RESULT_BYTES)
+        if called.status == "sandbox_error":
+            raise SandboxError(f"a case could not be run: {called.stderr[-500:]}")
+        return called
+
+
+DEFAULT_PLACE = Place()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
     """Whether a case passed, and where it did not, how: "another value", "timeout", "raised TypeError"."""
 
@@ -61,18 +86,25 @@ def make_cases(tests: Sequence[Sequence[Any]]) -> list[Case]:
         ValueError: there are none, or one is no pair of a list and a value that JSON can say; it is named.
     """
     if not isinstance(tests, list | tuple) or not tests:
-        raise ValueError(f"tests are {tests!r:.200}; expected a list of at least one [args, expected]")
+        raise ValueError(f"tests are {_shown(tests)}; expected a list of at least one [args, expected]")
     cases = []
     for index, test in enumerate(tests):
         if not isinstance(test, list | tuple) or len(test) != 2 or not isinstance(test[0], list | tuple):
-            raise ValueError(f"tests[{index}] is {test!r:.200}; expected [args, expected], args a list")
+            raise ValueError(f"tests[{index}] is {_shown(test)}; expected [args, expected], args a list")
         try:
             args, expected = plain(test[0]), plain(test[1])
             json.dumps([args, expected], allow_nan=False)
         except ValueError as error:
-            raise ValueError(f"tests[{index}] is {test!r:.200}: {error}; expected JSON values") from error
+            raise ValueError(f"tests[{index}] is {_shown(test)}: {error}; expected JSON values") from error
         cases.append(Case(args=args, expected=expected))
     return cases
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.200}"
+    except ValueError:  # a whole number of thousands of digits
+        return "too long to be shown"
 
 
 async def grade_cases(
@@ -80,9 +112,7 @@ async def grade_cases(
     cases: Sequence[Case],
     entry: str,
     *,
-    limits: Limits = GRADING_LIMITS,
-    backend: str = "auto",
-    min_level: int = 2,
+    place: Place = DEFAULT_PLACE,
     max_parallel: int = 4,
 ) -> list[CaseResult]:
     """How each case went; `max_parallel` of them at once.
@@ -102,7 +132,7 @@ async def grade_cases(
 
     async def graded(case: Case) -> CaseResult:
         async with free:
-            return await _grade_case(solution, entry, case, _Place(limits, backend, min_level))
+            return await _grade_case(solution, entry, case, place)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -112,25 +142,7 @@ async def grade_cases(
     return [task.result() for task in running]
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a case runs."""
-
-    limits: Limits
-    backend: str
-    min_level: int
-
-    async def run(self, solution: str, entry: str, args: list[Any]) -> ExecResult:
-        request = json.dumps({"solution": solution, "entry": entry, "args": args}).encode()
-        opening = Sandbox.open(self.limits, backend=self.backend, min_level=self.min_level)
-        async with opening as box:
-            called = await box.python(_INSIDE, stdin=request, max_result_bytes=MAX_RESULT_BYTES)
-        if called.status == "sandbox_error":
-            raise SandboxError(f"a case could not be run: {called.stderr[-500:]}")
-        return called
-
-
-async def _grade_case(solution: str, entry: str, case: Case, place: _Place) -> CaseResult:
+async def _grade_case(solution: str, entry: str, case: Case, place: Place) -> CaseResult:
     """One case. A solution that breaks two sandboxes, where a harmless one then runs, is wrong.
 
     Otherwise breaking the sandbox would be a way not to be scored.

@@ -213,6 +213,7 @@ def connect(
     *,
     backend: str = "auto",
     min_level: int = 2,
+    allow_weak: bool = False,
 ) -> SqlDatabase:
     """A copy of the SQLite database at `db_path`, to be asked from code that is not async.
 
@@ -226,15 +227,17 @@ def connect(
     """
     bounds = SqlLimits.of(limits)
     files = read_database(db_path, _COPY)
-    return run_blocking(_opened(files, bounds, backend, min_level))
+    return run_blocking(_opened(files, bounds, backend, min_level, allow_weak))
 
 
-async def _opened(files: Mapping[str, bytes], bounds: SqlLimits, backend: str, min_level: int) -> SqlDatabase:
+async def _opened(
+    files: Mapping[str, bytes], bounds: SqlLimits, backend: str, min_level: int, allow_weak: bool
+) -> SqlDatabase:
     size_mb = sum(map(len, files.values())) >> 20
     limits = Limits(
         wall_s=bounds.timeout_s + _GRACE_S, mem_mb=256 + 3 * size_mb, disk_mb=64 + 3 * size_mb, procs=16
     )
-    box = await Sandbox.open(limits, files=files, backend=backend, min_level=min_level)
+    box = await Sandbox.open(limits, files=files, backend=backend, min_level=min_level, allow_weak=allow_weak)
     try:
         if len(files) > 1:
             await _ask(box, {"settle": _COPY}, bounds)
