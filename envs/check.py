@@ -18,6 +18,7 @@ from hashlib import blake2b
 from typing import Any
 
 from envs.base import Env
+from envs.episode import score_of
 from envs.messages import Message, ParseStatus, StepResult, Task, ToolSpec, message
 from envs.play import play
 from envs.registry import EnvDefinition, Lengths, resolve_env
@@ -111,7 +112,7 @@ async def _reference_solves(definition: EnvDefinition, level: int, num_seeds: in
             return spoken[-1]
 
         episode = await play(definition.make_env, task, player, max_turns=stated.turns)
-        score = definition.score(episode)
+        score = await score_of(definition.score, episode)
         if score.value != 1.0:
             yield f"{task.id}: the reference player scored {score.value} ({score.error or score.parts})"
         if problem := _json_problem(episode.final_state):
@@ -132,7 +133,7 @@ async def _wrong_players_fail(definition: EnvDefinition, level: int, num_seeds: 
     for task in _tasks(definition, level, num_seeds, Split.TRAIN):
         for name, player in {**silence, **definition.hacks}.items():
             episode = await play(definition.make_env, task, player, max_turns=definition.lengths(level).turns)
-            value = definition.score(episode).value
+            value = (await score_of(definition.score, episode)).value
             # Doing nothing may earn a crumb of a graded reward, but never the whole; a hack earns nothing.
             if value is None or value >= 1.0 or (name in definition.hacks and value != 0.0):
                 yield f"{task.id}: the wrong player {name!r} scored {value}"

@@ -89,6 +89,8 @@ def make_rollouts(config: Config) -> list[RemoteRollouts]:
                     max_wall_s=config.max_wall_s,
                 ),
                 run_seed=config.seed,
+                reward_workers=max(1, config.reward_workers // config.engines),
+                reward_timeout_s=config.reward_timeout_s,
             ),
             start_s=config.engine_start_s,
             group_s=config.group_deadline_s,

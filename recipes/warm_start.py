@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from envs.episode import score_of
 from envs.messages import Message, Task, message
 from envs.play import play
 from envs.registry import EnvDefinition
@@ -126,8 +127,7 @@ async def reference_episode(
         return said[-1]
 
     episode = await play(definition.make_env, task, player, max_turns=max_turns)
-    score = definition.score(episode)
-    if score.value != 1.0:
+    if (score := await score_of(definition.score, episode)).value != 1.0:
         raise ValueError(f"{task.id}: the reference player of {definition.name} got {score}, expected 1.0")
     texts = iter(said)
     # What was said enters as text: a parsed call is not what a policy samples.

@@ -2,39 +2,103 @@
 
 from __future__ import annotations
 
-import math
 import random
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Protocol, cast
 
-from envs.deadline import DeadlineError, in_thread, within
 from envs.episode import Episode, RewardFn, Score
-from envs.names import load_object, unknown_name
+from envs.names import nearest, unknown_name
 from envs.registry import EnvDefinition
+from rewards.forms import (
+    DOES_NOT_APPLY,
+    Form,
+    RewardError,
+    Sample,
+    group_reward,
+    of_episodes,
+    score_here,
+    then,
+)
+from rewards.scoring import UserReward, inspect_reward, missing_columns, with_success
+from rewards.weighted import weighted
 
-__all__ = ["Reward", "RewardFn", "Score", "resolve_reward", "score_episode", "shuffle_scores", "weighted"]
+__all__ = [
+    "DOES_NOT_APPLY",
+    "Reward",
+    "RewardError",
+    "RewardFn",
+    "Sample",
+    "Score",
+    "Scorer",
+    "group_reward",
+    "resolve_reward",
+    "score_episode",
+    "shuffle_scores",
+    "weighted",
+]
 
 _SHUFFLED = "shuffled:"
 LEARNED = "reward_model:"
 """What the name of a learned reward begins with; the folder or hub id of its model follows."""
 
 
+class Scorer(Protocol):
+    """A reward as a rollout worker has it: `start` once, `score` as often as one likes, `close`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shuffled(self) -> bool: ...
+    @property
+    def is_group(self) -> bool:
+        """Whether the scorable members of a group must be given together."""
+        ...
+
+    async def start(self) -> None: ...
+    async def score(self, samples: Sequence[Sample], *, timeout_s: float) -> list[Score]:
+        """A score for each sample, in order; what could not be scored is *unscored*, never 0."""
+        ...
+
+    async def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """A reward by name. `shuffled` asks the collector to apply `shuffle_scores` to each batch."""
+    """A reward by name whose code runs in this process: the environment's own, or a learned one.
+
+    `shuffled` asks the collector to apply `shuffle_scores` to each batch.
+    """
 
     name: str
     fn: RewardFn
     shuffled: bool = False
 
+    @property
+    def form(self) -> Form:
+        return self.fn if isinstance(self.fn, Form) else of_episodes(self.name, self.fn)
 
-def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
+    @property
+    def is_group(self) -> bool:
+        return self.form.is_group
+
+    async def start(self) -> None:
+        """There is nothing to start."""
+
+    async def score(self, samples: Sequence[Sample], *, timeout_s: float) -> list[Score]:
+        """See Scorer. The function runs in a thread, so that a slow one does not hold up the agents."""
+        return await score_here(self.form, samples, timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+def resolve_reward(spec: str, definition: EnvDefinition, *, num_workers: int = 1) -> Reward | UserReward:
     """The reward that `spec` names; its success is the environment's own where that has one.
 
-    "" or the environment's name: its own score. "file.py:function" or "package.module:function": that one.
+    "" or the environment's name: its own score. "file.py:function" or "package.module:function": that one, in
+    `num_workers` child processes; nothing of it is imported here, and `check_reward` says whether it can be.
     "reward_model:FOLDER": a learned one (rewards/reward_model.py).
     "shuffled:<any of these>": the same, permuted within the batch, the control that must not learn.
     """
@@ -42,7 +106,9 @@ def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
         inner = spec.removeprefix(_SHUFFLED)
         if inner.startswith(_SHUFFLED):
             raise ValueError(f"reward {spec!r} is shuffled twice; write {inner!r}")
-        reward = resolve_reward(inner, definition)
+        if is_users(inner):
+            return _users(inner, definition, num_workers, shuffled=True)
+        reward = cast(Reward, resolve_reward(inner, definition))
         return replace(reward, name=_SHUFFLED + reward.name, shuffled=True)
     if spec in ("", definition.name):
         return Reward(name=definition.name, fn=definition.score)
@@ -51,18 +117,51 @@ def resolve_reward(spec: str, definition: EnvDefinition) -> Reward:
             reward_model,  # torch and transformers, which other rewards do without
         )
 
-        return Reward(name=spec, fn=reward_model(spec.removeprefix(LEARNED), definition.score))
-    try:
-        function = load_object(spec)
-    except ValueError as error:
+        learned = reward_model(spec.removeprefix(LEARNED))
+        return Reward(name=spec, fn=with_success_of(definition.score, learned))
+    return _users(spec, definition, num_workers, shuffled=False)
+
+
+def is_users(spec: str) -> bool:
+    """Whether `spec` names code of the user's own, which runs in child processes."""
+    inner = spec.removeprefix(_SHUFFLED)
+    return ":" in inner and not inner.startswith(LEARNED)
+
+
+def default_workers(num_cores: int) -> int:
+    """Child processes for a user's reward where nobody says how many."""
+    return min(8, num_cores)
+
+
+def _users(spec: str, definition: EnvDefinition, num_workers: int, *, shuffled: bool) -> UserReward:
+    where, _, attr = spec.rpartition(":")
+    if not where or not attr.isidentifier():
         problem = unknown_name("reward", spec, [definition.name, _SHUFFLED + definition.name])
-        raise ValueError(f"{problem}; {error}") from error
-    if not callable(function):
-        raise ValueError(
-            f"reward {spec!r} is a {type(function).__name__}; expected a function Episode -> Score"
-        )
-    # What it returns is checked at each call.
-    return Reward(name=spec, fn=with_success_of(definition.score, cast(RewardFn, function)))
+        raise ValueError(f"{problem}; cannot load {spec!r}: expected 'file.py:name' or 'package.module:name'")
+    return UserReward(spec, definition.score, num_workers=num_workers, shuffled=shuffled)
+
+
+NUM_CHECKED = 32
+"""Tasks whose columns are looked at."""
+
+
+async def check_reward(spec: str, definition: EnvDefinition, level: int) -> None:
+    """Raise ValueError where the reward that `spec` names cannot be used on the tasks of `level`.
+
+    A user's own is loaded for it in a child process.
+    """
+    reward = resolve_reward(spec, definition)
+    if isinstance(reward, UserReward):
+        tasks = [definition.make_task(level, seed) for seed in range(NUM_CHECKED)]
+        try:
+            facts = await inspect_reward(reward.spec)
+        except ValueError as error:
+            names = [definition.name, _SHUFFLED + definition.name]
+            if nearest(spec, names) is None:
+                raise
+            raise ValueError(f"{unknown_name('reward', spec, names)}; {error}") from None
+        if problem := missing_columns(reward.spec, facts, tasks):
+            raise ValueError(problem)
 
 
 def with_success_of(env_score: RewardFn, function: RewardFn) -> RewardFn:
@@ -74,96 +173,26 @@ def with_success_of(env_score: RewardFn, function: RewardFn) -> RewardFn:
     if function is env_score:
         return function
 
-    def score(episode: Episode) -> Score:
-        own = function(episode)
+    def judged(own: Score, episode: Episode) -> Score | Awaitable[Score]:
         if not isinstance(own, Score) or own.value is None:
             return own
-        success = env_score(episode).success
-        if success is None:
-            return own
-        parts = own.parts if own.success is None else {**own.parts, "success": own.success}
-        return replace(own, parts=parts, success=success)
+        return then(env_score(episode), lambda judge: with_success(own, judge.success))
+
+    def score(episode: Episode) -> Score | Awaitable[Score]:
+        return then(function(episode), partial(judged, episode=episode))
 
     return score
 
 
-async def score_episode(reward: Reward, episode: Episode, *, timeout_s: float) -> Score:
-    """The reward's Score; *unscored*, never 0, with the reason in `error` when it failed to give a valid one.
-
-    The function runs in a thread, so a slow one does not hold up the agents. At `timeout_s` (wall seconds)
-    its episode is unscored and the thread is left behind; a thread cannot be killed.
-    """
-    try:
-        score = await within(timeout_s, in_thread(partial(reward.fn, episode)))
-    except DeadlineError as error:
-        return Score(value=None, error=f"{_OVERDUE}{reward.name}: {error}")
-    except (Exception, SystemExit) as error:  # user code may call sys.exit; the run must not
-        return _unscored(reward, _describe(error))
-    problem = _problem(score)
-    return score if problem is None else _unscored(reward, problem)
-
-
-_OVERDUE = "overdue reward "
+async def score_episode(reward: Scorer, episode: Episode, *, timeout_s: float) -> Score:
+    """The reward's Score of one episode; *unscored*, the reason in `error`, when it gave no valid one."""
+    (score,) = await reward.score([Sample(episode=episode)], timeout_s=timeout_s)
+    return score
 
 
 def is_overdue(score: Score) -> bool:
-    """Whether a Score of `score_episode` is unscored because the reward did not finish in its time."""
-    return score.value is None and (score.error or "").startswith(_OVERDUE)
-
-
-def _unscored(reward: Reward, problem: str) -> Score:
-    return Score(value=None, error=f"reward {reward.name}: {problem}")
-
-
-def _problem(score: object) -> str | None:
-    """What is wrong with what a reward returned; None for a Score of finite numbers."""
-    if not isinstance(score, Score):
-        return f"returned {type(score).__name__}, expected a Score"
-    if score.value is None:
-        return score.error or "returned a Score of value None without saying why in its error"
-    numbers = {"value": score.value, **{f"parts[{name!r}]": part for name, part in score.parts.items()}}
-    if score.success is not None:
-        numbers["success"] = score.success
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            return f"Score.{name} is {number!r}, expected a finite number"
-    return None
-
-
-def _describe(error: BaseException) -> str:
-    """Type, message and the line that raised."""
-    *_, frame = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno} in {frame.name}: {frame.line})"
-
-
-def weighted(components: Mapping[str, tuple[RewardFn, float]]) -> RewardFn:
-    """The weighted sum of named rewards; each one's own value is logged as a part. Weight 0 only logs.
-
-    One unscored component makes the whole unscored: a sum without it would be another reward. The whole is a
-    success when every component that reports success does.
-    """
-    if not components:
-        raise ValueError("weighted() was given no rewards; expected {name: (function, weight)}")
-    for name, (_, weight) in components.items():
-        if not math.isfinite(weight):
-            raise ValueError(f"reward {name!r} has weight {weight}; expected a finite number")
-
-    def score(episode: Episode) -> Score:
-        value = 0.0
-        parts: dict[str, float] = {}
-        successes: list[float] = []
-        for name, (function, weight) in components.items():
-            component = function(episode)
-            if component.value is None:
-                return Score(value=None, error=f"{name}: {component.error or 'unscored'}")
-            value += weight * component.value
-            parts[name] = component.value
-            parts |= {f"{name}/{part}": number for part, number in component.parts.items()}
-            if component.success is not None:
-                successes.append(component.success)
-        return Score(value=value, parts=parts, success=min(successes, default=None))
-
-    return score
+    """Whether a Score is unscored because the reward did not finish in its time."""
+    return score.value is None and score.error_kind == "timeout"
 
 
 def shuffle_scores(scores: Sequence[Score], rng: random.Random) -> list[Score]:

@@ -71,18 +71,14 @@ def load_reward_model(folder: str) -> tuple[Any, Any]:
 
 
 @cache
-def reward_model(folder: str, env_score: RewardFn) -> RewardFn:
-    """The reward of `folder`, loaded once a process.
-
-    Success is still the environment's own, `env_score`: a learned reward says what is preferred, not what is
-    right.
-    """
+def reward_model(folder: str) -> RewardFn:
+    """The reward of `folder`, loaded once a process. It says what is preferred, not what is right."""
     model, tokenizer = load_reward_model(folder)
 
     @torch.no_grad()
     def score(episode: Episode) -> Score:
         ids = torch.tensor([transcript_ids(episode.transcript, tokenizer)])
         value = float(model(input_ids=ids).logits[0, 0])
-        return Score(value=value, parts={"reward_model": value}, success=env_score(episode).success)
+        return Score(value=value, parts={"reward_model": value})
 
     return score

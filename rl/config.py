@@ -45,8 +45,13 @@ class Config(Overrides):
     level: Size = 1
     """Difficulty of the tasks; which levels there are is the environment's affair."""
     reward: str = ""
-    """Reward by name or `file.py:function`; empty: the environment's own. `shuffled:calc` deals calc's
-    rewards at random within the batch: a control that must not learn."""
+    """Reward by name or `file.py:function`, one written for TRL, verl or OpenRLHF as it is; empty: the
+    environment's own. `shuffled:calc` deals calc's rewards at random within the batch: a control that must
+    not learn."""
+    reward_workers: Size = 0
+    """Child processes for a reward of your own, over all engines. 0 is auto: one a core, up to 8."""
+    reward_timeout_s: Positive = 30.0
+    """Wall seconds for one call of the reward; then its episode is unscored, its child process killed."""
     algorithm: str = "grpo"
     """Row of the table in rl/algorithms.py, or `file.py:ROW`: one of your own."""
     model: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
+from rewards.base import default_workers, is_users
 from rl.config import Config
 from rl.conversions import converted
 from rl.machine import Machine
@@ -45,9 +46,15 @@ def resolve(config: C, machine: Machine) -> C:
         sync_backend=_chosen(config.sync_backend, gpu_backend if on_gpu else "shm"),
         engine_threads=config.engine_threads or 1,
         learner_threads=config.learner_threads or min(machine.cores, 8),
+        reward_workers=config.reward_workers or _reward_workers(config, machine),
         num_concurrent=config.num_concurrent or -(-config.num_trajectories // config.engines),
         save_every=config.save_every or max(1, config.num_steps // 10),
     )
+
+
+def _reward_workers(config: Config, machine: Machine) -> int:
+    """One a core, up to 8, where the reward runs in child processes; else none."""
+    return default_workers(machine.cores) if is_users(config.reward) else 0
 
 
 def _chosen(value: str, automatic: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,10 @@ from rl.layout import TokenArrays
 from rl.metrics import check_names
 from rl.run_dir import NEW_RUN, RunDir, RunState
 from rl.samples import TrainSample
-from rl.token_colors import Decode
+from rl.token_colors import Decode, printable
 from rl.tracking import Trackers
 from rollout.record import Record, TrajectoryRecorder
-from rollout.trajectory import Trajectory, TrajectoryGroup
+from rollout.trajectory import Trajectory, TrajectoryGroup, is_reward_error
 
 LARGE_REWARD = 20.0
 """|reward| above which a run warns, once: advantages that are not divided by a std grow with it."""
@@ -75,6 +76,7 @@ class Journal:
             for group in groups
             for member, trajectory in enumerate(group.trajectories)
         )
+        self._note_reward_errors("train", self._step, [t for group in groups for t in group.trajectories])
         self._directory.append_consumed(self._step, batch.trajectory_ids)
         self.num_trained_tokens += sum(int(sample.loss_mask.sum()) for sample in batch.samples)
         self._shown = groups[0].trajectories[0] if groups else None
@@ -85,6 +87,7 @@ class Journal:
             Record(step=step, split="eval", group=group.index, member=0, trajectory=group.trajectories[0])
             for group in groups
         )
+        self._note_reward_errors("eval", step, [group.trajectories[0] for group in groups])
 
     def track_evaluation(self, step: int, result: LevelResult) -> None:
         """Hand an evaluation's success and its interval to the trackers."""
@@ -113,6 +116,30 @@ class Journal:
         every = self._config.show_every
         if every and step % every == 0 and self._shown is not None:
             self._console.show_trajectory(step, self._shown, self._decode)
+
+    def _note_reward_errors(self, split: str, step: int, trajectories: Sequence[Trajectory]) -> None:
+        """Write down each episode that the reward could not score, and say so in one line a step."""
+        failed = [trajectory for trajectory in trajectories if is_reward_error(trajectory)]
+        if not failed:
+            return
+        self._directory.append_reward_errors(
+            {
+                "step": step,
+                "split": split,
+                "trajectory": t.id,
+                "kind": t.score.error_kind,
+                "error": t.score.error,
+            }
+            for t in failed
+        )
+        first, _, _ = (failed[0].score.error or "").partition("\n")
+        print(
+            f"reward errors, {split} step {step}: {len(failed)} of {len(trajectories)} episodes unscored; "
+            f"trajectory {failed[0].id}, {failed[0].score.error_kind}: {printable(first)} "
+            f"(all: {self._directory.reward_errors.name})",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _warn_of_rewards(self, step: int, largest: float) -> None:
         """Say, the first time, that rewards are large; none is clipped."""

@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from envs.messages import ParseStatus, StopReason
 
+UNSCORED = {
+    "exception": "those of reward/errors whose reward raised; count",
+    "timeout": "those whose reward did not finish within reward_timeout_s; count",
+    "crashed": "those whose reward ended the process that it ran in; count",
+    "invalid": "those whose reward returned no finite number, or no Score; count",
+    "judge": "those whose judge gave no verdict that could be read; count",
+    "world": "those whose reward said itself that it could not score, for what it needs had failed; count",
+}
+
 ROLLOUT_METRICS = {
     "rollout/reward_mean": "mean reward of the scored trajectories",
     "rollout/reward_std": "population standard deviation of their rewards, over the whole step",
@@ -30,7 +39,10 @@ ROLLOUT_METRICS = {
     "rollout/dropped_groups": "groups sampled and replaced because their rewards were all equal; count",
     "rollout/dropped_tokens": "tokens sampled in dropped groups: spent, though in no other metric",
     "rollout/filled_groups": "groups whose rewards were all equal, kept for want of others; count",
-    "reward/<part>": "one named part of the score, mean over the scored trajectories that have it",
+    "reward/errors": "episodes that the reward was asked for and could not score; count",
+    **{f"reward/unscored_{kind}": text for kind, text in UNSCORED.items()},
+    "reward/<part>": "one named part of the score, mean over the scored trajectories that have it; a "
+    "part with the name of a metric above is reward/part_<part>",
     "env/<metric>": "a metric that the environment reports, mean over the scored trajectories that have it",
     "error/<kind>": "trajectories that ended in this error of the world; count",
     **{f"parse/{status}": f"share of attempted tool calls parsed as {status}" for status in ParseStatus},

@@ -28,7 +28,7 @@ from rl.metric_names import (
 )
 from rl.numerics import MetricSums, add_metrics, metric_values
 from rl.preferences import PREFERENCE_METRICS
-from rollout.trajectory import Trajectory, TrajectoryGroup
+from rollout.trajectory import Trajectory, TrajectoryGroup, is_reward_error
 
 Metrics = dict[str, float]
 """Metric name -> value. A metric without a value (a mean over nothing) is absent, never NaN or 0."""
@@ -102,8 +102,14 @@ def _reward_metrics(groups: Sequence[TrajectoryGroup], scored: Sequence[Trajecto
         | _mean("rollout/zero_variance_groups", uniform)
         | _mean("rollout/small_groups", [len(group.rewards) < 2 for group in groups])
         | _mean("rollout/success", [t.score.success for t in scored if t.score.success is not None])
-        | _means_by_name("reward/", [trajectory.score.parts for trajectory in scored])
+        | _means_by_name("reward/", [_parts(trajectory) for trajectory in scored])
     )
+
+
+def _parts(trajectory: Trajectory) -> Metrics:
+    """The parts of a score, none under the name of a metric of ours."""
+    parts = trajectory.score.parts
+    return {f"part_{name}" if f"reward/{name}" in METRICS else name: value for name, value in parts.items()}
 
 
 def _behaviour_metrics(scored: Sequence[Trajectory]) -> Metrics:
@@ -135,12 +141,15 @@ def _counts(trajectories: Sequence[Trajectory]) -> Metrics:
     num_unscored = sum(trajectory.score.value is None for trajectory in trajectories)
     reasons = Counter(trajectory.episode.stop_reason for trajectory in trajectories)
     errors = Counter(trajectory.error.kind for trajectory in trajectories if trajectory.error)
+    unscored = Counter(t.score.error_kind for t in trajectories if is_reward_error(t))
     versions = [s.version for t in trajectories for turn in t.turns for s in turn.completion.version_spans]
     metrics = {
         "rollout/trajectories": float(len(trajectories)),
+        **{f"reward/unscored_{kind}": float(count) for kind, count in unscored.items()},
         **{f"error/{kind}": float(count) for kind, count in errors.items()},
     }
     if trajectories:
+        metrics["reward/errors"] = float(unscored.total())
         metrics["rollout/unscored"] = num_unscored / len(trajectories)
         metrics |= {f"stop/{reason}": reasons[reason] / len(trajectories) for reason in StopReason}
     if versions:

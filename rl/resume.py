@@ -26,6 +26,8 @@ FREE = {
     "group_deadline_s",
     "learner_deadline_s",
     "sync_deadline_s",
+    "reward_workers",
+    "reward_timeout_s",
 }
 """Settings that a resume may change: no trained number depends on them."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +67,7 @@ class RunDir:
     metrics.jsonl        one line a step
     trajectories.jsonl   one line a trajectory
     consumed.jsonl       one line a step: the ids of the trajectories that were trained on
+    reward_errors.jsonl  one line an episode that the reward could not score, with its traceback
     resumes.json         each time that the run was gone on with: when, from which step, what had changed
     incidents/           batches of updates that were not applied, why a tracker is off; usually there is none
     trackers.json        which wandb run this is; tracker-*.log, wandb/, tensorboard/: what trackers write
@@ -91,6 +92,10 @@ class RunDir:
     @property
     def trajectories(self) -> Path:
         return self.path / "trajectories.jsonl"
+
+    @property
+    def reward_errors(self) -> Path:
+        return self.path / "reward_errors.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -129,6 +134,11 @@ class RunDir:
             )
         self._consumed.append([{"step": step, "trajectories": list(trajectory_ids)}])
         self._last_consumed = step
+
+    def append_reward_errors(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append a line for each episode that the reward could not score; the file is made by the first."""
+        with JsonlWriter(self.reward_errors) as writer:
+            writer.append(rows)
 
     def file_bytes(self) -> dict[str, int]:
         """The length of every JSON-lines file, by name."""

@@ -173,8 +173,10 @@ def step_header(columns: Sequence[Column] = COLUMNS) -> str:
 
 
 def step_line(step: int, metrics: Metrics, columns: Sequence[Column] = COLUMNS) -> str:
-    """One step in the columns of `step_header`; the last six are seconds."""
-    return f"{step:>4} " + " ".join(f"{column.cell(metrics):>{column.width}}" for column in columns)
+    """One step in the columns of `step_header`, the last six are seconds; reward errors at its end."""
+    cells = " ".join(f"{column.cell(metrics):>{column.width}}" for column in columns)
+    num_errors = metrics.get("reward/errors", 0)
+    return f"{step:>4} {cells}" + (f"  {num_errors:.0f} reward errors" if num_errors else "")
 
 
 def end_lines(facts: EndFacts) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from math import isfinite
 from types import NoneType, UnionType
@@ -11,7 +12,7 @@ import numpy as np
 
 from envs.names import unknown_name
 from envs.registry import resolve_env
-from rewards.base import resolve_reward
+from rewards.base import check_reward, is_users
 from rl.advantages import ADV_ESTIMATORS
 from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
@@ -270,10 +271,15 @@ def _env_problems(config: Config) -> Iterator[str]:
     try:
         definition = resolve_env(config.env)
         definition.require_level(config.level)
-        resolve_reward(config.reward, definition)
+        asyncio.run(check_reward(config.reward, definition, config.level))
     except ValueError as error:
         yield str(error)
         return
+    if config.reward_workers and not is_users(config.reward):
+        yield (
+            f"reward_workers = {config.reward_workers} has no effect: only a reward of your own runs in "
+            "child processes; leave it out"
+        )
     needed = definition.lengths(config.level).turns
     if config.max_turns < needed:
         yield (

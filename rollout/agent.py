@@ -6,11 +6,12 @@ import asyncio
 import struct
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, TypeVar
 
 from envs.base import Env, WorldError
@@ -19,7 +20,7 @@ from envs.episode import Episode, Score
 from envs.messages import Message, StepResult, StopReason, Task
 from envs.policy import NO_FILTERS, Completion, Policy, SamplingFilters, SamplingParams
 from envs.registry import EnvDefinition
-from rewards.base import Reward, score_episode
+from rewards.base import Sample, Scorer
 from rollout.limits import Budget, Limits
 from rollout.renderer import ChatMLRenderer
 from rollout.trajectory import Trajectory, TrajectoryError, TrajectoryGroup, Turn
@@ -60,7 +61,7 @@ async def run_group(
     definition: EnvDefinition,
     policy: Policy,
     renderer: ChatMLRenderer,
-    reward: Reward,
+    reward: Scorer,
     *,
     index: int,
     group_size: int,
@@ -71,11 +72,13 @@ async def run_group(
     temperature: float = 1.0,
     filters: SamplingFilters = NO_FILTERS,
     reward_wall_s: float = 30.0,
+    step: int = 0,
 ) -> TrajectoryGroup:
     """`group_size` episodes of one task, all running at once, each scored as it ends.
 
-    `index` is the task's place in the task stream; `trajectory_id(member)` names a trajectory and
-    `request_seed(member, turn)` seeds a request. A bug in one member cancels the others and is raised.
+    A reward that compares the members of a group is asked once, when all have ended. `index` is the task's
+    place in the task stream; `trajectory_id(member)` names a trajectory and `request_seed(member, turn)`
+    seeds a request. A bug in one member cancels the others and is raised.
     """
 
     async def run_member(member: int) -> Trajectory:
@@ -91,11 +94,15 @@ async def run_group(
             temperature=temperature,
             filters=filters,
         )
-        return await score_trajectory(trajectory, reward, wall_s=reward_wall_s)
+        return trajectory if reward.is_group else (await score_all([trajectory]))[0]
 
+    score_all = partial(score_trajectories, reward=reward, wall_s=reward_wall_s, step=step)
+    await reward.start()
     async with asyncio.TaskGroup() as members:
         running = [members.create_task(run_member(member)) for member in range(group_size)]
-    return TrajectoryGroup(task=task, index=index, trajectories=tuple(run.result() for run in running))
+    trajectories = [run.result() for run in running]
+    scored = await score_all(trajectories) if reward.is_group else trajectories
+    return TrajectoryGroup(task=task, index=index, trajectories=tuple(scored))
 
 
 async def run_episode(
@@ -171,14 +178,35 @@ async def run_episode(
     )
 
 
-async def score_trajectory(trajectory: Trajectory, reward: Reward, *, wall_s: float) -> Trajectory:
-    """`trajectory` with its score; one whose world failed stays unscored, its reward is not asked."""
-    if trajectory.error is not None:
-        return trajectory
+async def score_trajectory(trajectory: Trajectory, reward: Scorer, *, wall_s: float) -> Trajectory:
+    """`trajectory` with its score."""
+    return (await score_trajectories([trajectory], reward, wall_s=wall_s))[0]
+
+
+async def score_trajectories(
+    trajectories: Sequence[Trajectory], reward: Scorer, *, wall_s: float, step: int = 0
+) -> list[Trajectory]:
+    """`trajectories` with their scores, from one call; of one whose world failed the reward is not asked."""
+    usable = [trajectory for trajectory in trajectories if trajectory.error is None]
+    if not usable:
+        return list(trajectories)
+    samples = [
+        Sample(
+            id=trajectory.id,
+            episode=trajectory.episode,
+            token_ids=tuple(chain.from_iterable(turn.completion.token_ids for turn in trajectory.turns)),
+            step=step,
+        )
+        for trajectory in usable
+    ]
     started = time.perf_counter()
-    score = await score_episode(reward, trajectory.episode, timeout_s=wall_s)
-    timings_s = {**trajectory.timings_s, "reward": time.perf_counter() - started}
-    return replace(trajectory, score=score, timings_s=timings_s)
+    scores = await reward.score(samples, timeout_s=wall_s)
+    seconds = (time.perf_counter() - started) / len(usable)
+    scored = {
+        trajectory.id: replace(trajectory, score=score, timings_s={**trajectory.timings_s, "reward": seconds})
+        for trajectory, score in zip(usable, scores, strict=True)
+    }
+    return [scored.get(trajectory.id, trajectory) for trajectory in trajectories]
 
 
 @dataclass(slots=True)

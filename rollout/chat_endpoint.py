@@ -20,8 +20,8 @@ from envs.messages import Message, StopReason, ToolSpec
 from envs.policy import Completion
 from envs.registry import EnvDefinition
 from envs.tools import assistant_message, describe_tools
-from rewards.base import Reward
-from rollout.agent import CLOSE_WALL_S, request_seed, score_trajectory
+from rewards.base import Scorer
+from rollout.agent import CLOSE_WALL_S, request_seed, score_trajectories, score_trajectory
 from rollout.collector import GroupRequest
 from rollout.limits import Budget, Limits
 from rollout.trajectory import Trajectory, TrajectoryError, TrajectoryGroup
@@ -163,16 +163,19 @@ class EndpointRollouts:
 
     endpoint: ChatEndpoint
     definition: EnvDefinition
-    reward: Reward
+    reward: Scorer
     limits: Limits
     run_seed: int
 
     async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
         """Run every member of one group to its end."""
+        await self.reward.start()
         async with asyncio.TaskGroup() as members:
             running = [members.create_task(self._member(request, m)) for m in range(request.group_size)]
-        trajectories = tuple(run.result() for run in running)
-        return TrajectoryGroup(task=request.task, index=request.index, trajectories=trajectories)
+        trajectories = [run.result() for run in running]
+        if self.reward.is_group:
+            trajectories = await score_trajectories(trajectories, self.reward, wall_s=REWARD_WALL_S)
+        return TrajectoryGroup(task=request.task, index=request.index, trajectories=tuple(trajectories))
 
     async def _member(self, request: GroupRequest, member: int) -> Trajectory:
         log, stop_reason, final_state, error = _Log(), StopReason.ERROR, {}, None
@@ -204,6 +207,8 @@ class EndpointRollouts:
             score=Score(value=None, error=f"{error.kind}: {error.message}" if error else None),
             error=error,
         )
+        if self.reward.is_group:
+            return trajectory
         return await score_trajectory(trajectory, self.reward, wall_s=REWARD_WALL_S)
 
     async def _react(self, env: Env, request: GroupRequest, member: int, log: _Log) -> StopReason:

@@ -1,4 +1,5 @@
-"""What stops a run and is no bug: a dead or silent process, a full disk, weights that are not the learner's.
+"""What stops a run and is no bug of ours: a dead or silent process, a full disk, weights that are not the
+learner's, a reward function that gives no score for each sample.
 
 A bug keeps its traceback; these have a message that says who failed at what, and no more.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
+from rewards.forms import RewardError
 from rollout.clock import ClockError
 from rollout.collector import NoSignalError
 from rollout.engine import EngineError
@@ -24,6 +26,7 @@ WORLD_ERRORS = (
     WeightSyncError,
     NoSignalError,
     ClockError,
+    RewardError,
     TimeoutError,
     MemoryError,
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.episode import Episode, Score
-from envs.messages import Message, ParseStatus, StopReason, Task, TextPart, ToolCall
+from envs.episode import Score
+from envs.episode_json import decode_episode, encode_episode, encode_score
 from rollout.jsonl import JsonlWriter, encode_line, read_jsonl
 from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
 
@@ -104,7 +104,6 @@ def _encode_record_line(record: Record) -> bytes:
 def encode_record(record: Record) -> Json:
     """A record as JSON values. Task metadata, final state and tool arguments must be JSON values already."""
     trajectory = record.trajectory
-    episode = trajectory.episode
     old_logprobs, advantages = record.old_logprobs, record.advantages
     return {
         "step": record.step,
@@ -112,20 +111,11 @@ def encode_record(record: Record) -> Json:
         "group": record.group,
         "member": record.member,
         "id": trajectory.id,
-        "task": _encode_task(episode.task),
-        "stop_reason": episode.stop_reason.value,
-        "score": {
-            "value": trajectory.score.value,
-            "parts": dict(trajectory.score.parts),
-            "success": trajectory.score.success,
-            "error": trajectory.score.error,
-        },
+        **encode_episode(trajectory.episode),
+        "score": encode_score(trajectory.score),
         "error": trajectory.error and {"kind": trajectory.error.kind, "message": trajectory.error.message},
         "timings_s": trajectory.timings_s,
         "call_s": trajectory.call_s,
-        "transcript": [_encode_message(message) for message in episode.transcript],
-        "final_state": dict(episode.final_state),
-        "metrics": dict(episode.metrics),
         "turns": [_encode_turn(turn) for turn in trajectory.turns],
         "old_logprobs": None if old_logprobs is None else [_floats(turn) for turn in old_logprobs],
         "advantages": None if advantages is None else [_shared(turn) for turn in advantages],
@@ -134,18 +124,11 @@ def encode_record(record: Record) -> Json:
 
 def decode_record(row: Json) -> Record:
     """The inverse of `encode_record`."""
-    episode = Episode(
-        task=_decode_task(row["task"]),
-        transcript=tuple(_decode_message(message) for message in row["transcript"]),
-        stop_reason=StopReason(row["stop_reason"]),
-        final_state=row["final_state"],
-        metrics=row["metrics"],
-    )
     trajectory = Trajectory(
         id=row["id"],
-        episode=episode,
+        episode=decode_episode(row),
         turns=tuple(_decode_turn(turn) for turn in row["turns"]),
-        score=Score(**row["score"]),
+        score=Score(**row["score"]),  # an older record lacks some, which have defaults
         error=row["error"] and TrajectoryError(**row["error"]),
         timings_s=row["timings_s"],
         call_s=row.get("call_s", {}),  # an older record has none
@@ -165,65 +148,6 @@ def decode_record(row: Json) -> Record:
             for told, turn in zip(advantages, trajectory.turns, strict=True)
         ),
     )
-
-
-def _encode_task(task: Task) -> Json:
-    return {
-        "id": task.id,
-        "env": task.env,
-        "level": task.level,
-        "seed": task.seed,
-        "answer": task.answer,
-        "metadata": dict(task.metadata),
-        "messages": [_encode_message(message) for message in task.messages],
-    }
-
-
-def _decode_task(row: Json) -> Task:
-    return Task(**{**row, "messages": tuple(_decode_message(message) for message in row["messages"])})
-
-
-def _encode_message(message: Message) -> Json:
-    return {
-        "role": message.role,
-        "content": [{"type": "text", "text": part.text} for part in message.content],
-        "tool_calls": [_encode_call(call) for call in message.tool_calls],
-        "tool_call_id": message.tool_call_id,
-        "is_error": message.is_error,
-    }
-
-
-def _decode_message(row: Json) -> Message:
-    return Message(
-        role=row["role"],
-        content=tuple(_decode_part(part) for part in row["content"]),
-        tool_calls=tuple(_decode_call(call) for call in row["tool_calls"]),
-        tool_call_id=row["tool_call_id"],
-        is_error=row["is_error"],
-    )
-
-
-def _decode_part(row: Mapping[str, Any]) -> TextPart:
-    if row["type"] != "text":
-        raise ValueError(
-            f"message part of type {row['type']!r}: expected 'text'; a newer version wrote this record"
-        )
-    return TextPart(row["text"])
-
-
-def _encode_call(call: ToolCall) -> Json:
-    return {
-        "id": call.id,
-        "name": call.name,
-        "arguments": dict(call.arguments),
-        "status": call.status.value,
-        "text": call.text,
-        "problem": call.problem,
-    }
-
-
-def _decode_call(row: Json) -> ToolCall:
-    return ToolCall(**{**row, "status": ParseStatus(row["status"])})
 
 
 def _encode_turn(turn: Turn) -> Json:

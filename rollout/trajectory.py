@@ -18,6 +18,7 @@ __all__ = [
     "TrajectoryGroup",
     "Turn",
     "VersionSpan",
+    "is_reward_error",
 ]
 
 
@@ -92,6 +93,11 @@ class Trajectory:
     @property
     def num_sampled_tokens(self) -> int:
         return sum(len(turn.completion.token_ids) for turn in self.turns)
+
+
+def is_reward_error(trajectory: Trajectory) -> bool:
+    """Whether the reward was asked for this trajectory and could not score it."""
+    return trajectory.score.value is None and trajectory.score.error_kind != "" and trajectory.error is None
 
 
 @dataclass(frozen=True, kw_only=True)

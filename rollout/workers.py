@@ -68,6 +68,8 @@ class RolloutSpec:
     reward: str
     limits: Limits
     run_seed: int
+    reward_workers: int = 1
+    reward_timeout_s: float = 30.0
 
 
 class RolloutWorker:
@@ -80,13 +82,13 @@ class RolloutWorker:
         self.spec = spec
         self.engine = VllmEngine(spec.engine)
         self.definition = resolve_env(spec.env)
-        self.reward = resolve_reward(spec.reward, self.definition)
+        self.reward = resolve_reward(spec.reward, self.definition, num_workers=spec.reward_workers)
         self.renderer = ChatMLRenderer(load_tokenizer(spec.engine.model))
 
     async def start(self) -> float:
         """Bring the engine up; returns the seconds that took."""
         started = time.monotonic()
-        await self.engine.start()
+        await asyncio.gather(self.engine.start(), self.reward.start())
         return time.monotonic() - started
 
     async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
@@ -105,6 +107,8 @@ class RolloutWorker:
             context_length=self.spec.engine.context_length,
             temperature=request.temperature,
             filters=request.filters,
+            reward_wall_s=self.spec.reward_timeout_s,
+            step=request.step,
         )
 
     async def receive_weights(self, manifest: Mapping[str, Any], drill: str) -> int:
@@ -142,7 +146,7 @@ class RolloutWorker:
         return list(await asyncio.gather(*(self.engine.score(ids) for ids in sequences)))
 
     async def stop(self) -> None:
-        await self.engine.stop()
+        await asyncio.gather(self.engine.stop(), self.reward.close())
 
 
 class RemoteRollouts:

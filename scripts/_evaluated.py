@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from envs.messages import Task
 from envs.registry import EnvDefinition, resolve_env, split_level
 from envs.splits import Split
-from rewards.base import resolve_reward
+from rewards.base import check_reward
 from rl.checkpoint import HASHES, CheckpointError, checkpoints_of, newest_sound, verify
 from rl.config import Config
 from rl.defaults import resolve
@@ -167,7 +168,7 @@ def parse_cells(options: Options, source: Source | None, settings: Mapping[str, 
             definition = resolve_env(name)
             definition.require_level(level)
             reward = _reward_name(options, run, name)
-            resolve_reward(reward, definition)
+            asyncio.run(check_reward(reward, definition, level))
         except ValueError as error:
             raise EvaluationError(f"--env {spec}: {error}") from error
         stream = TaskStream(env=name, level=level, run_seed=settings["seed"], split=Split.HELD_OUT)

@@ -13,6 +13,7 @@ scripts.view shows. Exit code 0: evaluated; 2: refused before it began; 3: an en
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ import tyro
 
 from recipes.placement import make_rollouts, start_ray
 from recipes.stopping import STOPPED, run_interruptibly, stop_of
-from rewards.base import resolve_reward
+from rewards.base import default_workers, resolve_reward
 from rl.durable import atomic_write_json
 from rl.evaluation import Evaluation, EvaluationError, count_errors, outcome_of
 from rl.machine import source_commit, stack_versions
@@ -116,11 +117,12 @@ async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[Trajecto
     """The groups of each cell, all of one environment and limit, from the endpoint."""
     endpoint = ChatEndpoint(endpoint_spec(plan.options))
     definition = cells[0].definition
+    reward = resolve_reward(cells[0].reward, definition, num_workers=default_workers(os.cpu_count() or 1))
     try:
         rollouts = EndpointRollouts(
             endpoint=endpoint,
             definition=definition,
-            reward=resolve_reward(cells[0].reward, definition),
+            reward=reward,
             limits=replace(
                 Limits(**{name: plan.settings[name] for name in LIMITS}), max_turns=cells[0].max_turns
             ),
@@ -130,7 +132,7 @@ async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[Trajecto
         timed = Timed(rollouts=rollouts, deadline_s=plan.options.group_deadline_s)
         return await collect(plan, cells, [timed], num_concurrent)
     finally:
-        await endpoint.close()
+        await asyncio.gather(reward.close(), endpoint.close())
 
 
 async def evaluate(plan: Plan) -> Sampled:

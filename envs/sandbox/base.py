@@ -181,7 +181,9 @@ class Sandbox(ABC):
     async def close(self) -> None:
         """End every process and remove every file of it. Idempotent."""
 
-    async def sql(self, query: str, *, database: str = "data.db", limits: Mapping[str, Any] | None = None) -> Any:
+    async def sql(
+        self, query: str, *, database: str = "data.db", limits: Mapping[str, Any] | None = None
+    ) -> Any:
         """Rows of one read-only statement on a SQLite file of the sandbox (see envs.sandbox.sql)."""
         from envs.sandbox.sql import query_in
 

@@ -105,6 +105,8 @@ def trajectory_json(row: Row, record: Record, texts: TokenTexts) -> Json:
         "score": {
             "parts": plain(score.parts),
             "error": score.error and printable(score.error),
+            "error_kind": score.error_kind,
+            "explanation": printable(score.explanation),
         },
         "error": trajectory.error
         and {"kind": printable(trajectory.error.kind), "message": printable(trajectory.error.message)},

@@ -1,3 +1,4 @@
+import asyncio
 import math
 import random
 import sys
@@ -9,7 +10,18 @@ import pytest
 from envs.episode import Episode, Score
 from envs.messages import StopReason, Task, message
 from envs.tasks.calc import ENV
-from rewards.base import Reward, resolve_reward, score_episode, shuffle_scores, weighted, with_success_of
+from rewards.base import (
+    DOES_NOT_APPLY,
+    Reward,
+    Sample,
+    check_reward,
+    group_reward,
+    resolve_reward,
+    score_episode,
+    shuffle_scores,
+    weighted,
+    with_success_of,
+)
 
 EPISODE = Episode(
     task=Task(id="t", env="calc", messages=(message("user", "1+2"),)),
@@ -50,7 +62,8 @@ async def test_a_valid_score_passes_unchanged():
     ],
 )
 async def test_what_is_no_finite_score_is_unscored_and_never_zero(fn, error):
-    assert await scored(fn) == Score(value=None, error=f"reward r: {error}")
+    kind = "world" if error == "judge is offline" else "invalid"
+    assert await scored(fn) == Score(value=None, error=f"reward r: {error}", error_kind=kind)
 
 
 async def test_a_raising_reward_is_unscored_with_the_line_that_raised():
@@ -60,8 +73,12 @@ async def test_a_raising_reward_is_unscored_with_the_line_that_raised():
     score = await scored(bad)
     assert score.value is None
     assert score.error.startswith("reward r: KeyError: 'answer' (")
-    assert score.error.endswith('in bad: return {}["answer"])')
-    assert "test_base.py:" in score.error
+    first, *trace = score.error.splitlines()
+    assert first.endswith('in bad: return {}["answer"])')
+    assert "test_base.py:" in first
+    assert trace[0].startswith("Traceback")
+    assert [line for line in trace if "rewards/" in line and "test_base.py" not in line] == []
+    assert score.error_kind == "exception"
 
 
 async def test_a_reward_that_exits_does_not_end_the_run():
@@ -75,7 +92,20 @@ async def test_a_hung_reward_is_unscored_at_its_deadline():
     score = await scored(lambda episode: time.sleep(3), timeout_s=0.1)
     assert time.monotonic() - start < 2
     assert score.value is None
-    assert score.error == "overdue reward r: no result after 0.1 s"
+    assert score.error == "reward r: no result after 0.1 s"
+    assert score.error_kind == "timeout"
+
+
+async def test_an_async_reward_is_awaited_and_has_the_same_deadline():
+    async def fine(episode):
+        await asyncio.sleep(0)
+        return Score(value=0.5)
+
+    async def hung(episode):
+        await asyncio.sleep(60)
+
+    assert await scored(fine) == Score(value=0.5)
+    assert (await scored(hung, timeout_s=0.05)).error_kind == "timeout"
 
 
 def test_a_weighted_sum_logs_each_value_by_name():
@@ -101,7 +131,28 @@ def test_success_needs_every_component_that_reports_it():
 
 def test_one_unscored_component_makes_the_whole_unscored():
     reward = weighted({"right": (fixed(1.0), 1.0), "judge": (fixed(None, error="offline"), 0.0)})
-    assert reward(EPISODE) == Score(value=None, error="judge: offline")
+    assert reward(EPISODE) == Score(value=None, error="judge: reward judge: offline", error_kind="world")
+
+
+@group_reward
+async def rank(episodes):
+    return [Score(value=float(place)) for place in range(len(episodes))]
+
+
+async def test_a_weighted_sum_takes_sync_and_async_of_episodes_and_of_groups():
+    async def later(episode):
+        return Score(value=10.0)
+
+    def trl(completions, **kwargs):
+        return [None if place else 100.0 for place in range(len(completions))]
+
+    reward = weighted({"now": (fixed(1.0), 1), "later": (later, 1), "rank": (rank, 1), "trl": (trl, 1)})
+    assert reward.is_group
+    first, second = await reward.score([Sample(episode=EPISODE)] * 2)
+    # 1 + 10 + 0 + 100; what does not apply to the second (TRL's None) is left out of its sum: 1 + 10 + 1
+    assert (first.value, second.value) == (111.0, 12.0)
+    assert second.parts == {"now": 1.0, "later": 10.0, "rank": 1.0}
+    assert weighted({"trl": (trl, 1)}).score([Sample(episode=EPISODE)] * 2)[1] == DOES_NOT_APPLY
 
 
 def test_weights_that_mean_nothing_are_refused():
@@ -151,17 +202,27 @@ def test_what_is_a_success_is_the_environments_to_say(own, judged):
     assert silent(EPISODE) == own
 
 
-def test_a_users_function_resolves_from_a_file_and_a_module(tmp_path):
+async def test_the_environments_own_score_may_be_async():
+    async def judge(episode):
+        return Score(value=0.0, success=1.0)
+
+    assert await with_success_of(judge, fixed(0.5))(EPISODE) == Score(value=0.5, success=1.0)
+    env = resolve_reward("", replace(ENV, score=judge))
+    assert await score_episode(env, EPISODE, timeout_s=5) == Score(value=0.0, success=1.0)
+
+
+async def test_a_users_function_resolves_from_a_file_and_a_module(tmp_path):
     file = tmp_path / "my_rewards.py"
     file.write_text("from envs.episode import Score\ndef half(episode): return Score(value=0.5)\nN = 3\n")
     reward = resolve_reward(f"shuffled:{file}:half", JUDGE)
     assert reward.shuffled
-    assert reward.fn(EPISODE) == Score(value=0.5, success=1.0)
-    assert resolve_reward("envs.tasks.calc:score", ENV).fn is ENV.score
+    assert await score_episode(reward, EPISODE, timeout_s=5) == Score(value=0.5, success=1.0)
+    await reward.close()
+    await check_reward("envs.tasks.calc:score", ENV, 1)
     with pytest.raises(ValueError, match=r"my_rewards\.py: unknown name 'halv'; did you mean 'half'\?"):
-        resolve_reward(f"{file}:halv", ENV)
-    with pytest.raises(ValueError, match="is a int; expected a function Episode -> Score"):
-        resolve_reward(f"{file}:N", ENV)
+        await check_reward(f"{file}:halv", ENV, 1)
+    with pytest.raises(ValueError, match="reward 'N' is a int; expected a function"):
+        await check_reward(f"{file}:N", ENV, 1)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +236,7 @@ def test_a_users_function_resolves_from_a_file_and_a_module(tmp_path):
         ("shuffled:shuffled:calc", "is shuffled twice; write 'shuffled:calc'"),
     ],
 )
-def test_a_wrong_reward_is_refused(spec, complaint):
+async def test_a_wrong_reward_is_refused(spec, complaint):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared whole, not as a pattern
-        resolve_reward(spec, ENV)
+        await check_reward(spec, ENV, 1)
     assert complaint in str(caught.value)

@@ -45,7 +45,7 @@ async def test_what_ran_out_of_its_time_is_said_in_words(monkeypatch: pytest.Mon
     assert 0.05 <= told.call_s["call_0"] < 5
     answered = await episode(Script(CALL, "2"))
     unscored = await score_trajectory(answered, Reward(name="late", fn=late), wall_s=0.05)
-    assert "overdue reward late: no result after 0.05 s" in ended_by_clock(unscored)
+    assert "reward late on 7-3-0: no result after 0.05 s" in ended_by_clock(unscored)
     monkeypatch.setattr(agent, "CLOSE_WALL_S", 0.05)
     env = Trouble()
     env.hangs_at_close = True

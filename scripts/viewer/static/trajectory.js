@@ -38,7 +38,8 @@ function header(run, { task, score, error }, row) {
     ["policy version", row.oldest === row.newest ? short(row.oldest) : `${row.oldest} to ${row.newest}`],
     ["turns", String(row.num_turns)], ["sampled tokens", String(row.num_tokens)]]),
   error ? el("p", { class: "problem" }, `The world failed: ${error.kind}: ${error.message}`) : null,
-  score.error ? el("p", { class: "problem" }, `Unscored: ${score.error}`) : null);
+  score.explanation ? el("p", {}, `Explanation: ${score.explanation}`) : null,
+  score.error ? el("p", { class: "problem" }, `Unscored${score.error_kind ? ` (${score.error_kind})` : ""}: ${score.error}`) : null);
 }
 
 function message(said) {

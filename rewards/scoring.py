@@ -1,0 +1,191 @@
+"""Rewards of the user's own, in child processes that can be killed: several at once, a deadline a call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from envs.deadline import DeadlineError
+from envs.episode import RewardFn, Score
+from envs.episode_json import encode_episode
+from envs.messages import Task
+from envs.names import unknown_name
+from rewards.foreign import columns_of
+from rewards.forms import RewardError, Sample, crashed, of_episodes, overdue, score_here
+from rewards.scoring_worker import START_S, CrashedError, Worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a child found a user's reward to be."""
+
+    kind: str
+    is_group: bool
+    columns: tuple[str, ...]
+
+
+def facts_of(spec: str, answer: dict[str, Any]) -> Facts:
+    """The facts in a child's first answer.
+
+    Raises:
+        ValueError: it could not load the reward, or did not understand its signature.
+    """
+    if "refused" in answer:
+        raise ValueError(f"reward {spec!r} cannot be used:\n{answer['refused']}")
+    return Facts(kind=answer["kind"], is_group=answer["is_group"], columns=tuple(answer["columns"]))
+
+
+async def inspect_reward(spec: str) -> Facts:
+    """Load a user's reward in a child process of its own, which is ended again.
+
+    Raises:
+        ValueError: it does not load, which its own traceback says, or is of no known signature.
+    """
+    worker = await _started(spec)
+    try:
+        return facts_of(spec, worker.facts)
+    finally:
+        await worker.end()
+
+
+async def _started(spec: str) -> Worker:
+    try:
+        return await Worker.start(spec)
+    except CrashedError as error:
+        raise ValueError(f"reward {spec!r} cannot be used: while it was imported {error}") from None
+    except DeadlineError:
+        raise ValueError(
+            f"reward {spec!r} cannot be used: its import had not come to an end after {START_S:g} s"
+        ) from None
+
+
+def missing_columns(spec: str, facts: Facts, tasks: Iterable[Task]) -> str | None:
+    """What a reward asks for that no task has, in words; None for nothing."""
+    there = sorted({name for task in tasks for name in columns_of(task)})
+    missing = [name for name in facts.columns if name not in there]
+    if not missing:
+        return None
+    problems = "; ".join(unknown_name("column", name, there) for name in missing)
+    return f"reward {spec!r} takes {', '.join(missing)}, and no task has that: {problems}"
+
+
+class UserReward:
+    """A reward of the user's own, by name, in `num_workers` child processes that start when they are needed.
+
+    Success is the environment's own, `env_score`, where that has one: a reward says what is trained for.
+    """
+
+    def __init__(
+        self, spec: str, env_score: RewardFn, *, num_workers: int = 1, shuffled: bool = False
+    ) -> None:
+        self.spec = spec
+        self.shuffled = shuffled
+        self.name = f"shuffled:{spec}" if shuffled else spec
+        self._env = of_episodes("of the environment", env_score)
+        self._idle: list[Worker] = []
+        self._slots = asyncio.Semaphore(num_workers)
+        self._starting = asyncio.Lock()
+        self._facts: Facts | None = None
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it must see the members of a group together; known after `start`."""
+        if self._facts is None:
+            raise RuntimeError(f"reward {self.spec} was not started")
+        return self._facts.is_group
+
+    async def start(self) -> None:
+        """Bring the first child up, once. Raises ValueError: the reward cannot be used."""
+        async with self._starting:
+            if self._facts is None:
+                worker = await _started(self.spec)
+                try:
+                    self._facts = facts_of(self.spec, worker.facts)
+                except BaseException:
+                    await worker.end()
+                    raise
+                self._idle.append(worker)
+
+    async def score(self, samples: Sequence[Sample], *, timeout_s: float) -> list[Score]:
+        """A score for each sample, in order, from one call of the function with `timeout_s` wall seconds.
+
+        Raises:
+            RewardError: the function returned what can be no scores of these samples.
+        """
+        async with self._slots:
+            scores = await self._ask(samples, timeout_s)
+        return [
+            await self._judged(score, sample, timeout_s)
+            for score, sample in zip(scores, samples, strict=True)
+        ]
+
+    async def _ask(self, samples: Sequence[Sample], timeout_s: float) -> list[Score]:
+        try:
+            worker = await self._free_worker()
+        except ValueError as error:  # it loaded once: the machine is short of something, or the file changed
+            return [crashed(self.spec, sample, str(error)) for sample in samples]
+        rows = [
+            {
+                "id": sample.id,
+                "episode": encode_episode(sample.episode),
+                "token_ids": list(sample.token_ids),
+                "step": sample.step,
+            }
+            for sample in samples
+        ]
+        try:
+            answer = await worker.ask({"samples": rows}, timeout_s)
+        except DeadlineError as error:
+            await worker.end()
+            return [
+                overdue(self.spec, s, f"{error}; its process was killed{_shared(samples)}") for s in samples
+            ]
+        except CrashedError as error:
+            await worker.end()
+            return [crashed(self.spec, sample, f"{error}{_shared(samples)}") for sample in samples]
+        except BaseException:  # cancelled in mid-call: nobody waits for that answer any more
+            await worker.end()
+            raise
+        self._idle.append(worker)
+        if "bug" in answer:
+            raise RewardError(answer["bug"])
+        return [Score(**row) for row in answer["scores"]]
+
+    async def _free_worker(self) -> Worker:
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.is_alive:
+                return worker
+            await worker.end()
+        worker = await _started(self.spec)
+        try:
+            facts_of(self.spec, worker.facts)
+        except BaseException:
+            await worker.end()
+            raise
+        return worker
+
+    async def _judged(self, own: Score, sample: Sample, timeout_s: float) -> Score:
+        if own.value is None:
+            return own
+        (judged,) = await score_here(self._env, [sample], timeout_s=timeout_s)
+        return judged if judged.value is None else with_success(own, judged.success)
+
+    async def close(self) -> None:
+        """End every child that is not at work."""
+        while self._idle:
+            await self._idle.pop().end()
+
+
+def with_success(own: Score, success: float | None) -> Score:
+    """`own` with the environment's success, where it has one; its own is kept as the part "success"."""
+    if success is None:
+        return own
+    parts = own.parts if own.success is None else {**own.parts, "success": own.success}
+    return replace(own, parts=parts, success=success)
+
+
+def _shared(samples: Sequence[Sample]) -> str:
+    return "" if len(samples) == 1 else f" (one call for {len(samples)} samples: none has a score)"
