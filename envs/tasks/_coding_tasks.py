@@ -115,7 +115,7 @@ def make_task(level: int, seed: int) -> Task:
     """The task of (level, seed). What is held out is decided by what the function does, however it is told.
 
     `metadata["plan"]` lists the operations, `metadata["examples"]` what the prompt shows; the hidden tests
-    are made from the plan by `tests_of`, and are in no task.
+    are made from the plan by `hidden_tests`, and are in no task.
     """
     shape = level_of(level)
     held_out = split_of(seed) is Split.HELD_OUT
@@ -216,7 +216,7 @@ def program(plan: Plan) -> str:
     return "\n".join(["def f(x):", *lines, " return x"])
 
 
-def tests_of(task: Task) -> list[list[Any]]:
+def hidden_tests(task: Task) -> list[list[Any]]:
     """The hidden tests, [args, expected] each: made anew from level, seed and plan."""
     shape = level_of(task.level)
     hidden = _inputs(random.Random(f"coding/tests/{task.level}/{task.seed}"), shape, shape.num_tests)

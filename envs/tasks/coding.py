@@ -26,7 +26,7 @@ from envs.messages import Message, StopReason, Task
 from envs.registry import EnvDefinition, Player
 from envs.sandbox.base import Limits, Sandbox, SandboxError
 from envs.sandbox.grading import code_in, grade_cases, make_cases
-from envs.tasks._coding_tasks import LEVELS, lengths, level_of, make_task, program, tests_of
+from envs.tasks._coding_tasks import LEVELS, hidden_tests, lengths, level_of, make_task, program
 from envs.tool_env import ToolEnv
 from envs.tools import ToolError, tool
 
@@ -45,9 +45,8 @@ class CodingEnv(ToolEnv):
         """Run a Python program and see what it prints. Files stay from one run to the next."""
         if not level_of(self.task.level).has_run:
             raise ToolError("run is off at this level")
-        if self._box is None:  # most episodes of a trained policy never need one
-            self._box = await Sandbox.open(RUN_LIMITS)
-        result = await self._box.python(program)
+        box = self._box = self._box or await Sandbox.open(RUN_LIMITS)  # not in setup: most never need one
+        result = await box.python(program)
         if result.status == "sandbox_error":
             raise SandboxError(f"{self.task.id}: {result.stderr[-500:]}")
         told = "\n".join(text.rstrip("\n") for text in (result.stdout, result.stderr) if text)
@@ -80,7 +79,7 @@ async def score(episode: Episode) -> Score:
     submitted = episode.final_state["submitted"] or code_in(episode.answer)
     if episode.stop_reason is not StopReason.ANSWERED or not submitted.strip():
         return Score(value=0.0, success=0.0, parts={"tests": 0.0})
-    results = await grade_cases(submitted, make_cases(tests_of(episode.task)), "f")
+    results = await grade_cases(submitted, make_cases(hidden_tests(episode.task)), "f")
     passed = [result.passed for result in results]
     return Score(
         value=float(all(passed)), success=float(all(passed)), parts={"tests": sum(passed) / len(passed)}
