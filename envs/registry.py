@@ -34,6 +34,7 @@ class EnvDefinition:
 
     `make_task(level, seed)` is pure and equal in every process; `score` is pure. `reference` solves every
     task of every level (it raises where it cannot). `hacks` are wrong players, by name, that must score 0.
+    `uses_sandbox`: whether episodes or their scores run code in a sandbox.
     """
 
     name: str
@@ -44,6 +45,7 @@ class EnvDefinition:
     reference: Player
     lengths: Callable[[int], Lengths]
     hacks: Mapping[str, Player] = field(default_factory=dict)
+    uses_sandbox: bool = False
 
     def require_level(self, level: int) -> int:
         """`level` itself, or ValueError with the levels that exist."""

@@ -17,6 +17,7 @@ from rl.machine import Machine, stack_versions
 from rl.objective import Objective
 from rl.precision import Precision
 from rl.run_dir import RunDir
+from rl.sandbox_checks import sandbox_facts
 from rl.screens import Link, Role, StartFacts
 from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
 from rollout.engine import EngineSpec
@@ -91,6 +92,7 @@ def make_rollouts(config: Config) -> list[RemoteRollouts]:
                 run_seed=config.seed,
                 reward_workers=max(1, config.reward_workers // config.engines),
                 reward_timeout_s=config.reward_timeout_s,
+                sandbox=config.sandbox_policy,
             ),
             start_s=config.engine_start_s,
             group_s=config.group_deadline_s,
@@ -198,4 +200,5 @@ def start_facts(
         num_cores=machine.cores,
         versions=stack_versions(),
         run_dir=str(directory.path),
+        sandbox=(sandbox_facts(config) or {}).get("line", ""),
     )

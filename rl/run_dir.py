@@ -19,6 +19,7 @@ from rl.inputs import code_digests, input_digests
 from rl.intervals import SuccessRate
 from rl.machine import Machine, command_line, source_commit, stack_versions
 from rl.run_lock import RunDirError, take
+from rl.sandbox_checks import sandbox_facts
 from rollout.jsonl import JsonlWriter, read_jsonl
 
 FORMAT = 1
@@ -253,6 +254,7 @@ def run_manifest(config: Config, machine: Machine) -> dict[str, Any]:
         "code": code_digests(),
         "inputs": input_digests(config),
         "machine": asdict(machine),
+        "sandbox": sandbox_facts(config),
     }
 
 

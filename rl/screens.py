@@ -49,6 +49,7 @@ class StartFacts:
     num_cores: int
     versions: Mapping[str, str]
     run_dir: str
+    sandbox: str = ""  # where model-written code runs, if any does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,8 @@ def start_lines(facts: StartFacts) -> Iterator[str]:
     yield f"  {config.env} level {config.level}, reward: {reward}, seed {config.seed}"
     yield f"  {config.describe_algorithm()}"
     yield f"  written to {facts.run_dir}"
+    if facts.sandbox:
+        yield f"  {facts.sandbox}"
     yield "determinism"
     yield from (f"  {line}" for line in determinism_lines(config))
     yield "versions"

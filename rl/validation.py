@@ -23,6 +23,7 @@ from rl.model_folder import model_problems
 from rl.overrides import Range
 from rl.policy_gradient import PolicyGradient
 from rl.sampling_checks import sampling_problems
+from rl.sandbox_checks import sandbox_problems
 from rl.tracker import TRACKERS
 from rollout.sabotage import DRILLS
 
@@ -280,6 +281,7 @@ def _env_problems(config: Config) -> Iterator[str]:
             f"reward_workers = {config.reward_workers} has no effect: only a reward of your own runs in "
             "child processes; leave it out"
         )
+    yield from sandbox_problems(config)
     needed = definition.lengths(config.level).turns
     if config.max_turns < needed:
         yield (

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from envs.registry import resolve_env
+from envs.sandbox.policy import DEFAULT_POLICY, SandboxPolicy, use_policy
 from rewards.base import resolve_reward
 from rollout.agent import request_seed, run_group
 from rollout.collector import GroupRequest
@@ -70,6 +71,7 @@ class RolloutSpec:
     run_seed: int
     reward_workers: int = 1
     reward_timeout_s: float = 30.0
+    sandbox: SandboxPolicy = DEFAULT_POLICY
 
 
 class RolloutWorker:
@@ -80,6 +82,7 @@ class RolloutWorker:
 
     def __init__(self, spec: RolloutSpec) -> None:
         self.spec = spec
+        use_policy(spec.sandbox)
         self.engine = VllmEngine(spec.engine)
         self.definition = resolve_env(spec.env)
         self.reward = resolve_reward(spec.reward, self.definition, num_workers=spec.reward_workers)

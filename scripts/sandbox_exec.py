@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         code = _read(Path(options.file)).decode(errors="surrogateescape")
         files = dict(_files_of(Path(options.workdir))) if options.workdir else {}
-        stdin = b"" if sys.stdin is None or sys.stdin.isatty() or not options.stdin else sys.stdin.buffer.read()
+        stdin = (
+            b"" if sys.stdin is None or sys.stdin.isatty() or not options.stdin else sys.stdin.buffer.read()
+        )
         result = run_blocking(_run(code, files, stdin, limits, options))
     except (ValueError, OSError, SandboxError, SandboxTooWeakError) as error:
         print(f"sandbox_exec: {error}", file=sys.stderr)
@@ -70,16 +72,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     defaults = Limits()
     parser.add_argument("file", metavar="FILE", help="a Python program; `-` reads it from standard input")
-    parser.add_argument("--backend", default="auto", help="auto, ns, bwrap, landlock, rlimits, or a registered one")
+    parser.add_argument(
+        "--backend", default="auto", help="auto, ns, bwrap, landlock, rlimits, or a registered one"
+    )
     parser.add_argument("--min-level", type=int, default=2, help="refuse anything weaker (default 2)")
     parser.add_argument("--wall-s", type=float, default=defaults.wall_s, help="seconds of wall time")
-    parser.add_argument("--mem-mb", type=int, default=defaults.mem_mb, help="MiB of all its processes together")
+    parser.add_argument(
+        "--mem-mb", type=int, default=defaults.mem_mb, help="MiB of all its processes together"
+    )
     parser.add_argument("--procs", type=int, default=defaults.procs, help="processes and threads at once")
     parser.add_argument("--disk-mb", type=int, default=defaults.disk_mb, help="MiB of all that it writes")
     parser.add_argument("--output-kb", type=int, default=1024, help="KiB kept of each of its two outputs")
-    parser.add_argument("--workdir", help="a folder whose files it starts with; the folder itself stays as it is")
+    parser.add_argument(
+        "--workdir", help="a folder whose files it starts with; the folder itself stays as it is"
+    )
     parser.add_argument("--stdin", action="store_true", help="give it what comes on standard input")
-    parser.add_argument("--allow-weak", action="store_true", help=f"one half of the consent to level 1 ({ALLOW_WEAK}=1)")
+    parser.add_argument(
+        "--allow-weak", action="store_true", help=f"one half of the consent to level 1 ({ALLOW_WEAK}=1)"
+    )
     parser.add_argument("--verbose", action="store_true", help="say which sandbox it is")
     return parser
 

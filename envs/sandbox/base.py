@@ -25,20 +25,20 @@ class SandboxError(WorldError):
 
 
 class SandboxTooWeakError(ValueError):
-    """The machine cannot give the level of isolation that was asked for; says what is missing and the mend."""
+    """The machine cannot give the level that was asked for; says what is missing and the mend."""
 
 
 class SandboxFileError(Exception):
-    """A file of the sandbox cannot be read or written as asked: what the program left there, not the world."""
+    """A file of the sandbox cannot be read or written as asked: the program's doing, not the world's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds of one sandbox. None of them can be switched off.
 
-    `wall_s` seconds a call, `cpu_s` CPU seconds a process (None: wall_s + 2), `mem_mb` MiB of all its processes
-    together, `procs` processes and threads at once, `disk_mb` MiB and `files` inodes of all that it writes,
-    `output_kb` KiB kept of each of stdout and stderr. `net` "none" is the only network there is.
+    `wall_s` seconds a call, `cpu_s` CPU seconds a process (None: wall_s + 2), `mem_mb` MiB of all its
+    processes together, `procs` processes and threads at once, `disk_mb` MiB and `files` inodes of all that it
+    writes, `output_kb` KiB kept of each of stdout and stderr. `net` "none" is the only network there is.
 
     Raises:
         ValueError: a limit is not a number above 0 (None, 0 and inf are not "unlimited"), or net is unknown.
@@ -64,8 +64,8 @@ class Limits:
                 raise ValueError(f"Limits.{field.name} is {value!r}; expected {kind} above 0")
             if not (0 < value < math.inf):
                 raise ValueError(
-                    f"Limits.{field.name} is {value!r}; expected more than 0 and less than infinity: no limit "
-                    "of a sandbox can be switched off"
+                    f"Limits.{field.name} is {value!r}; expected more than 0 and less than infinity: no "
+                    "limit of a sandbox can be switched off"
                 )
         if self.net != "none":
             raise ValueError(f"Limits.net is {self.net!r}; expected 'none', the only network there is")
@@ -124,20 +124,30 @@ class Sandbox(ABC):
         limits: Limits | None = None,
         *,
         files: Mapping[str, bytes] | None = None,
-        backend: str = "auto",
-        min_level: int = 2,
+        backend: str | None = None,
+        min_level: int | None = None,
+        allow_weak: bool | None = None,
         seed: int = 0,
-        allow_weak: bool = False,
     ) -> Opening:
-        """A sandbox to enter with `async with` (or `await`): see envs.sandbox.choosing.open_sandbox.
+        """A sandbox to enter with `async with` (or `await`), with `files` in it, by path.
+
+        `backend`, `min_level`, `allow_weak`: None is the process's own policy (envs/sandbox/policy.py; auto
+        and level 2 where nobody set one). `seed` is that of Python's `random` in every call.
 
         Raises, on entering:
             SandboxTooWeakError: the machine cannot give `min_level`.
             SandboxError: it could not be opened.
         """
         from envs.sandbox.choosing import Opener
+        from envs.sandbox.policy import SandboxPolicy, current_policy
 
-        return Opener(limits or Limits(), files or {}, backend, min_level, seed, allow_weak)
+        policy = current_policy()
+        asked = SandboxPolicy(
+            backend=policy.backend if backend is None else backend,
+            min_level=policy.min_level if min_level is None else min_level,
+            allow_weak=policy.allow_weak if allow_weak is None else allow_weak,
+        )
+        return Opener(limits or Limits(), files or {}, asked, seed)
 
     @abstractmethod
     async def python(

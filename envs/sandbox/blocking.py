@@ -71,7 +71,9 @@ class Factory:
             ValueError: `timeout` is not a number above 0.
         """
         if timeout is not None and (isinstance(timeout, bool) or not timeout > 0):
-            raise ValueError(f"timeout is {timeout!r}; expected seconds above 0, or None for the limits' wall_s")
+            raise ValueError(
+                f"timeout is {timeout!r}; expected seconds above 0, or None for the limits' wall_s"
+            )
         result = run_blocking(self._run(code, timeout))
         return {
             "stdout": result.stdout,
@@ -101,14 +103,18 @@ class Factory:
 
 
 def factory(
-    limits: Limits | dict[str, Any] | None = None, *, backend: str = "auto", min_level: int = 2, allow_weak: bool = False
+    limits: Limits | dict[str, Any] | None = None,
+    *,
+    backend: str = "auto",
+    min_level: int = 2,
+    allow_weak: bool = False,
 ) -> Factory:
-    """A way to run programs, each in a new sandbox: see Factory.run. `limits` may also be a mapping of them."""
+    """A way to run programs, each in a new sandbox: see Factory.run. `limits` may be a mapping of them."""
     return Factory(as_limits(limits), backend, min_level, allow_weak)
 
 
 def as_limits(limits: Limits | dict[str, Any] | None) -> Limits:
-    """Limits from themselves, from a mapping of their fields, or the defaults; ValueError for an unknown one."""
+    """Limits from themselves, a mapping of their fields, or the defaults; ValueError for an unknown one."""
     if limits is None or isinstance(limits, Limits):
         return limits or Limits()
     try:

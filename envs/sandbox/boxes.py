@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
-import importlib
 import json
 import os
 import platform
 import signal
-import site
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,15 +15,6 @@ from typing import Any
 from envs.sandbox import bubblewrap, landlock, namespaces, syscalls, usage
 from envs.sandbox.inside import Room, serve
 from envs.sandbox.seccomp import seccomp_program
-
-_WARM = (
-    "_sitebuiltins abc argparse array ast base64 bisect calendar cmath collections.abc contextlib copy csv "
-    "dataclasses datetime decimal difflib enum fractions functools glob hashlib heapq html io itertools json "
-    "keyword locale logging math numbers operator os.path pathlib pickle platform pprint queue random re secrets "
-    "shlex shutil sqlite3 statistics string struct subprocess tempfile textwrap threading time traceback types "
-    "typing unicodedata unittest urllib.parse uuid zlib"
-).split()
-"""Standard modules that programs import: loaded once, and every call has them."""
 
 _FIRST_UID, _LAST_UID = 61184, 65519  # no distribution gives these to a person or a service
 _FOLDER = "whetstone-box-"
@@ -54,17 +42,6 @@ class Hold:
             self.uid_lock.close()
 
 
-def warm_up() -> None:
-    """Make this interpreter what a program expects to find itself in."""
-    for name in _WARM:
-        with suppress(ImportError):  # an interpreter may be built without some
-            importlib.import_module(name)
-    site.setquit()
-    site.setcopyright()
-    site.sethelper()
-    del builtins.copyright, builtins.credits  # they look for files where there are none
-
-
 def start(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, hold: Hold) -> int:
     """Start the sandbox of `request`; returns the pid of its first process, which answers on `host`."""
     if os.getuid() == 0:
@@ -72,7 +49,9 @@ def start(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, h
     match setup["backend"]:
         case "ns":
             flags = namespaces.NAMESPACES | (0 if hold.uid >= 0 else syscalls.CLONE_NEWUSER)
-            return _forked(lambda: syscalls.clone(flags), host, lambda: _live_in_ns(setup, request, host, hold))
+            return _forked(
+                lambda: syscalls.clone(flags), host, lambda: _live_in_ns(setup, request, host, hold)
+            )
         case "bwrap":
             hold.is_wrapped = True
             return _forked(os.fork, host, lambda: bubblewrap.become(setup, request, host, hold.uid))
@@ -101,10 +80,10 @@ def _forked(fork: Callable[[], int], host: socket.socket, live: Callable[[], Non
     os._exit(code)
 
 
-def keep_only(*descriptors: int) -> None:
-    """Nothing of the launcher's stays open, and the standard three lead nowhere."""
-    os.dup2(0, 1)
-    os.dup2(0, 2)
+def keep_only(*descriptors: int, standard: tuple[int, ...] = (1, 2)) -> None:
+    """Nothing of the launcher's stays open, and of the standard three `standard` lead nowhere."""
+    for descriptor in standard:
+        os.dup2(0, descriptor)
     last = 2
     for descriptor in sorted(descriptors):
         os.closerange(last + 1, descriptor)
@@ -120,8 +99,8 @@ def _live_in_ns(setup: dict[str, Any], request: dict[str, Any], host: socket.soc
     walls = namespaces.Walls(
         readable=readable, disk_mb=limits["disk_mb"], files=limits["files"], home=home, uid=hold.uid
     )
-    namespaces.enter(walls)
-    close_the_door(sockets=True)
+    is_shared = namespaces.enter(walls)
+    close_the_door(sockets=True, locks=not is_shared)
     room = make_room(setup, request, home=home, temp=namespaces.TEMP)
     serve(host, replace(room, kill_all=kill_all))
 
@@ -132,8 +111,8 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
     os.setsid()
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     is_reachable = all(map(is_open_to_all, setup["readable"]))
-    # Where the interpreter lies in a folder of root's, the unused id needs this one right to find it; Landlock
-    # decides what may be read all the same.
+    # Where the interpreter lies in a folder of root's, the unused id needs this right to find it; what
+    # may be read is for Landlock to decide all the same.
     keep = 0 if is_reachable or hold.uid < 0 else 1 << syscalls.CAP_DAC_READ_SEARCH
     namespaces.drop_privileges(hold.uid, keep)
     room = make_room(setup, request, home=f"{hold.folder}/work", temp=f"{hold.folder}/tmp")
@@ -146,9 +125,9 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
     if can_only_signal_itself():
         room = replace(room, kill_all=kill_all, call_ruleset=calls)
     else:  # before ABI 6
-        mute = seccomp_program(platform.machine(), sockets=False, signals=False)
+        mute = seccomp_program(platform.machine(), sockets=False, signals=False, locks=False)
         room = replace(room, call_ruleset=calls, call_filter=mute)
-    close_the_door(sockets=False)
+    close_the_door(sockets=False, locks=False)
     serve(host, room)
 
 
@@ -161,11 +140,11 @@ def can_only_signal_itself() -> bool:
     return False
 
 
-def close_the_door(*, sockets: bool) -> None:
+def close_the_door(*, sockets: bool, locks: bool) -> None:
     """The last steps of the first process: nobody may look into it, and few system calls are left."""
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.install_seccomp(seccomp_program(platform.machine(), sockets=sockets))
+    syscalls.install_seccomp(seccomp_program(platform.machine(), sockets=sockets, locks=locks))
 
 
 def make_room(setup: dict[str, Any], request: dict[str, Any], *, home: str, temp: str) -> Room:

@@ -1,7 +1,7 @@
 """The `bwrap` backend's walls: bubblewrap makes the namespaces, our first process the rest.
 
 What the usual command line lacks, and this one has: an empty environment for bwrap itself (it is readable
-inside), no other descriptor, never as root, a seccomp filter, inputs that come over a socket and not as mounts,
+inside), no other descriptor, never as root, a seccomp filter, inputs that come over a socket, not as mounts,
 one bounded tmpfs for all that is written, a read-only root, output and memory watched from outside.
 """
 
@@ -32,7 +32,7 @@ def become(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, 
 
     if not PROGRAM:
         raise OSError("bwrap is not installed")
-    keep_only(host.fileno())
+    keep_only(host.fileno(), standard=(1,))  # what bwrap complains of goes to the launcher's own file
     if uid >= 0:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -62,7 +62,9 @@ def _arguments(setup: dict[str, Any], limits: dict[str, Any]) -> list[str]:
         words += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     words += ["--size", str(limits["disk_mb"] << 20), "--perms", "0755", "--tmpfs", "/box"]
     for name, place in (("work", "/work"), ("tmp", "/tmp"), ("shm", "/dev/shm")):
-        words += ["--dir", f"/box/{name}", "--symlink", f"/box/{name}", place]
+        words += ["--dir", f"/box/{name}"]
+        if not any(path.startswith(f"{place}/") for path in setup["readable"]):
+            words += ["--symlink", f"/box/{name}", place]
     for name, place in namespaces.DEVICE_LINKS:
         words += ["--symlink", f"/proc/self/{place}", f"/dev/{name}"]
     return [*words, "--remount-ro", "/", "--chdir", "/"]
@@ -72,14 +74,14 @@ def live(words: dict[str, Any]) -> None:
     """Inside bwrap: become the first process of the sandbox."""
     from dataclasses import replace
 
-    from envs.sandbox.boxes import close_the_door, kill_all, make_room, warm_up
+    from envs.sandbox.boxes import close_the_door, kill_all, make_room
     from envs.sandbox.inside import serve
+    from envs.sandbox.warm import warm_up
 
     host = socket.socket(fileno=words["host"])
     os.set_inheritable(host.fileno(), False)
+    os.dup2(0, 2)
     warm_up()
     room = make_room(words["setup"], words["request"], home=_HOME, temp=_TEMP)
-    close_the_door(sockets=True)
+    close_the_door(sockets=True, locks=False)
     serve(host, replace(room, kill_all=kill_all))
-
-

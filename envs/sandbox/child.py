@@ -37,8 +37,6 @@ SCRIPT = "main.py"
 
 def run(message: dict[str, Any], room: Room, fault: mmap.mmap) -> NoReturn:
     """Run the call of `message`; does not return."""
-    os.umask(0o022)
-    os.chdir(room.home)
     match message["kind"]:
         case "python":
             run_python(_payload(message), room, fault)
@@ -61,7 +59,7 @@ def _payload(message: dict[str, Any]) -> str:
 
 def run_python(code: str, room: Room, fault: mmap.mmap) -> NoReturn:
     """`code` as the script that an interpreter was started with, without starting one."""
-    _forget_ourselves(room)
+    random.seed(room.seed)
     script = f"{room.temp}/{SCRIPT}"
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=script, __builtins__=sys.modules["builtins"])
@@ -77,8 +75,11 @@ def run_python(code: str, room: Room, fault: mmap.mmap) -> NoReturn:
     os._exit(_finish(exit_code))
 
 
-def _forget_ourselves(room: Room) -> None:
-    """An interpreter as it is when it has just started; nothing of ours can be imported or found by name."""
+def make_fresh(room: Room) -> None:
+    """An interpreter as it is when it has just started; nothing of ours can be imported or found by name.
+
+    Done once, in the first process: every call is a copy of it.
+    """
     for name in [name for name in sys.modules if name == "envs" or name.startswith("envs.")]:
         del sys.modules[name]
     sys.path[:] = [room.home, *room.paths]
@@ -88,15 +89,28 @@ def _forget_ourselves(room: Room) -> None:
     sys.path_importer_cache.clear()
     os.environ.clear()
     os.environ.update(room.env)
-    random.seed(room.seed)
-    is_file = stat.S_ISREG(os.fstat(0).st_mode)
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(
-        io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8", errors="surrogateescape"
-    )
-    if is_file:
-        os.lseek(0, 0, os.SEEK_SET)
+    os.umask(0o022)
+    os.chdir(room.home)
+    _make_standard_files()
+
+
+def _make_standard_files() -> None:
+    """sys.stdin, stdout and stderr on descriptors 0 to 2, whatever these lead to when they are used.
+
+    Made on a pipe, as they are in a call: a file asks its descriptor once whether it can be sought in.
+    """
+    reader, writer = os.pipe()
+    saved = [os.dup(descriptor) for descriptor in (1, 2)]
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+    raw = io.BufferedReader(io.FileIO(0, "r", closefd=False))
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape")
     sys.stdout = sys.__stdout__ = _text_file(1, "strict")
     sys.stderr = sys.__stderr__ = _text_file(2, "backslashreplace")
+    for place, descriptor in zip((1, 2), saved, strict=True):
+        os.dup2(descriptor, place)
+    for descriptor in (reader, writer, *saved):
+        os.close(descriptor)
 
 
 def _text_file(descriptor: int, errors: str) -> io.TextIOWrapper:
@@ -132,7 +146,7 @@ def _report(error: BaseException, fault: mmap.mmap) -> int:
 
 
 def _finish(exit_code: int) -> int:
-    """Join the threads, run what was left for the exit, flush: the end of an interpreter, without its last part."""
+    """Join the threads, run what was left for the exit, flush: as an interpreter ends."""
     for work in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         try:
             work()

@@ -16,7 +16,10 @@ from typing import Any
 from envs.names import unknown_name
 from envs.sandbox import bubblewrap, syscalls
 from envs.sandbox.base import Limits, Probe, Sandbox, SandboxBackend, SandboxError, SandboxTooWeakError
-from envs.sandbox.client import Box, Launcher
+from envs.sandbox.boxes import is_open_to_all
+from envs.sandbox.client import Box
+from envs.sandbox.policy import SandboxPolicy
+from envs.sandbox.spawning import Launcher, readable_places
 
 GROUP = "whetstone.sandboxes"
 """Entry-point group of other packages' backends: gVisor, docker, Ray's sandboxes, a remote service."""
@@ -55,11 +58,11 @@ class BuiltIn:
 
 
 _MENDS = {
-    "ns": "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, "
-    "kernel.apparmor_restrict_unprivileged_userns=0), or run the container with --security-opt "
+    "ns": "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces "
+    "above 0, kernel.apparmor_restrict_unprivileged_userns=0), or run the container with --security-opt "
     "seccomp=unconfined, or as root with CAP_SYS_ADMIN",
-    "bwrap": "install bubblewrap 0.8 or newer and allow user namespaces; an interpreter that other users can "
-    "read is needed where this is started by root",
+    "bwrap": "install bubblewrap 0.8 or newer and allow user namespaces; bwrap never runs as root here, so "
+    "where root starts this other users must be able to read the interpreter (one below /usr, for instance)",
     "landlock": "use Linux 5.13 or newer with landlock among the modules of /sys/kernel/security/lsm",
     "rlimits": "see the message",
 }
@@ -68,9 +71,14 @@ _MENDS = {
 def _known_gap(name: str) -> tuple[str, str]:
     """What is missing, where that can be said in better words than an attempt gives."""
     if sys.platform != "linux" or not syscalls.IS_SUPPORTED:
-        return f"Linux on x86-64 or aarch64 (this is {sys.platform} on {syscalls.MACHINE})", "use a Linux machine"
+        return (
+            f"Linux on x86-64 or aarch64 (this is {sys.platform} on {syscalls.MACHINE})",
+            "use a Linux machine",
+        )
     if name == "bwrap" and not bubblewrap.PROGRAM:
         return "the program bwrap", "install bubblewrap (apt install bubblewrap)"
+    if name == "bwrap" and os.getuid() == 0 and not all(map(is_open_to_all, readable_places())):
+        return "an interpreter that users other than root can read", _MENDS["bwrap"]
     if name == "landlock" and not syscalls.landlock_abi():
         return "Landlock in this kernel", _MENDS["landlock"]
     return "", ""
@@ -87,20 +95,27 @@ AUTOMATIC = ("ns", "bwrap", "landlock")
 """In this order; the others only when they are named."""
 
 
+def is_known(name: str) -> str:
+    """What is wrong with a backend's name; "" for nothing. Loads none."""
+    registered = [entry.name for entry in entry_points(group=GROUP)]
+    known = ["auto", *BUILT_IN, *registered]
+    if name in known:
+        return ""
+    return f"{unknown_name('sandbox backend', name, known)}; others register under {GROUP!r}"
+
+
 def backend_named(name: str) -> SandboxBackend:
     """A backend of ours, or one that an installed package registers. ValueError names the nearest."""
     if name in BUILT_IN:
         return BUILT_IN[name]
-    registered = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in registered:
-        known = ["auto", *BUILT_IN, *registered]
-        raise ValueError(f"{unknown_name('sandbox backend', name, known)}; others register under {GROUP!r}")
-    backend = registered[name].load()
+    if problem := is_known(name):
+        raise ValueError(problem)
+    backend = next(entry for entry in entry_points(group=GROUP) if entry.name == name).load()
     backend = backend() if isinstance(backend, type) else backend
     if not isinstance(backend, SandboxBackend):
         raise ValueError(
-            f"entry point {name!r} of {GROUP!r} is a {type(backend).__name__}; expected a SandboxBackend: name, "
-            "level, probe and open"
+            f"entry point {name!r} of {GROUP!r} is a {type(backend).__name__}; expected a SandboxBackend: "
+            "name, level, probe and open"
         )
     return backend
 
@@ -127,9 +142,9 @@ async def choose(backend: str = "auto", min_level: int = 2, *, allow_weak: bool 
     weak = backend == "rlimits"
     if weak and not (allow_weak and os.environ.get(ALLOW_WEAK) == "1"):
         raise SandboxTooWeakError(
-            "backend 'rlimits' is level 1, limits and deadlines only: it is no security boundary, and what runs "
-            f"in it can do what you can. It needs two consents: allow_weak=True (--allow-weak) and {ALLOW_WEAK}=1 "
-            "in the environment"
+            "backend 'rlimits' is level 1, limits and deadlines only: it is no security boundary, and what "
+            "runs in it can do what you can. It needs two consents: allow_weak=True (--allow-weak) and "
+            f"{ALLOW_WEAK}=1 in the environment"
         )
     if weak:
         _warn_once()
@@ -137,8 +152,15 @@ async def choose(backend: str = "auto", min_level: int = 2, *, allow_weak: bool 
     found = []
     for name in names:
         level = backend_named(name).level
-        probe = await probed(name) if level >= min_level else Probe(
-            backend=name, level=level, missing=f"level {min_level}: it is level {level}", mend=_stronger(min_level)
+        probe = (
+            await probed(name)
+            if level >= min_level
+            else Probe(
+                backend=name,
+                level=level,
+                missing=f"level {min_level}: it is level {level}",
+                mend=_stronger(min_level),
+            )
         )
         if not probe.missing:
             return probe
@@ -168,22 +190,14 @@ def describe(probe: Probe) -> str:
 class Opener:
     """What `Sandbox.open` returns."""
 
-    def __init__(
-        self,
-        limits: Limits,
-        files: Mapping[str, bytes],
-        backend: str,
-        min_level: int,
-        seed: int,
-        allow_weak: bool,
-    ) -> None:
-        self._arguments = (limits, files, backend, min_level, seed, allow_weak)
+    def __init__(self, limits: Limits, files: Mapping[str, bytes], policy: SandboxPolicy, seed: int) -> None:
+        self._limits, self._files, self._policy, self._seed = limits, files, policy, seed
         self._box: Sandbox | None = None
 
     async def _open(self) -> Sandbox:
-        limits, files, backend, min_level, seed, allow_weak = self._arguments
-        probe = await choose(backend, min_level, allow_weak=allow_weak)
-        return await backend_named(probe.backend).open(limits, files, seed)
+        policy = self._policy
+        probe = await choose(policy.backend, policy.min_level, allow_weak=policy.allow_weak)
+        return await backend_named(probe.backend).open(self._limits, self._files, self._seed)
 
     async def __aenter__(self) -> Sandbox:
         self._box = await self._open()

@@ -1,4 +1,4 @@
-"""The host's side: one launcher a process and backend, and the sandboxes that it makes."""
+"""A sandbox of one of our own backends, seen from the host."""
 
 from __future__ import annotations
 
@@ -6,139 +6,23 @@ import asyncio
 import contextlib
 import json
 import os
-import site
+import signal
 import socket
-import subprocess
-import sys
-import sysconfig
-import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxFileError
-from envs.sandbox.child import FILE_PROBLEM, NOT_STARTED, PAYLOAD, RESULT
+from envs.sandbox.child import NOT_STARTED, PAYLOAD, RESULT
 from envs.sandbox.inside import MAX_MESSAGE
 from envs.sandbox.pump import Pump
 from envs.sandbox.slots import slot
-
-START_S = 20.0
-"""For a launcher, and for a sandbox, to start."""
+from envs.sandbox.spawning import START_S, Launcher
 
 GRACE_S = 2.0
 """After a call's deadline, which the first process keeps, for it to say so; then the sandbox is killed."""
 
 _INLINE = MAX_MESSAGE // 4  # a larger source text goes by descriptor: JSON may make it longer
-_ROOT = Path(__file__).resolve().parents[2]
-_START = (
-    "import json, socket, sys; host = socket.socket(fileno=int(sys.argv[1])); setup = json.loads(host.recv(1 << 17)); "
-    "sys.path.insert(0, setup['root']); from envs.sandbox.launcher import main; main(host, setup)"
-)
-
-
-class Launcher:
-    """The launcher process of one backend, started when it is first needed; any thread and loop may use it."""
-
-    def __init__(self, backend: str, **options: Any) -> None:
-        self.backend = backend
-        self.pid = 0
-        self._options = options
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._errors: Any = None
-        self._number = 0
-        os.register_at_fork(after_in_child=self._forget)
-
-    def open(self, request: dict[str, Any]) -> tuple[int, socket.socket]:
-        """Ask for a sandbox: its number, and the socket on which it will answer. Blocks for the first start."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, self._lock:
-            self._require_running()
-            self._number += 1
-            message = json.dumps({**request, "op": "open", "box": self._number}).encode()
-            assert self._socket is not None
-            try:
-                socket.send_fds(self._socket, [message], [theirs.fileno()])
-            except OSError as error:
-                ours.close()
-                raise SandboxError(f"the sandbox launcher has ended: {error}") from error
-            return self._number, ours
-
-    def end(self, number: int) -> None:
-        """Ask for the end of a sandbox; its socket closes when nothing of it is left."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._socket is not None:
-                self._socket.send(json.dumps({"op": "close", "box": number}).encode())
-
-    def stop(self) -> None:
-        """End the launcher and every sandbox of it."""
-        with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-            if self._process is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(START_S)
-            self._socket = self._process = None
-
-    def _forget(self) -> None:
-        """In a fork of this process: the launcher stays the parent's."""
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = self._process = None
-        self._lock = threading.Lock()
-
-    def _require_running(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as the launcher
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", "-c", _START, str(theirs.fileno())],
-                env={"PYTHONHASHSEED": "0"},  # sets of text in one order, here and in every sandbox
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # a Ctrl-C ends the run; it sees that, and cleans up
-                cwd="/",
-            )
-        ours.send(json.dumps(_setup(self.backend) | self._options).encode())
-        ours.settimeout(START_S)
-        try:
-            answer = ours.recv(MAX_MESSAGE)
-        except OSError:
-            answer = b""
-        ours.settimeout(None)
-        if not answer:
-            self._process.kill()
-            self._process.wait()
-            self._errors.seek(0)
-            problem = self._errors.read().decode(errors="replace").strip()
-            self._process = None
-            raise SandboxError(f"the sandbox launcher did not start: {problem or 'it said nothing'}")
-        self._socket, self.pid = ours, json.loads(answer)["pid"]
-
-
-def _setup(backend: str) -> dict[str, Any]:
-    """What a launcher is told: where the interpreter and its packages are. Nothing of the run."""
-    standard = [sysconfig.get_path("stdlib"), f"{sysconfig.get_path('stdlib')}/lib-dynload"]
-    packages = [os.path.realpath(path) for path in site.getsitepackages() if os.path.isdir(path)]
-    readable = dict.fromkeys(os.path.realpath(path) for path in (sys.base_prefix, sys.prefix))
-    folder, name = os.path.split(sys.executable)  # the last part may be a link, which an environment stands by
-    return {
-        "root": str(_ROOT),
-        "backend": backend,
-        "executable": f"{os.path.realpath(folder)}/{name}",
-        "readable": [path for path in readable if path != "/usr"],
-        "paths": [*standard, *packages],
-        "temp": tempfile.gettempdir(),
-    }
 
 
 class Box(Sandbox):
@@ -173,7 +57,8 @@ class Box(Sandbox):
                 raise
         if answer["op"] != "ready":
             await self.close()
-            raise SandboxError(f"sandbox {self.backend} did not start: {_cause(answer)}")
+            problem = "; ".join(filter(None, [_cause(answer), self._launcher.last_words()]))
+            raise SandboxError(f"sandbox {self.backend} did not start: {problem}")
         if files:
             await self._write(files)
 
@@ -184,7 +69,9 @@ class Box(Sandbox):
         inline = {"code": code} if len(source) <= _INLINE else {}
         payload = None if inline else source
         call = {"kind": "python", **inline}
-        return await self._call(call, stdin=stdin, payload=payload, wall_s=wall_s, max_result=max_result_bytes)
+        return await self._call(
+            call, stdin=stdin, payload=payload, wall_s=wall_s, max_result=max_result_bytes
+        )
 
     async def shell(
         self,
@@ -195,7 +82,9 @@ class Box(Sandbox):
         wall_s: float | None = None,
     ) -> ExecResult:
         if isinstance(command, str) != sh:
-            raise ValueError(f"shell({command!r}, sh={sh}): expected a list of words, or a string with sh=True")
+            raise ValueError(
+                f"shell({command!r}, sh={sh}): expected a list of words, or a string with sh=True"
+            )
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         if not argv or not all(isinstance(word, str) and "\0" not in word for word in argv):
             raise ValueError(f"shell({command!r}): expected at least one word, each a str without NUL")
@@ -357,9 +246,9 @@ class Box(Sandbox):
 
     def _status(self, done: dict[str, Any], code: int | None, number: int | None) -> Any:
         for event in ("oom", "disk_limit", "output_limit"):
-            if event in self._events:
+            if event in self._events and number == signal.SIGKILL:
                 return event
-        if done["timeout"] or number == 24:  # SIGXCPU
+        if done["timeout"] or number == signal.SIGXCPU:
             return "timeout"
         if done["memory"]:
             return "oom"
@@ -372,7 +261,11 @@ def _cause(message: Mapping[str, Any]) -> str:
     if message["op"] == "failed":
         return str(message["error"])
     status = int(message.get("status", 0))
-    return f"its first process was ended by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "it exited"
+    return (
+        f"its first process was ended by signal {os.WTERMSIG(status)}"
+        if os.WIFSIGNALED(status)
+        else "it exited"
+    )
 
 
 def _text(data: bytes) -> str:
@@ -396,6 +289,3 @@ def _memory_file(data: bytes) -> Any:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-__all__ = ["FILE_PROBLEM", "Box", "Launcher"]

@@ -42,12 +42,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where cases run: the limits of each, and what `Sandbox.open` takes."""
+    """Where cases run: the limits of each, and what `Sandbox.open` takes (None: the process's own policy)."""
 
     limits: Limits = GRADING_LIMITS
-    backend: str = "auto"
-    min_level: int = 2
-    allow_weak: bool = False
+    backend: str | None = None
+    min_level: int | None = None
+    allow_weak: bool | None = None
 
     async def run(self, solution: str, entry: str, args: list[Any]) -> ExecResult:
         """One call of `entry` of `solution`, in a new sandbox."""

@@ -1,7 +1,7 @@
 """The first process of a sandbox: it starts each call, ends all that is left of it, and reads nothing of it.
 
-It is restricted as its calls are. Messages are JSON over a seqpacket socket, descriptors beside them; the only
-one who speaks to it is the host. It outlives a call, which it ends at its deadline.
+It is restricted as its calls are. Messages are JSON over a seqpacket socket, descriptors beside them; only
+the host speaks to it. It outlives a call, which it ends at its deadline.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import json
+import math
 import mmap
 import os
 import resource
@@ -21,7 +22,14 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from envs.sandbox import child
-from envs.sandbox.syscalls import PR_SET_DUMPABLE, install_seccomp, landlock_restrict, prctl, set_limit
+from envs.sandbox.syscalls import (
+    PR_SET_DUMPABLE,
+    clone,
+    install_seccomp,
+    landlock_restrict,
+    prctl,
+    set_limit,
+)
 
 MAX_MESSAGE = 192 * 1024
 """Bytes of one message: below the socket's buffer."""
@@ -53,7 +61,10 @@ class Room:
 def serve(host: socket.socket, room: Room) -> None:
     """Serve calls until the host hangs up."""
     fault = mmap.mmap(-1, 1)  # shared with a call, which says here that memory was what it lacked
-    signal.signal(signal.SIGUSR1, lambda *_: room.kill_all())  # the monitor's word; a call's own hits itself
+    child.make_fresh(room)
+    limit_processes(room)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as a call has them; they do not reach this process
+        signal.signal(number, signal.SIG_DFL)
     gc.freeze()
     gc.disable()
     host.send(json.dumps({"op": "ready"}).encode())
@@ -86,7 +97,7 @@ def _run(
     """One call to its end; None when the host hung up meanwhile."""
     started = time.monotonic()
     deadline = started + message["wall_s"]
-    pid = os.fork()
+    pid = clone(0)  # not os.fork(): its hooks cost more than the call, and seed `random` anew
     if pid == 0:
         _become_call(message, descriptors, room, fault)
     for descriptor in descriptors:
@@ -156,7 +167,9 @@ def _reap(call: int, kill_all: Callable[[], None]) -> tuple[int, float, int]:
             outcome = (status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
 
 
-def _become_call(message: dict[str, Any], descriptors: Sequence[int], room: Room, fault: mmap.mmap) -> NoReturn:
+def _become_call(
+    message: dict[str, Any], descriptors: Sequence[int], room: Room, fault: mmap.mmap
+) -> NoReturn:
     """In the forked process: descriptors, limits, and then the program."""
     try:
         os.setsid()
@@ -165,11 +178,8 @@ def _become_call(message: dict[str, Any], descriptors: Sequence[int], room: Room
         if room.call_filter:
             install_seccomp(room.call_filter)
         _arrange(message["fds"], descriptors)
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as an interpreter has it: a broken pipe is an error
-        limit_call(room)
+        set_limit(resource.RLIMIT_CPU, max(1, math.ceil(room.cpu_s)))
         prctl(PR_SET_DUMPABLE, 1)  # it may look at itself
         gc.enable()
         child.run(message, room, fault)
@@ -179,11 +189,8 @@ def _become_call(message: dict[str, Any], descriptors: Sequence[int], room: Room
 
 
 def _arrange(places: Sequence[int], descriptors: Sequence[int]) -> None:
-    """Put each descriptor at its place (0 to 4), nothing at the others of 0 to 2, and close the rest."""
+    """Put each descriptor at its place (0 to 4; 0 to 2 lead nowhere as it is), and close the rest."""
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16) for descriptor in descriptors]
-    null = os.open("/dev/null", os.O_RDWR)
-    for place in {0, 1, 2}.difference(places):
-        os.dup2(null, place)
     for place, descriptor in zip(places, moved, strict=True):
         os.dup2(descriptor, place)
     for place in {child.RESULT, child.PAYLOAD}.difference(places):
@@ -191,12 +198,11 @@ def _arrange(places: Sequence[int], descriptors: Sequence[int]) -> None:
     os.closerange(child.PAYLOAD + 1, 1 << 30)
 
 
-def limit_call(room: Room) -> None:
-    """The limits of each process of a call. Memory of all together is bounded by the monitor."""
+def limit_processes(room: Room) -> None:
+    """The limits of each process from here on. Memory of all together is bounded by the monitor."""
     mib = 1 << 20
     set_limit(resource.RLIMIT_AS, (room.mem_mb + 512) * mib)  # what is mapped is more than what is used
     set_limit(resource.RLIMIT_FSIZE, room.disk_mb * mib)
-    set_limit(resource.RLIMIT_CPU, max(1, round(room.cpu_s + 0.5)))
     set_limit(resource.RLIMIT_NPROC, room.nproc)
     set_limit(resource.RLIMIT_NOFILE, 256)
     set_limit(resource.RLIMIT_CORE, 0)

@@ -1,4 +1,4 @@
-"""The `landlock` backend's walls, for a machine that allows no namespaces: files by Landlock, no sockets at all.
+"""The `landlock` backend's walls, for a machine without namespaces: files by Landlock, no sockets at all.
 
 Process ids are shared with the host: calls cannot signal anything outside from ABI 6 on, and cannot signal at
 all before it. Nothing bounds files and memory but the monitor's polling.
@@ -11,13 +11,28 @@ import os
 from envs.sandbox import syscalls
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
-_ALL_SINCE = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # access rights by ABI: refer, truncate, ioctl
+_ALL_SINCE = {
+    1: (1 << 13) - 1,
+    2: 1 << 13,
+    3: 1 << 14,
+    5: 1 << 15,
+}  # access rights by ABI: refer, truncate, ioctl
 _SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 1, 2
 _NET_BIND_TCP, _NET_CONNECT_TCP = 1, 2
 _TRUNCATE, _IOCTL = 1 << 14, 1 << 15
 _FILE_RIGHTS = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
 _READ_ONLY = _EXECUTE | _READ_FILE | _READ_DIR
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/alternatives", "/etc/ld.so.cache")
+_SYSTEM = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+)
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 SIGNALS_ABI = 6
 """From this ABI on the processes of a sandbox cannot signal any other."""

@@ -1,11 +1,12 @@
-"""The process that makes sandboxes: exec'ed fresh with an empty environment, of one thread, and no other's heap.
+"""The process that makes sandboxes: exec'ed fresh, with an empty environment, one thread, nobody's heap.
 
-It is the warm interpreter that every sandbox is forked from, the monitor of their memory, and who removes what
-they leave. It ends when the host's socket does, however the host ended, and takes every sandbox with it.
+It is the warm interpreter that every sandbox is forked from, the monitor of their memory, and who removes
+what they leave. It ends when the host's socket does, however the host ended, and takes every sandbox with it.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -13,12 +14,13 @@ import signal
 import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from envs.sandbox import boxes, usage
 from envs.sandbox.inside import receive
 from envs.sandbox.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
+from envs.sandbox.warm import warm_up
 
 POLL_S = 0.05
 """How often memory, processes and files of running calls are looked at."""
@@ -34,7 +36,6 @@ class Box:
     host: socket.socket  # the end that its first process answers on: for what only the launcher knows
     request: dict[str, Any]
     hold: boxes.Hold
-    flagged: set[str] = field(default_factory=set)
 
     def tell(self, **event: Any) -> None:
         with suppress(OSError):  # nobody listens any more
@@ -125,16 +126,15 @@ class Launcher:
         first = box.pid
         if box.hold.is_wrapped:
             first = next(usage.descendants(first), first)
-        if not usage.has_children(first):
-            box.flagged.clear()
+        if not (running := usage.children(first)):
             return
         limits = box.request["limits"]
         if excess := usage.excess(first, limits, box.hold.folder, counts_processes=box.hold.shares_pids):
-            if excess not in box.flagged:  # told once a call, then ended until it has ended
-                box.tell(op="event", what=excess)
-            box.flagged.add(excess)
-            with suppress(ProcessLookupError):
-                os.kill(first, signal.SIGUSR1)
+            # Told before it is done, so that the host knows why; the first process ends what these started.
+            box.tell(op="event", what=excess)
+            for process in running:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
 
 
 def _reap_strays() -> None:
@@ -150,7 +150,9 @@ def main(host: socket.socket, setup: dict[str, Any]) -> None:
         signal.signal(number, signal.SIG_IGN)  # it goes when the host has gone, and cleans up first
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    boxes.warm_up()
+    warm_up()
+    gc.collect()
+    gc.freeze()  # what is shared stays shared: a collection would write to it
     boxes.sweep(setup["temp"])
     host.send(json.dumps({"op": "ready", "pid": os.getpid()}).encode())
     Launcher(host, setup).serve()

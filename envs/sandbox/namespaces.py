@@ -1,7 +1,7 @@
-"""The `ns` backend's walls: own mounts, processes, network, ipc, host name; one bounded tmpfs; no privilege left.
+"""The `ns` backend's walls: own mounts, processes, network, ipc, host name; one bounded tmpfs; no privilege.
 
-Each line holds against an attack that gets through without it (tests/envs/sandbox/attacks). Runs in the process
-that `clone` made, which becomes the first one of the sandbox.
+Each line holds against an attack that gets through without it (tests/envs/sandbox/attacks). Runs in the
+process that `clone` made, which becomes the first one of the sandbox.
 """
 
 from __future__ import annotations
@@ -30,7 +30,17 @@ INSIDE_ID = 1000
 
 TEMP = "/tmp"
 _BASE = "/tmp"  # any folder: the new root is mounted over it, in a mount namespace that nobody else sees
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/alternatives", "/etc/ld.so.cache")
+SYSTEM = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+)
 DEVICES = ("null", "zero", "full", "random", "urandom")
 DEVICE_LINKS = (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
 _HIDDEN_PACKAGES = ("envs", "rewards", "rollout", "rl", "recipes")
@@ -48,8 +58,11 @@ class Walls:
     uid: int  # the unused id that it takes where it is started by root; -1: a user namespace is made
 
 
-def enter(walls: Walls) -> None:
-    """From here on the process is in its own world; what comes next may only drop privileges."""
+def enter(walls: Walls) -> bool:
+    """From here on the process is in its own world, without privileges.
+
+    Returns whether files that it sees can be locked as the host's own.
+    """
     if walls.uid < 0:
         _map_ids()
     owner = INSIDE_ID if walls.uid < 0 else walls.uid
@@ -60,7 +73,7 @@ def enter(walls: Walls) -> None:
     mount("tmpfs", _BASE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m,nr_inodes=4k")
     _make_devices(devices)
     _make_writable(walls, owner)
-    _bind_sources(sources)  # last: an interpreter may lie below /tmp
+    is_shared = _bind_sources(sources)  # after what is writable: an interpreter may lie below /tmp
     _make_etc(walls.home, owner)
     os.mkdir(f"{_BASE}/proc", 0o555)
     _mount_proc(f"{_BASE}/proc")
@@ -72,11 +85,13 @@ def enter(walls: Walls) -> None:
     socket.sethostname("sandbox")
     os.umask(0o022)
     drop_privileges(walls.uid)
+    return is_shared
 
 
 def _map_ids() -> None:
     """The one user of the namespace is who made it; no other id exists in it."""
     uid, gid = _outer_ids
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # or the files belong to root
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{INSIDE_ID} {uid} 1"),
@@ -106,7 +121,10 @@ def present(readable: tuple[str, ...]) -> list[str]:
     return chosen
 
 
-def _bind_sources(sources: dict[str, int]) -> None:
+def _bind_sources(sources: dict[str, int]) -> bool:
+    """Show the host's folders; whether any file of them can be locked as the host's own."""
+    is_shared = False
+    os.mkdir(f"{_BASE}/empty", 0o555)
     for path in SYSTEM:
         if os.path.islink(path):
             _make_folder(os.path.dirname(path))
@@ -115,16 +133,33 @@ def _bind_sources(sources: dict[str, int]) -> None:
         target = _BASE + path
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             _make_folder(path)
+            is_shared |= not _show_folder(descriptor, target)
+            _hide_our_packages(target)
         else:
             _make_folder(os.path.dirname(path))
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o444))
+            with open(f"/proc/self/fd/{descriptor}", "rb") as source, open(target, "wb") as copy:
+                copy.write(source.read())
+    return is_shared
+
+
+def _show_folder(descriptor: int, target: str) -> bool:
+    """Show a folder of the host read-only; whether its files are the sandbox's own to lock and to watch.
+
+    A bound folder's files are the host's: a lock on one of them, or the notice that one is read, would be a
+    channel between two sandboxes. Through an overlay they are others, of this mount alone.
+    """
+    flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+    try:
+        mount("overlay", target, "overlay", flags, f"lowerdir=/proc/self/fd/{descriptor}:{_BASE}/empty")
+    except OSError:  # before Linux 5.11 in a user namespace, or on file systems that cannot lie below one
         mount(f"/proc/self/fd/{descriptor}", target, "", MS_BIND | MS_REC)
         syscalls.make_read_only(target)
-        _hide_our_packages(target)
+        return False
+    return True
 
 
 def _hide_our_packages(folder: str) -> None:
-    """Where whetstone is installed as a package, its environments' answers are not for the program to import."""
+    """Where whetstone is installed as a package, a program cannot import its environments' answers."""
     for name in _HIDDEN_PACKAGES:
         path = f"{folder}/{name}"
         if folder.endswith("site-packages") and os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""Back-pressure: how many sandboxes work at once on this machine, whatever the number of processes that ask."""
+"""Back-pressure: how many sandboxes work at once on this machine, however many processes ask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator
 NUM_SLOTS = 2 * (os.cpu_count() or 1)
 _LONGEST_WAIT_S = 0.02
 
-_waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
+_waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from envs.names import unknown_name
-from envs.sandbox.base import Limits, Sandbox, SandboxError
+from envs.sandbox.base import Limits, Opening, Sandbox, SandboxError
 from envs.sandbox.blocking import run_blocking
 from envs.sandbox.database_file import read_database
 
@@ -211,14 +211,14 @@ def connect(
     db_path: str | os.PathLike[str],
     limits: Mapping[str, Any] | None = None,
     *,
-    backend: str = "auto",
-    min_level: int = 2,
-    allow_weak: bool = False,
+    backend: str | None = None,
+    min_level: int | None = None,
+    allow_weak: bool | None = None,
 ) -> SqlDatabase:
     """A copy of the SQLite database at `db_path`, to be asked from code that is not async.
 
     `limits` are {"timeout_s", "max_rows", "max_bytes"} of each statement, all of them; None: the defaults of
-    SqlLimits. What others write to the file later is not seen.
+    SqlLimits. What others write to the file later is not seen. The rest is what `Sandbox.open` takes.
 
     Raises:
         FileNotFoundError, ValueError: the file is not there or cannot be copied; a limit is wrong.
@@ -227,19 +227,26 @@ def connect(
     """
     bounds = SqlLimits.of(limits)
     files = read_database(db_path, _COPY)
-    return run_blocking(_opened(files, bounds, backend, min_level, allow_weak))
-
-
-async def _opened(
-    files: Mapping[str, bytes], bounds: SqlLimits, backend: str, min_level: int, allow_weak: bool
-) -> SqlDatabase:
     size_mb = sum(map(len, files.values())) >> 20
-    limits = Limits(
-        wall_s=bounds.timeout_s + _GRACE_S, mem_mb=256 + 3 * size_mb, disk_mb=64 + 3 * size_mb, procs=16
+    opening = Sandbox.open(
+        Limits(
+            wall_s=bounds.timeout_s + _GRACE_S,
+            mem_mb=256 + 3 * size_mb,
+            disk_mb=64 + 3 * size_mb,
+            procs=16,
+        ),
+        files=files,
+        backend=backend,
+        min_level=min_level,
+        allow_weak=allow_weak,
     )
-    box = await Sandbox.open(limits, files=files, backend=backend, min_level=min_level, allow_weak=allow_weak)
+    return run_blocking(_opened(opening, bounds, has_journal=len(files) > 1))
+
+
+async def _opened(opening: Opening, bounds: SqlLimits, *, has_journal: bool) -> SqlDatabase:
+    box = await opening
     try:
-        if len(files) > 1:
+        if has_journal:
             await _ask(box, {"settle": _COPY}, bounds)
     except BaseException:
         await box.close()

@@ -1,4 +1,4 @@
-"""What a sandbox's processes use, read from /proc of the host, and how they are ended where no namespace does it."""
+"""What a sandbox's processes use, read from the host's /proc, and their end where no namespace brings it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from contextlib import suppress
 from typing import Any
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_SLACK = 1 << 20  # one file may be as large as all may be; then the next call must be able to remove it
 _ROUNDS = 200
 """How often a tree is killed again while processes in it make new ones."""
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """The processes that any thread of `pid` started, or that came to it when their parent ended."""
     found: list[int] = []
     with suppress(OSError):
@@ -25,16 +26,9 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def has_children(pid: int) -> bool:
-    """Whether a call is running in the sandbox whose first process is `pid` (it has one thread)."""
-    with suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
-        return bool(file.read(1))
-    return False
-
-
 def descendants(pid: int) -> Iterator[int]:
     """Every process below `pid`, parents first."""
-    for child in _children(pid):
+    for child in children(pid):
         yield child
         yield from descendants(child)
 
@@ -64,7 +58,7 @@ def excess(pid: int, limits: Mapping[str, Any], folder: str, *, counts_processes
         return "oom"
     if counts_processes and len(processes) > limits["procs"]:
         return "procs"
-    if folder and _is_too_full(folder, limits["disk_mb"] << 20, limits["files"]):
+    if folder and _is_too_full(folder, (limits["disk_mb"] << 20) + _SLACK, limits["files"]):
         return "disk_limit"
     return ""
 
@@ -94,7 +88,7 @@ def _is_too_full(folder: str, max_bytes: int, max_files: int) -> bool:
 
 
 def remove_folder(folder: str) -> None:
-    """Remove a tree that a program made, when nothing runs in it any more: any depth, any permission, no link.
+    """Remove a tree that a program made, when nothing runs in it: any depth, any permission, no link.
 
     A folder found inside is first moved to the top, so neither recursion nor a path grows with its depth.
     """
@@ -129,7 +123,7 @@ def remove_folder(folder: str) -> None:
 
 
 def kill_tree(pid: int, *, uid: int = -1) -> None:
-    """End everything below `pid`, again until nothing new appears; with `uid` every process of that user too."""
+    """End everything below `pid`, again until nothing new appears; with `uid` all of that user's too."""
     for _ in range(_ROUNDS):
         processes = [*descendants(pid), *(_processes_of(uid) if uid >= 0 else ())]
         living = [process for process in processes if process != pid and not _is_dead(process)]

@@ -154,4 +154,5 @@ ENV = EnvDefinition(
     reference=reference,
     lengths=lengths,
     hacks=HACKS,
+    uses_sandbox=True,
 )

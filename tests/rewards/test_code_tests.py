@@ -172,9 +172,10 @@ def test_a_level_that_cannot_be_had_is_no_grade():
 
 async def test_a_world_that_fails_once_is_not_the_solutions_fault():
     """The launcher of all sandboxes is killed while a case runs; the case runs again in the next one."""
-    slow = f"import time\ntime.sleep(1)\n{RIGHT}"
-    grading = asyncio.create_task(grade_async(slow, TESTS[:1], "find", place=PLACE))
-    await asyncio.sleep(0.5)
+    slow = f"import time\ntime.sleep(3)\n{RIGHT}"
+    place = Place(limits=Limits(wall_s=10))
+    grading = asyncio.create_task(grade_async(slow, TESTS[:1], "find", place=place))
+    await asyncio.sleep(1.5)
     os.kill(BUILT_IN[(await choose()).backend].launcher.pid, signal.SIGKILL)
     assert await grading == 1.0
 

@@ -1,0 +1,144 @@
+"""The host's hold on its launchers: one process a backend, which makes every sandbox of this one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import site
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from envs.sandbox.base import SandboxError
+from envs.sandbox.inside import MAX_MESSAGE
+
+START_S = 20.0
+"""For a launcher, and for a sandbox, to start."""
+
+_ROOT = Path(__file__).resolve().parents[2]
+_START = (
+    "import json, socket, sys; host = socket.socket(fileno=int(sys.argv[1])); "
+    "setup = json.loads(host.recv(1 << 17)); sys.path.insert(0, setup['root']); "
+    "from envs.sandbox.launcher import main; main(host, setup)"
+)
+
+
+class Launcher:
+    """The launcher process of one backend, started when first needed; any thread and loop may use it."""
+
+    def __init__(self, backend: str, **options: Any) -> None:
+        self.backend = backend
+        self.pid = 0
+        self._options = options
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: Any = None
+        self._number = 0
+        os.register_at_fork(after_in_child=self._forget)
+
+    def open(self, request: dict[str, Any]) -> tuple[int, socket.socket]:
+        """Ask for a sandbox: its number, and the socket that it answers on. Blocks for the first start."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, self._lock:
+            self._require_running()
+            self._number += 1
+            message = json.dumps({**request, "op": "open", "box": self._number}).encode()
+            assert self._socket is not None
+            try:
+                socket.send_fds(self._socket, [message], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise SandboxError(f"the sandbox launcher has ended: {error}") from error
+            return self._number, ours
+
+    def end(self, number: int) -> None:
+        """Ask for the end of a sandbox; its socket closes when nothing of it is left."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._socket is not None:
+                self._socket.send(json.dumps({"op": "close", "box": number}).encode())
+
+    def stop(self) -> None:
+        """End the launcher and every sandbox of it."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+            if self._process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(START_S)
+            self._socket = self._process = None
+
+    def last_words(self) -> str:
+        """The end of what the launcher wrote to its standard error."""
+        size = os.fstat(self._errors.fileno()).st_size
+        return os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace").strip()
+
+    def _forget(self) -> None:
+        """In a fork of this process: the launcher stays the parent's."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = self._process = None
+        self._lock = threading.Lock()
+
+    def _require_running(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as the launcher
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", "-c", _START, str(theirs.fileno())],
+                env={"PYTHONHASHSEED": "0"},  # sets of text in one order, here and in every sandbox
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # a Ctrl-C ends the run; it sees that, and cleans up
+                cwd="/",
+            )
+        ours.send(json.dumps(_setup(self.backend) | self._options).encode())
+        ours.settimeout(START_S)
+        try:
+            answer = ours.recv(MAX_MESSAGE)
+        except OSError:
+            answer = b""
+        ours.settimeout(None)
+        if not answer:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            raise SandboxError(
+                f"the sandbox launcher did not start: {self.last_words() or 'it said nothing'}"
+            )
+        self._socket, self.pid = ours, json.loads(answer)["pid"]
+
+
+def _setup(backend: str) -> dict[str, Any]:
+    """What a launcher is told: where the interpreter and its packages are. Nothing of the run."""
+    standard = [sysconfig.get_path("stdlib"), f"{sysconfig.get_path('stdlib')}/lib-dynload"]
+    packages = [os.path.realpath(path) for path in site.getsitepackages() if os.path.isdir(path)]
+    folder, name = os.path.split(
+        sys.executable
+    )  # the last part may be a link, which an environment stands by
+    return {
+        "root": str(_ROOT),
+        "backend": backend,
+        "executable": f"{os.path.realpath(folder)}/{name}",
+        "readable": readable_places(),
+        "paths": [*standard, *packages],
+        "temp": tempfile.gettempdir(),
+    }
+
+
+def readable_places() -> list[str]:
+    """The folders of the interpreter and of its environment."""
+    places = dict.fromkeys(os.path.realpath(path) for path in (sys.base_prefix, sys.prefix))
+    return [path for path in places if path != "/usr"]

@@ -1,0 +1,55 @@
+"""The sandbox of a run: refused at the start where the machine cannot give it, else written down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from envs.registry import resolve_env
+from envs.sandbox.base import Probe, SandboxTooWeakError
+from envs.sandbox.blocking import run_blocking
+from envs.sandbox.choosing import choose, describe, is_known
+from rl.config import Config
+from rl.world_settings import WorldSettings
+
+PROBE_S = 60.0
+"""For small programs to run through the backends."""
+
+
+def sandbox_problems(config: Config) -> Iterator[str]:
+    """A sandbox for an environment that runs no code, or one that this machine does not have."""
+    changed = [
+        field.name
+        for field in fields(WorldSettings)
+        if "sandbox" in field.name and getattr(config, field.name) != field.default
+    ]
+    if not resolve_env(config.env).uses_sandbox:
+        if changed:
+            yield (
+                f"{' and '.join(changed)} has no effect: environment {config.env!r} runs no code; "
+                "leave it out"
+            )
+        return
+    if problem := is_known(config.sandbox):
+        yield f"sandbox = {config.sandbox!r}: {problem}"
+        return
+    try:
+        probe_of(config)
+    except SandboxTooWeakError as error:
+        yield f"sandbox = {config.sandbox!r}, sandbox_min_level = {config.sandbox_min_level}: {error}"
+
+
+def probe_of(config: Config) -> Probe:
+    """The sandbox that this run gets; SandboxTooWeakError where there is none."""
+    policy = config.sandbox_policy
+    chosen = choose(policy.backend, policy.min_level, allow_weak=policy.allow_weak)
+    return run_blocking(chosen, timeout_s=PROBE_S)
+
+
+def sandbox_facts(config: Config) -> dict[str, Any] | None:
+    """For the run's manifest: backend, level and what the machine has; None where no code is run."""
+    if not resolve_env(config.env).uses_sandbox:
+        return None
+    probe = probe_of(config)
+    return {"backend": probe.backend, "level": probe.level, "line": describe(probe)}
