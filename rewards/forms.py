@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -27,7 +28,12 @@ MAX_SHOWN = 200
 MAX_TRACEBACK = 4000
 """Characters of a traceback that an error keeps, the last ones."""
 
-_OURS = (str(Path(__file__).resolve().parent), asyncio.__path__[0], "<frozen ")
+_ROOT = Path(__file__).resolve().parent.parent
+_OURS = (
+    *(str(_ROOT / part) for part in ("rewards", "envs/names.py", "envs/deadline.py")),
+    *(asyncio.__path__[0], importlib.__path__[0], "<frozen "),
+)
+"""How the files of frames begin that are none of the user's."""
 
 
 class RewardError(RuntimeError):

@@ -111,7 +111,7 @@ class RolloutWorker:
             temperature=request.temperature,
             filters=request.filters,
             reward_wall_s=self.spec.reward_timeout_s,
-            step=request.step,
+            step=max(request.step, 0),  # measurements are of none
         )
 
     async def receive_weights(self, manifest: Mapping[str, Any], drill: str) -> int:

@@ -105,6 +105,13 @@ def test_batch_arithmetic():
         ({"trackers": "wnadb"}, "unknown tracker 'wnadb'; did you mean 'wandb'?"),
         ({"trackers": "wandb,"}, "unknown tracker '' (known: wandb, tensorboard)"),
         ({"trackers": "wandb, wandb"}, "has wandb more than once"),
+        ({"reward_workers": 2}, "reward_workers = 2 has no effect: only a reward of your own"),
+        ({"reward_timeout_s": 0.0}, "reward_timeout_s = 0.0: expected more than 0"),
+        (
+            {"reward": "tests/rewards/user_rewards/hostile.py:needs_column"},
+            "takes hardness, and no task has that: unknown column 'hardness'",
+        ),
+        ({"reward": "tests/rewards/user_rewards/no.py:f"}, "unknown file 'no.py'"),
         ({"reward": "cal"}, "unknown reward 'cal'; did you mean 'calc'?"),
         ({"max_turns": 1}, "max_turns = 1: level 1 of calc takes"),
         ({"max_staleness": 1}, "max_staleness = 1: only 0"),

@@ -60,7 +60,14 @@ def full_trajectory() -> Trajectory:
             Turn(parent=0, context_ids=(3,), completion=forked, reward=0.5),
             Turn(parent=0, context_ids=(4, 5), completion=forked),
         ),
-        score=Score(value=0.5, parts={"format": 0.25}, success=0.0, error="judge was slow"),
+        score=Score(
+            value=0.5,
+            parts={"format": 0.25},
+            success=0.0,
+            error="judge was slow",
+            explanation="so so",
+            error_kind="judge",
+        ),
         error=TrajectoryError(kind="WorldError", message="gone"),
         timings_s={"generate": 1.25, "tools": 0.1},
     )
@@ -118,6 +125,14 @@ def test_kept_ids_come_back_equal_and_an_older_record_has_none(tmp_path: Path):
     row = encode_record(kept)
     del row["turns"][0]["kept_ids"]
     assert decode_record(row).trajectory.turns[0].completion.kept_ids is None
+
+
+def test_a_score_of_an_older_record_has_no_explanation_and_no_kind_of_error():
+    row = encode_record(record())
+    assert decode_record(row).trajectory.score == full_trajectory().score
+    del row["score"]["explanation"], row["score"]["error_kind"]
+    score = decode_record(row).trajectory.score
+    assert (score.explanation, score.error_kind, score.error) == ("", "", "judge was slow")
 
 
 def test_old_logprobs_of_the_wrong_length_are_refused():

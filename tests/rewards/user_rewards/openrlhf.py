@@ -1,0 +1,10 @@
+"""As one would write it for OpenRLHF's remote reward function; nothing here knows of this library."""
+
+import torch
+
+
+def reward_func(queries, prompts, labels, **kwargs):
+    answers = [query[len(prompt) :].split("\n")[-1] for query, prompt in zip(queries, prompts, strict=True)]
+    right = [float(answer == label) for answer, label in zip(answers, labels, strict=True)]
+    rewards = torch.tensor(right)
+    return {"rewards": rewards, "scores": rewards, "extra_logs": {"length": torch.tensor([len(answers[0])])}}
