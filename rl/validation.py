@@ -276,12 +276,12 @@ def _env_problems(config: Config) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
+    yield from sandbox_problems(config)
     if config.reward_workers and not is_users(config.reward):
         yield (
             f"reward_workers = {config.reward_workers} has no effect: only a reward of your own runs in "
             "child processes; leave it out"
         )
-    yield from sandbox_problems(config)
     needed = definition.lengths(config.level).turns
     if config.max_turns < needed:
         yield (

@@ -69,9 +69,9 @@ class RolloutSpec:
     reward: str
     limits: Limits
     run_seed: int
+    sandbox: SandboxPolicy = DEFAULT_POLICY
     reward_workers: int = 1
     reward_timeout_s: float = 30.0
-    sandbox: SandboxPolicy = DEFAULT_POLICY
 
 
 class RolloutWorker:

@@ -14,10 +14,13 @@ from typing import Any
 
 from envs.sandbox import bubblewrap, landlock, namespaces, syscalls, usage
 from envs.sandbox.inside import Room, serve
-from envs.sandbox.seccomp import seccomp_program
+from envs.sandbox.seccomp import Allowed, seccomp_program
 
 _FIRST_UID, _LAST_UID = 61184, 65519  # no distribution gives these to a person or a service
 _FOLDER = "whetstone-box-"
+_SLACK = 256
+"""Processes that an ordinary user may start elsewhere while a sandbox of theirs is open: the kernel counts
+all of a user's, so the sandbox's own are counted by the monitor."""
 
 
 @dataclass(slots=True)
@@ -100,13 +103,14 @@ def _live_in_ns(setup: dict[str, Any], request: dict[str, Any], host: socket.soc
         readable=readable, disk_mb=limits["disk_mb"], files=limits["files"], home=home, uid=hold.uid
     )
     is_shared = namespaces.enter(walls)
-    close_the_door(sockets=True, locks=not is_shared)
+    close_the_door(Allowed(locks=not is_shared, notices=not is_shared))
     room = make_room(setup, request, home=home, temp=namespaces.TEMP)
     serve(host, replace(room, kill_all=kill_all))
 
 
 def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, hold: Hold) -> None:
     """Without namespaces: by Landlock, or (rlimits) by limits alone."""
+    others = 0 if hold.uid >= 0 else usage.num_threads_of(os.getuid()) + _SLACK
     keep_only(host.fileno(), *hold.rulesets)
     os.setsid()
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
@@ -116,35 +120,45 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
     keep = 0 if is_reachable or hold.uid < 0 else 1 << syscalls.CAP_DAC_READ_SEARCH
     namespaces.drop_privileges(hold.uid, keep)
     room = make_room(setup, request, home=f"{hold.folder}/work", temp=f"{hold.folder}/tmp")
+    room = replace(room, nproc=room.nproc + others, dies_with_parent=True)
     if not hold.rulesets:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         serve(host, room)
         return
     whole, calls = hold.rulesets
     syscalls.landlock_restrict(whole)
-    if can_only_signal_itself():
-        room = replace(room, kill_all=kill_all, call_ruleset=calls)
-    else:  # before ABI 6
-        mute = seccomp_program(platform.machine(), sockets=False, signals=False, locks=False)
+    abi = setup.get("landlock_abi") or syscalls.landlock_abi()
+    allowed = Allowed(
+        sockets=False,
+        locks=False,
+        notices=False,
+        metadata=hold.uid >= 0,  # an unused user owns nothing; an ordinary one owns files of the host
+        truncation=abi >= landlock.TRUNCATE_ABI,
+    )
+    if abi >= landlock.SIGNALS_ABI:
+        require_own_signals()
+        room = replace(room, call_ruleset=calls, kill_all=kill_all)
+    else:
+        mute = seccomp_program(platform.machine(), replace(allowed, signals=False))
         room = replace(room, call_ruleset=calls, call_filter=mute)
-    close_the_door(sockets=False, locks=False)
+    close_the_door(allowed)
     serve(host, room)
 
 
-def can_only_signal_itself() -> bool:
-    """Whether this process is held to signal what it starts itself: its launcher must be out of reach."""
+def require_own_signals() -> None:
+    """Raise OSError unless this process is held to signal what it starts itself, and nobody outside."""
     try:
         os.kill(os.getppid(), 0)
     except PermissionError:
-        return True
-    return False
+        return
+    raise OSError("Landlock does not keep signals inside the sandbox, though its version says so")
 
 
-def close_the_door(*, sockets: bool, locks: bool) -> None:
+def close_the_door(allowed: Allowed) -> None:
     """The last steps of the first process: nobody may look into it, and few system calls are left."""
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.install_seccomp(seccomp_program(platform.machine(), sockets=sockets, locks=locks))
+    syscalls.install_seccomp(seccomp_program(platform.machine(), allowed))
 
 
 def make_room(setup: dict[str, Any], request: dict[str, Any], *, home: str, temp: str) -> Room:
@@ -215,7 +229,7 @@ def _unused_uid() -> tuple[int, socket.socket]:
 
 
 def _make_folder(setup: dict[str, Any], number: int, uid: int) -> str:
-    folder = f"{setup['temp']}/{_FOLDER}{os.getpid()}-{_started(os.getpid())}-{number}"
+    folder = f"{setup['temp']}/{_FOLDER}{_namespace()}-{os.getpid()}-{_started(os.getpid())}-{number}"
     os.mkdir(folder, 0o700)
     for path in (folder, f"{folder}/work", f"{folder}/tmp"):
         if path != folder:
@@ -231,14 +245,19 @@ def _started(pid: int) -> str:
         return file.read().rpartition(")")[2].split()[19]
 
 
+def _namespace() -> str:
+    """The namespace that process ids are of: containers may share a folder of temporary files."""
+    return str(os.stat("/proc/self/ns/pid").st_ino)
+
+
 def sweep(temp: str) -> None:
     """Remove the folders of launchers that were themselves killed."""
     for name in os.listdir(temp):
-        if not name.startswith(_FOLDER):
+        parts = name.removeprefix(_FOLDER).split("-")
+        if not name.startswith(_FOLDER) or len(parts) != 4 or parts[0] != _namespace():
             continue
-        pid, started, _ = name.removeprefix(_FOLDER).split("-")
         try:
-            is_alive = _started(int(pid)) == started
+            is_alive = _started(int(parts[1])) == parts[2]
         except OSError:
             is_alive = False
         if not is_alive:

@@ -15,7 +15,7 @@ from typing import Any
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxFileError
 from envs.sandbox.child import NOT_STARTED, PAYLOAD, RESULT
 from envs.sandbox.inside import MAX_MESSAGE
-from envs.sandbox.pump import Pump
+from envs.sandbox.pump import Pump, memory_file
 from envs.sandbox.slots import slot
 from envs.sandbox.spawning import START_S, Launcher
 
@@ -49,18 +49,21 @@ class Box(Sandbox):
             try:
                 async with asyncio.timeout(START_S):
                     answer = await self._next_message()
-            except TimeoutError:
-                await self.close()
+            except BaseException as error:
+                self._abandon()
+                if not isinstance(error, TimeoutError):
+                    raise
                 raise SandboxError(f"sandbox {self.backend} did not start within {START_S:g} s") from None
-            except asyncio.CancelledError:
-                self._launcher.end(self._number)
-                raise
         if answer["op"] != "ready":
             await self.close()
             problem = "; ".join(filter(None, [_cause(answer), self._launcher.last_words()]))
             raise SandboxError(f"sandbox {self.backend} did not start: {problem}")
         if files:
-            await self._write(files)
+            try:
+                await self._write(files)
+            except BaseException:
+                self._abandon()
+                raise
 
     async def python(
         self, code: str, *, stdin: bytes = b"", wall_s: float | None = None, max_result_bytes: int = 0
@@ -114,17 +117,27 @@ class Box(Sandbox):
     async def close(self) -> None:
         if self._socket is None:
             return
-        sock = self._socket
+        self._launcher.end(self._number)  # a call that is still running ends with a SandboxError
+        async with self._busy:
+            if self._socket is None:
+                return
+            try:
+                async with asyncio.timeout(START_S):
+                    while (await self._next_message())["op"] != "dead":
+                        pass
+            except TimeoutError:
+                raise SandboxError(
+                    f"sandbox {self.backend} was not gone {START_S:g} s after its end"
+                ) from None
+            finally:
+                self._abandon()
+
+    def _abandon(self) -> None:
+        """Let go of the sandbox without waiting for its end."""
         self._launcher.end(self._number)
-        try:
-            async with asyncio.timeout(START_S):
-                while (await self._next_message())["op"] != "dead":
-                    pass
-        except TimeoutError:
-            raise SandboxError(f"sandbox {self.backend} was not gone {START_S:g} s after its end") from None
-        finally:
+        if self._socket is not None:
+            self._socket.close()
             self._socket = None
-            sock.close()
 
     async def _next_message(self) -> dict[str, Any]:
         """What the sandbox, or its launcher, says next; "dead" once both have hung up."""
@@ -155,7 +168,7 @@ class Box(Sandbox):
             try:
                 return await self._run(call, stdin, payload, limit_s, max_result, max_output)
             except asyncio.CancelledError:
-                self._launcher.end(self._number)
+                self._abandon()
                 raise
 
     async def _run(
@@ -176,9 +189,9 @@ class Box(Sandbox):
             if max_result:
                 places[RESULT] = pump.add(max_result, is_strict=True)
             if stdin:
-                places[0] = open_files.enter_context(_memory_file(stdin))
+                places[0] = open_files.enter_context(memory_file(stdin))
             if payload is not None:
-                places[PAYLOAD] = open_files.enter_context(_memory_file(payload))
+                places[PAYLOAD] = open_files.enter_context(memory_file(payload))
             message = {**call, "op": "run", "wall_s": limit_s, "fds": list(places)}
             started = time.monotonic()
             try:
@@ -275,17 +288,3 @@ def _text(data: bytes) -> str:
 
 
 _CONTROL = {number: f"\\x{number:02x}" for number in (*range(32), 127) if chr(number) not in "\t\n\r"}
-
-
-@contextlib.contextmanager
-def _memory_file(data: bytes) -> Any:
-    """A descriptor of a file in memory that holds `data`."""
-    descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from envs.sandbox import child
 from envs.sandbox.syscalls import (
     PR_SET_DUMPABLE,
+    PR_SET_PDEATHSIG,
     clone,
     install_seccomp,
     landlock_restrict,
@@ -41,6 +42,7 @@ class Room:
 
     `kill_all` ends every process of the sandbox but the first. `call_ruleset` is a Landlock ruleset for calls
     alone (-1: none), `call_filter` a seccomp filter for them: they then cannot reach the first process.
+    `dies_with_parent`: a call ends with the first process, where no namespace sees to it.
     """
 
     home: str
@@ -56,6 +58,7 @@ class Room:
     kill_all: Callable[[], None]
     call_ruleset: int = -1
     call_filter: bytes = b""
+    dies_with_parent: bool = False
 
 
 def serve(host: socket.socket, room: Room) -> None:
@@ -180,6 +183,8 @@ def _become_call(
         _arrange(message["fds"], descriptors)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         set_limit(resource.RLIMIT_CPU, max(1, math.ceil(room.cpu_s)))
+        if room.dies_with_parent:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         prctl(PR_SET_DUMPABLE, 1)  # it may look at itself
         gc.enable()
         child.run(message, room, fault)

@@ -34,6 +34,9 @@ _SYSTEM = (
     "/etc/ld.so.cache",
 )
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+TRUNCATE_ABI = 3
+"""From this ABI on Landlock knows of emptying a file."""
+
 SIGNALS_ABI = 6
 """From this ABI on the processes of a sandbox cannot signal any other."""
 

@@ -63,10 +63,13 @@ class Launcher:
                     return
                 for box in [box for box in self.boxes.values() if box.pidfd in ready]:
                     self._bury(box)
-                if time.monotonic() >= next_look:
+                started = time.monotonic()
+                if started >= next_look:
                     for box in self.boxes.values():
                         self._look_at(box)
-                    next_look = time.monotonic() + POLL_S
+                    # Where looking takes long, looking is not all that is done.
+                    now = time.monotonic()
+                    next_look = now + max(POLL_S, 3 * (now - started))
         finally:
             for box in list(self.boxes.values()):
                 self._end(box)
@@ -116,10 +119,24 @@ class Launcher:
         _, status = os.waitpid(box.pid, 0)
         os.close(box.pidfd)
         if box.hold.shares_pids:
-            _reap_strays()
+            self._end_strays()
         box.hold.release()
         box.tell(op="dead", status=status)
         box.host.close()
+
+    def _end_strays(self) -> None:
+        """Processes of an ended sandbox come to this one, their nearest living ancestor that collects."""
+        known = {box.pid for box in self.boxes.values()}
+        for _ in range(usage.ROUNDS):
+            strays = [pid for pid in usage.children(os.getpid()) if pid not in known]
+            if not strays:
+                return
+            for pid in strays:
+                usage.kill_tree(pid)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
 
     def _look_at(self, box: Box) -> None:
         """End the call of a sandbox that takes more than it may."""
@@ -135,13 +152,6 @@ class Launcher:
             for process in running:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-
-
-def _reap_strays() -> None:
-    """Processes of an ended sandbox that came to this one, their nearest living ancestor that collects."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
 
 
 def main(host: socket.socket, setup: dict[str, Any]) -> None:

@@ -12,7 +12,11 @@ from typing import Any
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SLACK = 1 << 20  # one file may be as large as all may be; then the next call must be able to remove it
-_ROUNDS = 200
+_FEW, _MAX_DESCRIPTORS = 4, 1024
+"""A pipe or a socket holds memory that no process is charged for, about 200 KiB: beyond so many descriptors
+of more than a few processes together that counts as too much memory."""
+
+ROUNDS = 200
 """How often a tree is killed again while processes in it make new ones."""
 
 
@@ -56,11 +60,28 @@ def excess(pid: int, limits: Mapping[str, Any], folder: str, *, counts_processes
     # Cheap first: pages shared with the first process count in each, so this is never too small.
     if sum(map(resident_bytes, processes)) > allowed and sum(map(proportional_bytes, processes)) > allowed:
         return "oom"
+    if len(processes) > _FEW and sum(map(_num_descriptors, processes)) > _MAX_DESCRIPTORS:
+        return "oom"
     if counts_processes and len(processes) > limits["procs"]:
         return "procs"
     if folder and _is_too_full(folder, (limits["disk_mb"] << 20) + _SLACK, limits["files"]):
         return "disk_limit"
     return ""
+
+
+def _num_descriptors(pid: int) -> int:
+    with suppress(OSError):
+        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))  # 0 before Linux 6.2
+    return 0
+
+
+def num_threads_of(uid: int) -> int:
+    """Threads that the kernel counts for a user now."""
+    total = 0
+    for pid in _processes_of(uid):
+        with suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as file:
+            total += int(file.read().rpartition(")")[2].split()[17])
+    return total
 
 
 def _is_too_full(folder: str, max_bytes: int, max_files: int) -> bool:
@@ -124,7 +145,7 @@ def remove_folder(folder: str) -> None:
 
 def kill_tree(pid: int, *, uid: int = -1) -> None:
     """End everything below `pid`, again until nothing new appears; with `uid` all of that user's too."""
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         processes = [*descendants(pid), *(_processes_of(uid) if uid >= 0 else ())]
         living = [process for process in processes if process != pid and not _is_dead(process)]
         if not living:

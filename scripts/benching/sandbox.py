@@ -60,7 +60,7 @@ async def _gate(backend: str) -> str:
         attempts = {
             "reads a file of the host": f"print(open({file.name!r}).read())",
             "sees the environment": "import os; print(os.environ['WHETSTONE_CANARY'])",
-            "reaches a network": "import socket; socket.create_connection(('1.1.1.1', 53), 1)\nprint('canary')",
+            "reaches a network": "import socket; socket.create_connection(('1.1.1.1', 53)); print('canary')",
             "is root": "import os; print('canary' if os.getuid() == 0 else '')",
         }
         os.environ["WHETSTONE_CANARY"] = "canary"
@@ -226,6 +226,6 @@ def _inventory() -> dict[str, int]:
     return {
         "processes": len(ours),
         "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
-        "folders": sum(name.split("-")[2] in map(str, ours) for name in folders),
+        "folders": sum(name.split("-")[3] in map(str, ours) for name in folders),
         "descriptors": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in ours),
     }
