@@ -11,6 +11,7 @@ from typing import Protocol, cast
 from envs.episode import Episode, RewardFn, Score
 from envs.names import nearest, unknown_name
 from envs.registry import EnvDefinition
+from envs.splits import Split, task_seed
 from rewards.forms import (
     DOES_NOT_APPLY,
     Form,
@@ -152,7 +153,8 @@ async def check_reward(spec: str, definition: EnvDefinition, level: int) -> None
     """
     reward = resolve_reward(spec, definition)
     if isinstance(reward, UserReward):
-        tasks = [definition.make_task(level, seed) for seed in range(NUM_CHECKED)]
+        seeds = [task_seed(Split.TRAIN, 0, index) for index in range(NUM_CHECKED)]
+        tasks = [definition.make_task(level, seed) for seed in seeds]
         try:
             facts = await inspect_reward(reward.spec)
         except ValueError as error:

@@ -116,10 +116,8 @@ class UserReward:
         """
         async with self._slots:
             scores = await self._ask(samples, timeout_s)
-        return [
-            await self._judged(score, sample, timeout_s)
-            for score, sample in zip(scores, samples, strict=True)
-        ]
+        judged = (self._judged(*pair, timeout_s) for pair in zip(scores, samples, strict=True))
+        return list(await asyncio.gather(*judged))
 
     async def _ask(self, samples: Sequence[Sample], timeout_s: float) -> list[Score]:
         try:

@@ -10,7 +10,7 @@ import pytest
 from rl.metrics import check_names
 from tests.finished_run import ROOT, run_recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 FILES = Path("tests/rewards/user_rewards")
 SHORT = ("--num-steps", "2", "--eval-tasks", "8")
@@ -31,7 +31,7 @@ SHORT = ("--num-steps", "2", "--eval-tasks", "8")
 def test_a_function_written_for_another_library_trains_unchanged(
     tmp_path: Path, function: str, part: str
 ) -> None:
-    finished = run_recipe(tmp_path / "run", ["--reward", f"{FILES}/{function}", *SHORT])
+    finished = run_recipe(tmp_path / "run", ["--reward", f"{FILES}/{function}", *SHORT], timeout_s=580)
     assert finished.code == 0, finished.screen
     assert "SMOKE RUN SOUND" in finished.screen
     assert len(finished.metrics) == 2
@@ -69,7 +69,7 @@ def test_a_reward_that_hangs_raises_exits_and_crashes_ends_no_run(tmp_path: Path
         "3",
         *SHORT,
     ]
-    finished = run_recipe(tmp_path / "run", options)
+    finished = run_recipe(tmp_path / "run", options, timeout_s=580)
     assert finished.code == 0, finished.screen
     assert "SMOKE RUN SOUND" in finished.screen
     errors = [
@@ -86,7 +86,7 @@ def test_a_reward_that_hangs_raises_exits_and_crashes_ends_no_run(tmp_path: Path
 def test_a_reward_of_the_wrong_length_stops_the_run_with_what_was_expected(tmp_path: Path) -> None:
     file = tmp_path / "short.py"
     file.write_text("def first(completions, **kwargs):\n    return [1.0]\n")
-    finished = run_recipe(tmp_path / "run", ["--reward", f"{file}:first", *SHORT])
+    finished = run_recipe(tmp_path / "run", ["--reward", f"{file}:first", *SHORT], timeout_s=580)
     assert finished.code == 3, finished.screen
     assert "reward first returned 1 results, expected 4" in finished.screen
     assert "Traceback" not in finished.screen

@@ -29,6 +29,13 @@ def test_calc_keeps_the_contract():
     check_env(ENV, num_seeds=24)
 
 
+def test_an_environment_whose_score_is_async_keeps_the_contract():
+    async def score(episode):
+        return ENV.score(episode)
+
+    check_env(replace(ENV, score=score), levels=[1], num_seeds=4)
+
+
 def test_an_environment_in_a_users_file_can_be_checked(tmp_path: Path):
     file = tmp_path / "mine.py"
     file.write_text(
