@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ray
 
+from envs.base import WorldError
 from envs.registry import resolve_env
 from recipes.cli import refuse
 from recipes.placement import CHANNELS, make_learner_spec, make_rollouts, start_facts, start_ray
@@ -96,7 +97,7 @@ def launch(
             resume = None
     except REFUSALS as error:
         return refuse(error)
-    except OSError as error:
+    except (OSError, WorldError) as error:
         if world_cause(error) is None:
             raise
         return refuse(error)
@@ -262,6 +263,7 @@ def _make_collector(
             filters=config.filters,
             run_seed=config.seed,
             dynamic_sampling=algorithm.dynamic_sampling,
+            min_group=algorithm.least_group,
             max_draws_per_group=config.max_draws_per_group,
             at_max_draws=config.at_max_draws,
             shuffle_rewards=resolve_reward(config.reward, resolve_env(config.env)).shuffled,

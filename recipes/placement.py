@@ -23,6 +23,7 @@ from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
 from rollout.engine import EngineSpec
 from rollout.failures import PeerFailedError
 from rollout.limits import Limits
+from rollout.retry import RetryPolicy
 from rollout.workers import RemoteRollouts, RolloutSpec
 
 
@@ -93,6 +94,7 @@ def make_rollouts(config: Config) -> list[RemoteRollouts]:
                 sandbox=config.sandbox_policy,
                 reward_workers=max(1, config.reward_workers // config.engines),
                 reward_timeout_s=config.reward_timeout_s,
+                retry=RetryPolicy(max_attempts=config.max_attempts),
             ),
             start_s=config.engine_start_s,
             group_s=config.group_deadline_s,

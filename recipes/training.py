@@ -10,6 +10,7 @@ from pathlib import Path
 from envs.registry import resolve_env
 from recipes.evaluating import HeldOut
 from recipes.stopping import FAIL, PASS, InterruptedRunError, StopRequest
+from rl.breaker import Breaker
 from rl.config import Config
 from rl.console import RunConsole
 from rl.gates import RATIO_LIMITS, StepGates, prove_engines
@@ -63,6 +64,7 @@ async def train_and_judge(run: Run, started: float) -> int:
         ratio_limit=RATIO_LIMITS[config.learner_dtype],
         max_skipped_steps=1 if config.nonfinite_policy == "stop" else config.max_skipped_steps,
         incidents=str(run.directory.incidents),
+        breaker=Breaker(max_error_rate=config.max_error_rate, error_window=config.error_window),
     )
     algorithm = run.algorithm.start()
     if config.resume:

@@ -15,7 +15,7 @@ from envs.splits import Split, task_seed
 from rewards.forms import (
     DOES_NOT_APPLY,
     Form,
-    RewardError,
+    RewardBugError,
     Sample,
     group_reward,
     of_episodes,
@@ -28,7 +28,7 @@ from rewards.weighted import weighted
 __all__ = [
     "DOES_NOT_APPLY",
     "Reward",
-    "RewardError",
+    "RewardBugError",
     "RewardFn",
     "Sample",
     "Score",

@@ -36,7 +36,7 @@ _OURS = (
 """How the files of frames begin that are none of the user's."""
 
 
-class RewardError(RuntimeError):
+class RewardBugError(RuntimeError):
     """A bug of a reward function after which no score of it can be believed: the run stops with it."""
 
 
@@ -57,7 +57,7 @@ class Sample:
 class Form:
     """A reward as it is run. `score` returns a score for each sample, in order, or an awaitable of them.
 
-    A score of a sample says itself what went wrong with it; `score` raises nothing but RewardError. With
+    A score of a sample says itself what went wrong with it; `score` raises nothing but RewardBugError. With
     `is_group` it must be given the scorable members of a group together. `columns` are the names that tasks
     must have, `kind` says whose signature it is.
     """
@@ -112,7 +112,7 @@ def finished(
     """`result`, of one call for all `samples`, as their scores.
 
     Raises:
-        RewardError: there are more or fewer results than samples.
+        RewardBugError: there are more or fewer results than samples.
     """
     listed = plain(result)
     if isinstance(listed, BaseException) or not isinstance(listed, list | tuple):
@@ -122,7 +122,7 @@ def finished(
         problem = f"returned {shown(listed)}, expected a list of {len(samples)}{shared}"
         return [invalid(name, sample, problem) for sample in samples]
     if len(listed) != len(samples):
-        raise RewardError(
+        raise RewardBugError(
             f"reward {name} returned {len(listed)} results, expected {len(samples)}: one for each sample, in "
             f"their order (samples {samples[0].id} to {samples[-1].id}). Which score belongs to which sample "
             "is not known, so the run stops; mend the function"

@@ -13,7 +13,7 @@ from envs.episode_json import encode_episode
 from envs.messages import Task
 from envs.names import unknown_name
 from rewards.foreign import columns_of
-from rewards.forms import RewardError, Sample, crashed, of_episodes, overdue, score_here
+from rewards.forms import RewardBugError, Sample, crashed, of_episodes, overdue, score_here
 from rewards.scoring_worker import START_S, CrashedError, Worker
 
 
@@ -112,7 +112,7 @@ class UserReward:
         """A score for each sample, in order, from one call of the function with `timeout_s` wall seconds.
 
         Raises:
-            RewardError: the function returned what can be no scores of these samples.
+            RewardBugError: the function returned what can be no scores of these samples.
         """
         async with self._slots:
             scores = await self._ask(samples, timeout_s)
@@ -148,7 +148,7 @@ class UserReward:
             raise
         self._idle.append(worker)
         if "bug" in answer:
-            raise RewardError(answer["bug"])
+            raise RewardBugError(answer["bug"])
         return [Score(**row) for row in answer["scores"]]
 
     async def _free_worker(self) -> Worker:

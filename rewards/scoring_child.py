@@ -24,7 +24,7 @@ from typing import Any
 
 from envs.episode import Score
 from envs.episode_json import decode_episode, encode_score
-from rewards.forms import Form, RewardError, Sample, invalid, number_problem, user_frames
+from rewards.forms import Form, RewardBugError, Sample, invalid, number_problem, user_frames
 
 HEADER_BYTES = 4
 """Before each message: its length, big endian."""
@@ -152,7 +152,7 @@ def _answer(form: Form, request: Mapping[str, Any], loop: asyncio.AbstractEventL
         if isawaitable(scores):
             scores = loop.run_until_complete(scores)
         found = [_bounded(form, score, s) for score, s in zip(scores, samples, strict=True)]
-    except RewardError as error:
+    except RewardBugError as error:
         return {"bug": str(error)}
     return {"scores": [encode_score(score) for score in found]}
 

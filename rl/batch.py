@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
-from math import isfinite
 from typing import Self
 
 import numpy as np
 
 from envs.messages import StopReason
+from rl.accounting import RETRIED, Accounting
 from rl.filters import episode_penalty
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
 from rl.samples import TrainSample, by_turn, check_shape, trajectory_samples
 from rl.turns import TurnFacts
+from rollout.outcomes import drop_reason
 from rollout.trajectory import Trajectory, TrajectoryGroup
 
 TOKEN_ARRAYS = ("old_logprobs", "ref_logprobs", "teacher_logprobs", "old_values", "advantages", "returns")
@@ -23,28 +24,6 @@ TOKEN_ARRAYS = ("old_logprobs", "ref_logprobs", "teacher_logprobs", "old_values"
 
 TRUNCATED = frozenset({StopReason.MAX_TURN_TOKENS, StopReason.MAX_TOTAL_TOKENS, StopReason.CONTEXT_LIMIT})
 """Stop reasons of a trajectory that ran out of tokens."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accounting:
-    """Where every sampled token went: num_sampled = num_trained + num_masked + sum(dropped.values()).
-
-    `dropped` counts sampled tokens, and `dropped_trajectories` trajectories, by reason: error (the world
-    failed), unscored (no reward), nonfinite_score, uninformative_group (all rewards equal, or one member),
-    not_resampled (GRPO-RoC). Masked tokens belong to trajectories that count in the statistics and are not
-    trained on.
-    """
-
-    num_trajectories: int
-    num_sampled: int
-    num_trained: int
-    num_masked: int
-    dropped: Mapping[str, int]
-    dropped_trajectories: Mapping[str, int]
-
-    def __post_init__(self) -> None:
-        if self.num_sampled != self.num_trained + self.num_masked + sum(self.dropped.values()):
-            raise ValueError(f"sampled tokens do not add up: {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +193,17 @@ def make_batch(groups: Sequence[TrajectoryGroup]) -> TrainBatch:
     """One sample a leaf of every scored trajectory; each sampled token is trained exactly once.
 
     A trajectory that errored, has no score or a score that is not finite is in no sample and no statistic,
-    and is counted in `accounting` by that reason.
+    and is counted in `accounting` by that reason; so are the earlier attempts at one.
     """
     kept: list[tuple[int, Trajectory]] = []
     task_ids: list[str] = []
     dropped, dropped_trajectories = Counter[str](), Counter[str]()
     for group in groups:
         for trajectory in group.trajectories:
-            if reason := _unusable(trajectory):
+            for attempt in trajectory.attempts:
+                dropped[RETRIED] += attempt.num_sampled_tokens
+                dropped_trajectories[RETRIED] += 1
+            if reason := drop_reason(trajectory):
                 dropped[reason] += trajectory.num_sampled_tokens
                 dropped_trajectories[reason] += 1
             else:
@@ -245,7 +227,7 @@ def make_batch(groups: Sequence[TrajectoryGroup]) -> TrainBatch:
         reward_parts=_common_parts([trajectory.score.parts for _, trajectory in kept]),
         accounting=Accounting(
             num_trajectories=sum(len(group.trajectories) for group in groups),
-            num_sampled=num_trained + dropped.total(),
+            num_sampled=sum(t.num_spent_tokens for group in groups for t in group.trajectories),
             num_trained=num_trained,
             num_masked=0,
             dropped=dict(dropped),
@@ -258,14 +240,6 @@ def _common_parts(scores: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray
     """The parts that every score has, in the order of the first."""
     names = [name for name in (scores[0] if scores else {}) if all(name in parts for parts in scores)]
     return {name: np.array([parts[name] for parts in scores], np.float64) for name in names}
-
-
-def _unusable(trajectory: Trajectory) -> str | None:
-    if trajectory.error is not None:
-        return "error"
-    if trajectory.score.value is None:
-        return "unscored"
-    return None if isfinite(trajectory.score.value) else "nonfinite_score"
 
 
 def _check_distinct(what: str, names: Sequence[str | int]) -> None:

@@ -127,6 +127,16 @@ class Config(WorldSettings, Overrides):
     max_wall_s: Positive = 60.0
     """Wall seconds, waiting included."""
 
+    # Failures of the world (sandbox, tool server, one request of an engine) and of the reward
+    max_attempts: Count = 2
+    """Times that a task is played, in a fresh environment and with the same seeds, before a trajectory that
+    the world spoils is given up; 1: no retry. None begins later than max_wall_s after the first."""
+    max_error_rate: Share = 0.5
+    """The run stops when more than this share of its last error_window episodes failed by the world or the
+    reward; 1: however many, as long as each step has a score."""
+    error_window: Count = 256
+    """Episodes of that share; it counts from 32 of them on."""
+
     # Placement and precision
     device: Device = "auto"
     """Where engines and learner compute. auto: a GPU where there is one."""

@@ -19,6 +19,7 @@ from rl.screens import (
     start_lines,
     step_header,
     step_line,
+    world_note,
 )
 from rl.token_colors import Decode, printable, trajectory_text, trajectory_title
 from rollout.trajectory import Trajectory
@@ -62,7 +63,8 @@ class RunConsole:
         if self._num_step_lines % HEADER_EVERY == 0:
             self.say(step_header(self._columns), style="bold")
         self._num_step_lines += 1
-        self.say(step_line(step, metrics, self._columns))
+        note = world_note(metrics)
+        self.say(step_line(step, metrics, self._columns) + (f"  {note}" if note else ""))
         self._progress.update(self._bar, completed=step)
 
     def show_trajectory(self, step: int, trajectory: Trajectory, decode: Decode) -> None:

@@ -50,6 +50,9 @@ Credit = Callable[["PolicyGradient", TrainBatch, np.ndarray], TokenCredit]
 
 def assign_advantages(row: PolicyGradient, batch: TrainBatch) -> TrainBatch:
     """Fill in `advantages` and, for a critic, `returns`: estimated in float64, kept in float32."""
+    if row.least_group > 1:
+        _, place, sizes = np.unique(batch.group_ids, return_inverse=True, return_counts=True)
+        batch = batch.drop(sizes[place] < row.least_group, reason="small_group")
     if row.oversample > 1:
         penalties = required(batch.penalties, "penalties", row)
         kept = resample_groups(batch.rewards, penalties, batch.group_ids, oversample=row.oversample)
@@ -251,6 +254,17 @@ CREDITS: dict[str, Credit] = {
     **TOKEN_ESTIMATORS,
 }
 """Every adv_estimator."""
+
+
+BUILT_IN = frozenset(CREDITS)
+
+
+def compares_members(adv_estimator: str) -> bool:
+    """Whether a built-in estimator compares the members of a group: one alone then has no advantage."""
+    if adv_estimator in {"gdpo", "opo", "reinforce_plus_plus_baseline", *TURN_ESTIMATORS}:
+        return True
+    estimator = ADV_ESTIMATORS.get(adv_estimator)
+    return estimator is not None and not estimator(np.ones(1), np.zeros(1, np.int64)).any()
 
 
 def register_estimator(name: str, function: AdvantageEstimator) -> None:

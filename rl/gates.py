@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
+from rl.accounting import accounts_problem
 from rl.batch import TrainBatch, make_batch
+from rl.breaker import Breaker
 from rl.weight_sync import Receiver, Sender, WeightSync
+from rollout.outcomes import failures_of, failures_told
 from rollout.trajectory import TrajectoryGroup
 
 PERTURBATION = 1e-2
@@ -82,7 +85,13 @@ def gap_metrics(batch: TrainBatch) -> dict[str, float]:
 async def measure_gap(learner: PerturbableLearner, rollouts: ProbeRollouts, *, num_groups: int) -> Gap:
     """Sample real multi-turn trajectories, score them with the learner, and compare."""
     groups = await rollouts.probe_groups(num_groups)
-    return gap_of(await learner.score(make_batch(groups), frozenset({"old_logprobs"})))
+    batch = make_batch(groups)
+    if not batch.samples and (failures := failures_of(groups)):
+        raise GateError(
+            f"the probe of {len(groups)} groups gave no trajectory that could be compared: "
+            f"{failures_told(failures)}. Mend what failed: the run does not start"
+        )
+    return gap_of(await learner.score(batch, frozenset({"old_logprobs"})))
 
 
 async def prove_engines(
@@ -127,7 +136,8 @@ class StepGates:
     The gap may touch its limit once (single spikes are harmless) but not `patience` steps in a row, nor ten
     times over, and it must be known for all but MAX_MISSING of the tokens. Fewer than `max_skipped_steps`
     steps in a row may have an update that was not applied. On the first update the policy is the one that
-    sampled: its ratio to itself is 1 and nothing is clipped.
+    sampled: its ratio to itself is 1 and nothing is clipped. Every sampled token and trajectory is accounted
+    for (rl/accounting.py), and the world fails fewer episodes than the breaker allows (rl/breaker.py).
     """
 
     gap_limit: float
@@ -135,18 +145,28 @@ class StepGates:
     patience: int = 3
     max_skipped_steps: int = 3
     incidents: str = "incidents"
+    breaker: Breaker = field(default_factory=Breaker)
     _above: int = 0
     _skipped: int = 0
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """What the gates remember of the steps before."""
-        return {"above": self._above, "skipped": self._skipped}
+        return {"above": self._above, "skipped": self._skipped, "breaker": self.breaker.state()}
 
-    def restore(self, state: Mapping[str, int]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         self._above, self._skipped = state["above"], state["skipped"]
+        if "breaker" in state:  # an older checkpoint has none
+            self.breaker.restore(state["breaker"])
+
+    def check_world(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
+        """Raise GateError when the world or the reward failed too many of the episodes, these included."""
+        if problem := self.breaker.problem(groups):
+            raise GateError(f"step {step}: {problem}")
 
     def check(self, step: int, metrics: dict[str, float]) -> None:
         """Raise GateError when `metrics` of step `step` (from 1) break a rule."""
+        if problem := accounts_problem(metrics):
+            raise GateError(f"step {step}: {problem}")
         gap = metrics.get("gap/abs_max", 0.0)
         self._above = self._above + 1 if gap > self.gap_limit else 0
         if self._above >= self.patience or gap > 10 * self.gap_limit:

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 from envs.names import unknown_name
-from rl.credit import CREDITS, CRITIC_ESTIMATORS, TOKEN_ESTIMATORS, TURN_ESTIMATORS
+from rl.credit import BUILT_IN, CREDITS, CRITIC_ESTIMATORS, TOKEN_ESTIMATORS, TURN_ESTIMATORS
 from rl.losses import ROLLOUT_IS, PolicyLoss
 from rl.rules import RULE_KNOBS, RULES, rule_knobs
 
@@ -44,6 +44,7 @@ def problems(row: PolicyGradient) -> Iterator[str]:
         "cispo_ratio_high": 0,
         "rollout_is_threshold": 0,
         "oversample": 0,
+        "min_group": 0,
         "loss_scale_factor": 0,
         "overlong_buffer_len": 0,
         "cliprange_value": 0,
@@ -160,6 +161,8 @@ def without_effect(row: PolicyGradient) -> Iterator[tuple[str, str]]:
         yield "length_adaptive_alpha", f"adv_estimator {row.adv_estimator!r} has one λ for all lengths"
     if row.adv_estimator not in TURN_ESTIMATORS:
         yield "turn_advantage_coef", f"adv_estimator {row.adv_estimator!r} gives turns nothing of their own"
+    if row.adv_estimator in BUILT_IN and not row.compares_members:
+        yield "min_group", f"adv_estimator {row.adv_estimator!r} compares no members of a group"
     if row.kl_coef == 0:
         yield "target_kl", "kl_coef is 0: there is no KL in the reward"
     if row.target_kl is None:

@@ -36,27 +36,42 @@ ROLLOUT_METRICS = {
     "rollout/tool_timeouts": "tool calls of a scored trajectory that ran out of their time, mean",
     "rollout/trajectories": "trajectories that came back, unscored ones included; count",
     "rollout/unscored": "share of those that have no reward",
-    "rollout/dropped_groups": "groups sampled and replaced because their rewards were all equal; count",
-    "rollout/dropped_tokens": "tokens sampled in dropped groups: spent, though in no other metric",
+    "rollout/sampled_tokens": "all tokens that the step sampled: tokens/sampled + rollout/dropped_tokens",
+    "rollout/sampled_trajectories": "all episodes that the step began: trajectories/sampled + "
+    "rollout/dropped_trajectories",
+    "rollout/dropped_groups": "groups sampled and replaced because their rewards were all equal, or because "
+    "too few members had one; count",
+    "rollout/dropped_tokens": "tokens sampled in dropped groups: spent, and not in tokens/sampled",
+    "rollout/dropped_trajectories": "episodes of dropped groups, earlier attempts included; count",
+    "rollout/close_errors": "episodes whose environment failed to close: they stand, it may have left things "
+    "behind; count",
     "rollout/filled_groups": "groups whose rewards were all equal, kept for want of others; count",
     "reward/errors": "episodes that the reward was asked for and could not score; count",
     **{f"reward/unscored_{kind}": text for kind, text in UNSCORED.items()},
     "reward/<part>": "one named part of the score, mean over the scored trajectories that have it; a "
     "part with the name of a metric above is reward/part_<part>",
     "env/<metric>": "a metric that the environment reports, mean over the scored trajectories that have it",
-    "error/<kind>": "trajectories that ended in this error of the world; count",
+    "error/<kind>": "trajectories, those of dropped groups too, whose last attempt ended in this error of "
+    "the world; count",
+    "unscored/<kind>": "trajectories, those of dropped groups too, whose reward failed in this way; count",
+    "retry/<kind>": "attempts that ended in this error of the world and were followed by another; count",
     **{f"parse/{status}": f"share of attempted tool calls parsed as {status}" for status in ParseStatus},
     **{f"stop/{reason}": f"share of all trajectories that stopped for {reason}" for reason in StopReason},
 }
 
 TOKEN_METRICS = {
-    "tokens/sampled": "tokens sampled in this step's groups; = trained + masked + dropped",
+    "tokens/sampled": "tokens sampled in this step's groups, earlier attempts included; = trained + masked + "
+    "dropped",
     "tokens/trained": "sampled tokens under the loss",
     "tokens/masked": "sampled tokens of trajectories that count in the statistics and are not trained on",
-    "tokens/untrained_trajectories": "trajectories that count in the statistics and have no token under the "
-    "loss; count",
     "tokens/dropped": "sampled tokens of trajectories that are in no statistic and in no loss",
-    "dropped/<reason>": "trajectories that are in no statistic and in no loss, by reason; count",
+    "trajectories/sampled": "episodes of this step's groups, each earlier attempt one; = trained + masked + "
+    "dropped",
+    "trajectories/trained": "trajectories with a token under the loss; count",
+    "trajectories/masked": "trajectories in the statistics that have no token under the loss; count",
+    "trajectories/dropped": "trajectories that are in no statistic and in no loss; count",
+    "dropped/<reason>": "trajectories/dropped by reason (rl/accounting.py); count",
+    "dropped_tokens/<reason>": "tokens/dropped by reason",
     "tokens/per_s": "tokens/sampled a second of time/rollout_s",
     "version/oldest": "lowest policy version that sampled a token of this step",
     "version/newest": "highest policy version that sampled a token of this step",

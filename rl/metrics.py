@@ -10,6 +10,7 @@ import numpy as np
 
 from envs.messages import Message, ParseStatus, StopReason
 from envs.names import nearest
+from rl.accounting import RETRIED
 from rl.batch import TRUNCATED, TrainBatch
 from rl.critic import CRITIC_METRICS
 from rl.loss_metrics import LOSS_METRICS
@@ -140,13 +141,11 @@ def _behaviour_metrics(scored: Sequence[Trajectory]) -> Metrics:
 def _counts(trajectories: Sequence[Trajectory]) -> Metrics:
     num_unscored = sum(trajectory.score.value is None for trajectory in trajectories)
     reasons = Counter(trajectory.episode.stop_reason for trajectory in trajectories)
-    errors = Counter(trajectory.error.kind for trajectory in trajectories if trajectory.error)
     unscored = Counter(t.score.error_kind for t in trajectories if is_reward_error(t))
     versions = [s.version for t in trajectories for turn in t.turns for s in turn.completion.version_spans]
     metrics = {
         "rollout/trajectories": float(len(trajectories)),
         **{f"reward/unscored_{kind}": float(count) for kind, count in unscored.items()},
-        **{f"error/{kind}": float(count) for kind, count in errors.items()},
     }
     if trajectories:
         metrics["reward/errors"] = float(unscored.total())
@@ -157,18 +156,44 @@ def _counts(trajectories: Sequence[Trajectory]) -> Metrics:
     return metrics
 
 
+def world_metrics(sampled: Sequence[TrajectoryGroup], kept: Sequence[TrajectoryGroup]) -> Metrics:
+    """What the world did to a step's episodes, and what came in all, of every group that was `sampled`."""
+    episodes = [trajectory for group in sampled for trajectory in group.trajectories]
+    attempts = [attempt for trajectory in episodes for attempt in trajectory.attempts]
+    indices = {group.index for group in kept}
+    replaced = [t for group in sampled if group.index not in indices for t in group.trajectories]
+    families = {
+        "error": Counter(trajectory.error.kind for trajectory in episodes if trajectory.error),
+        "unscored": Counter(t.score.error_kind for t in episodes if t.score.error_kind and not t.error),
+        "retry": Counter(attempt.error.kind for attempt in attempts),
+    }
+    return {
+        "rollout/sampled_tokens": float(sum(trajectory.num_spent_tokens for trajectory in episodes)),
+        "rollout/sampled_trajectories": float(len(episodes) + len(attempts)),
+        "rollout/dropped_trajectories": float(sum(1 + len(t.attempts) for t in replaced)),
+        "rollout/close_errors": float(sum(trajectory.close_error is not None for trajectory in episodes)),
+        **{f"{name}/{kind}": float(n) for name, kinds in families.items() for kind, n in kinds.items()},
+    }
+
+
 def batch_metrics(batch: TrainBatch) -> Metrics:
-    """What became of every sampled token, and of the trajectories that were left out."""
+    """What became of every sampled token, and of every trajectory."""
     accounting = batch.accounting
     trained = {sample.trajectory_id for sample in batch.samples if sample.loss_mask.any()}
+    num_tokens = sum(int(sample.loss_mask.sum()) for sample in batch.samples)
+    num_attempts = accounting.dropped_trajectories.get(RETRIED, 0)
     return {
         **batch.facts,
-        "tokens/untrained_trajectories": float(len(batch.trajectory_ids) - len(trained)),
         "tokens/sampled": float(accounting.num_sampled),
-        "tokens/trained": float(accounting.num_trained),
+        "tokens/trained": float(num_tokens),
         "tokens/masked": float(accounting.num_masked),
         "tokens/dropped": float(sum(accounting.dropped.values())),
+        "trajectories/sampled": float(accounting.num_trajectories + num_attempts),
+        "trajectories/trained": float(len(trained)),
+        "trajectories/masked": float(len(batch.trajectory_ids) - len(trained)),
+        "trajectories/dropped": float(sum(accounting.dropped_trajectories.values())),
         **{f"dropped/{reason}": float(count) for reason, count in accounting.dropped_trajectories.items()},
+        **{f"dropped_tokens/{reason}": float(count) for reason, count in accounting.dropped.items()},
     }
 
 
@@ -217,7 +242,7 @@ def time_metrics(
         metrics |= {"time/trajectory_p50_s": float(median), "time/trajectory_p95_s": float(late)}
         metrics["time/trajectory_max_s"] = max(seconds)
     if rollout_s > 0:
-        sampled = sum(trajectory.num_sampled_tokens for group in groups for trajectory in group.trajectories)
+        sampled = sum(trajectory.num_spent_tokens for group in groups for trajectory in group.trajectories)
         metrics["tokens/per_s"] = sampled / rollout_s
     return metrics
 

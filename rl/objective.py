@@ -15,6 +15,7 @@ class Objective:
     `compares_distributions` whether the loss compares its whole distribution with the policy's, by the
     generalized JSD of `jsd_beta`; `uses_router_loss`, whether it balances a mixture's experts.
     `dynamic_sampling` asks the collector for other groups in place of those whose rewards are all equal.
+    `least_group` scored members are what a group needs to be learned from.
     """
 
     __slots__ = ()
@@ -23,6 +24,7 @@ class Objective:
     dynamic_sampling = False
     hint = ""
     jsd_beta = 0.5
+    least_group = 1
 
     @property
     def needs(self) -> frozenset[str]:

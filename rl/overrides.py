@@ -59,6 +59,8 @@ class Overrides:
     """Whether groups whose members all have one reward are left out."""
     dynamic_sampling: bool | None = None
     """Whether other groups are sampled in place of those whose members all have one reward."""
+    min_group: Count | None = None
+    """Scored members below which a group carries no weight, for rows that compare members; 2 unless given."""
     truncated: str | None = None
     """What becomes of trajectories that ran out of tokens: keep, mask or zero_reward."""
     max_response_length: Count | None = None

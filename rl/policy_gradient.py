@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from torch import Tensor
 
 from rl.batch import LossCounts, TrainBatch
-from rl.credit import TEACHER_ESTIMATORS, assign_advantages
+from rl.credit import TEACHER_ESTIMATORS, assign_advantages, compares_members
 from rl.critic import AdaptiveKlController
 from rl.knobs import problems
 from rl.layout import PaddedLayout
@@ -36,6 +36,9 @@ class PolicyGradient(Objective):
         drop_uniform_groups: leave out groups whose members all have one reward (or that have one member), so
             that their tokens are in no denominator.
         dynamic_sampling: sample other groups in their place (DAPO); without it a step has fewer.
+        min_group: a group with fewer scored members carries no weight: it is left out, so that its tokens are
+            in no denominator. None is 2 where a built-in
+            estimator compares the members of a group, else 1.
         truncated: what becomes of trajectories that ran out of tokens: keep; mask (in the statistics, not
             trained on); zero_reward.
         target_kl, kl_horizon: where target_kl (nats a token) is given, kl_coef follows it: a step multiplies
@@ -88,6 +91,7 @@ class PolicyGradient(Objective):
     oversample: int = 1
     drop_uniform_groups: bool = False
     dynamic_sampling: bool = False
+    min_group: int | None = None
     truncated: Literal["keep", "mask", "zero_reward"] = "keep"
     max_response_length: int | None = None
     overlong_buffer_len: int | None = None
@@ -134,6 +138,16 @@ class PolicyGradient(Objective):
             "teacher_logprobs": self.uses_teacher,
         }
         return frozenset(name for name, is_needed in wanted.items() if is_needed)
+
+    @property
+    def compares_members(self) -> bool:
+        """Whether an advantage depends on the other members of the group."""
+        return self.policy_loss != "jsd" and compares_members(self.adv_estimator)
+
+    @property
+    def least_group(self) -> int:
+        """`min_group` in numbers."""
+        return self.min_group or (2 if self.compares_members else 1)
 
     @property
     def uses_teacher(self) -> bool:

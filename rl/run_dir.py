@@ -46,7 +46,7 @@ class RunState:
     wall_s: float = 0.0
     success_before: tuple[int, int] | None = None
     objective: dict[str, Any] = field(default_factory=dict)
-    gates: dict[str, int] = field(default_factory=dict)
+    gates: dict[str, Any] = field(default_factory=dict)
     record_is_full: bool = False
     tracker_ids: dict[str, Any] = field(default_factory=dict)
     file_bytes: dict[str, int] = field(default_factory=dict)

@@ -182,6 +182,22 @@ def step_line(step: int, metrics: Metrics, columns: Sequence[Column] = COLUMNS) 
     return f"{step:>4} {cells}" + (f"  {num_errors:.0f} reward errors" if num_errors else "")
 
 
+def world_note(metrics: Metrics) -> str:
+    """What the world or the reward spoiled in a step, and what a further attempt saved; "" for nothing."""
+    told = {
+        "failed by the world": _kinds(metrics, "error/"),
+        "by the reward": _kinds(metrics, "unscored/"),
+        "tried again": _kinds(metrics, "retry/"),
+        "failed to close": f"{count:.0f}" if (count := metrics.get("rollout/close_errors")) else "",
+    }
+    return "; ".join(f"{what}: {kinds}" for what, kinds in told.items() if kinds)
+
+
+def _kinds(metrics: Metrics, family: str) -> str:
+    kinds = sorted(name for name in metrics if name.startswith(family))
+    return ", ".join(f"{name.removeprefix(family)} {metrics[name]:.0f}" for name in kinds)
+
+
 def end_lines(facts: EndFacts) -> Iterator[str]:
     """Success before and after, what was written, what to try next; the last line is the verdict."""
     yield ""

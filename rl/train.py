@@ -17,6 +17,7 @@ from rl.metrics import (
     rollout_metrics,
     staleness_metrics,
     time_metrics,
+    world_metrics,
 )
 from rl.policy_gradient import PolicyGradient
 from rl.weight_sync import Receiver, Sender, WeightSync
@@ -27,6 +28,7 @@ class Rollouts(Protocol):
     """Where groups come from, and the engines that sample them."""
 
     last_groups: list[TrajectoryGroup]
+    sampled_groups: list[TrajectoryGroup]
     num_dropped_groups: int
     num_filled_groups: int
     num_dropped_tokens: int
@@ -135,7 +137,9 @@ async def train(
         metrics["rollout/dropped_groups"] = float(rollouts.num_dropped_groups)
         metrics["rollout/filled_groups"] = float(rollouts.num_filled_groups)
         metrics["rollout/dropped_tokens"] = float(rollouts.num_dropped_tokens)
+        metrics |= world_metrics(rollouts.sampled_groups, rollouts.last_groups)
         check_names(metrics)
+        gates.check_world(step, rollouts.sampled_groups)
         gates.check(step, metrics)
         algorithm = algorithm.after_step(metrics)
         if await after_step(step, metrics, algorithm):

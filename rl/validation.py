@@ -8,12 +8,9 @@ from math import isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from envs.names import unknown_name
 from envs.registry import resolve_env
 from rewards.base import check_reward, is_users
-from rl.advantages import ADV_ESTIMATORS
 from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
 from rl.defaults import resolve
@@ -158,6 +155,11 @@ def _schedule_problems(config: Config) -> Iterator[str]:
             f"eval_every = {config.eval_every} of num_steps = {config.num_steps} has no effect, the end is "
             "always evaluated; lower it or leave it 0"
         )
+    if config.max_error_rate == 1 and config.error_window != Config.error_window:
+        yield (
+            f"error_window = {config.error_window} has no effect: no share is above max_error_rate = 1; "
+            "leave one of them out"
+        )
     if config.max_staleness:
         yield f"max_staleness = {config.max_staleness}: only 0 (synchronous) is implemented; leave it 0"
 
@@ -227,17 +229,16 @@ def _row_problems(config: Config, algorithm: PolicyGradient) -> Iterator[str]:
             "turns' rewards, which stay with the trajectory that earned them, so the control would learn; "
             "use another row"
         )
-    estimator = ADV_ESTIMATORS.get(algorithm.adv_estimator)
-    comparing = {"gdpo", "opo", "reinforce_plus_plus_baseline", *TURN_ESTIMATORS}
-    compares = (
-        algorithm.drop_uniform_groups  # a group of one is one
-        or algorithm.adv_estimator in comparing
-        or (estimator and not estimator(np.ones(1), np.zeros(1, np.int64)).any())
-    )
-    if config.group_size == 1 and compares:
+    # A group of one is uniform.
+    if config.group_size == 1 and (algorithm.drop_uniform_groups or algorithm.compares_members):
         yield (
             f"group_size = 1: {config.algorithm} compares the members of a group, so nothing would be "
             "learned; use at least 2, or reinforce"
+        )
+    elif algorithm.least_group > config.group_size:
+        yield (
+            f"min_group = {algorithm.least_group} with group_size = {config.group_size}: no group could have "
+            f"so many scored members; use at most {config.group_size}"
         )
     if algorithm.adv_estimator == "spo" and not 0 < config.num_tasks < config.num_groups * config.num_steps:
         yield (

@@ -6,15 +6,15 @@ import asyncio
 import struct
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
 from typing import Any, TypeVar
 
-from envs.base import Env, WorldError
+from envs.base import EngineRequestError, Env, WorldError
 from envs.deadline import DeadlineError, within
 from envs.episode import Episode, Score
 from envs.messages import Message, StepResult, StopReason, Task
@@ -23,6 +23,7 @@ from envs.registry import EnvDefinition
 from rewards.base import Sample, Scorer
 from rollout.limits import Budget, Limits
 from rollout.renderer import ChatMLRenderer
+from rollout.retry import RetryPolicy, with_attempts
 from rollout.trajectory import Trajectory, TrajectoryError, TrajectoryGroup, Turn
 
 T = TypeVar("T")
@@ -33,17 +34,21 @@ TIMED_PARTS = ("generate", "tools", "reward")
 CLOSE_WALL_S = 30.0
 """An environment that has not closed after this time has failed."""
 
+ONE_RETRY = RetryPolicy()
+
 
 class SlowStartError(WorldError):
     """The wall-time limit passed before the policy had said anything: the world or the engine was slow."""
 
+    retryable = False  # the time for another attempt has passed
 
-class AbortedError(WorldError):
+
+class AbortedError(EngineRequestError):
     """The engine gave up a request that it had accepted."""
 
 
 class CloseError(WorldError):
-    """The environment did not close in time."""
+    """The environment did not close in time. The episode was over: it stands."""
 
 
 def request_seed(run_seed: int, step: int, task_index: int, member: int, turn: int) -> int:
@@ -72,28 +77,34 @@ async def run_group(
     temperature: float = 1.0,
     filters: SamplingFilters = NO_FILTERS,
     reward_wall_s: float = 30.0,
+    retry: RetryPolicy = ONE_RETRY,
     step: int = 0,
 ) -> TrajectoryGroup:
     """`group_size` episodes of one task, all running at once, each scored as it ends.
 
-    A reward that compares the members of a group is asked once, when all have ended. `index` is the task's
-    place in the task stream; `trajectory_id(member)` names a trajectory and `request_seed(member, turn)`
-    seeds a request. A bug in one member cancels the others and is raised.
+    One that the world spoiled is played again as `retry` says, if it can begin within max_wall_s of the
+    first attempt. A reward that compares the members of a group is asked once, when all have ended.
+
+    `index` is the task's place in the task stream; `trajectory_id(member)` names a trajectory and
+    `request_seed(member, turn)` seeds a request. A bug in one member cancels the others and is raised.
     """
 
     async def run_member(member: int) -> Trajectory:
-        trajectory = await run_episode(
-            task,
-            definition.make_env(),
-            policy,
-            renderer,
-            trajectory_id=trajectory_id(member),
-            request_seed=partial(request_seed, member),
-            limits=limits,
-            context_length=context_length,
-            temperature=temperature,
-            filters=filters,
-        )
+        def attempt() -> Awaitable[Trajectory]:
+            return run_episode(
+                task,
+                definition.make_env(),
+                policy,
+                renderer,
+                trajectory_id=trajectory_id(member),
+                request_seed=partial(request_seed, member),
+                limits=limits,
+                context_length=context_length,
+                temperature=temperature,
+                filters=filters,
+            )
+
+        trajectory = await with_attempts(attempt, retry, deadline_s=limits.max_wall_s)
         return trajectory if reward.is_group else (await score_all([trajectory]))[0]
 
     score_all = partial(score_trajectories, reward=reward, wall_s=reward_wall_s, step=step)
@@ -120,7 +131,8 @@ async def run_episode(
 ) -> Trajectory:
     """One episode, not scored yet; `env` is closed whatever happens. `request_seed(turn)` seeds a request.
 
-    A world that failed is recorded in `Trajectory.error`; any other exception is a bug and is raised.
+    A world that failed is recorded in `Trajectory.error`, one that failed at closing in `close_error`: the
+    episode was over by then, and stands. Any other exception is a bug and is raised.
     """
     log = _Log()
     budget = Budget(limits=limits, context_length=context_length)
@@ -155,12 +167,15 @@ async def run_episode(
     final_state: Mapping[str, Any] = {}
     error = None
     try:
-        async with _closing(env, log):
-            stop_reason = await _until(limits.max_wall_s, react(), log)
-            final_state = env.final_state()
+        stop_reason = await _until(limits.max_wall_s, react(), log)
+        final_state = env.final_state()
     except WorldError as failure:
-        stop_reason = StopReason.ERROR
-        error = TrajectoryError(kind=type(failure).__name__, message=str(failure))
+        stop_reason, error = StopReason.ERROR, _noted(failure)
+    except BaseException:
+        with suppress(WorldError, DeadlineError):  # neither hides what is raised
+            await within(CLOSE_WALL_S, env.close())
+        raise
+    close_error = await log.timed("tools", _close(env))
     return Trajectory(
         id=trajectory_id,
         episode=Episode(
@@ -175,7 +190,12 @@ async def run_episode(
         error=error,
         timings_s=dict(log.timings_s),
         call_s=log.call_s,
+        close_error=close_error,
     )
+
+
+def _noted(failure: WorldError) -> TrajectoryError:
+    return TrajectoryError(kind=type(failure).__name__, message=str(failure), retryable=failure.retryable)
 
 
 async def score_trajectory(trajectory: Trajectory, reward: Scorer, *, wall_s: float) -> Trajectory:
@@ -221,14 +241,14 @@ class _Log:
     call_s: dict[str, float] = field(default_factory=dict)
 
     def act(self, context_ids: tuple[int, ...], completion: Completion, action: Message) -> None:
-        if completion.finish_reason == "abort":
-            raise AbortedError(
-                f"turn {len(self.turns)} was given up after {len(completion.token_ids)} tokens"
-            )
         parent = len(self.turns) - 1 if self.turns else None
         self.turns.append(Turn(parent=parent, context_ids=context_ids, completion=completion))
         self.token_ids += context_ids + completion.token_ids
         self.transcript.append(action)
+        if completion.finish_reason == "abort":  # noted first: its tokens were sampled
+            raise AbortedError(
+                f"turn {len(self.turns) - 1} was given up after {len(completion.token_ids)} tokens"
+            )
 
     def observe(self, result: StepResult) -> None:
         self.transcript.extend(result.messages)
@@ -259,16 +279,12 @@ async def _until(wall_s: float, react: Awaitable[StopReason], log: _Log) -> Stop
         return StopReason.MAX_WALL_S
 
 
-@asynccontextmanager
-async def _closing(env: Env, log: _Log) -> AsyncIterator[None]:
-    """Close `env` at the end. A world that fails in closing is an error, but never hides an earlier one."""
+async def _close(env: Env) -> TrajectoryError | None:
+    """Close `env`; the world's failure in it, if any."""
     try:
-        yield
-    except BaseException:
-        with suppress(WorldError, DeadlineError):
-            await within(CLOSE_WALL_S, env.close())
-        raise
-    try:
-        await log.timed("tools", within(CLOSE_WALL_S, env.close()))
-    except DeadlineError as error:
-        raise CloseError(f"the environment did not close within {CLOSE_WALL_S:g} s") from error
+        await within(CLOSE_WALL_S, env.close())
+    except WorldError as failure:
+        return _noted(failure)
+    except DeadlineError:
+        return _noted(CloseError(f"the environment did not close within {CLOSE_WALL_S:g} s"))
+    return None

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from envs.messages import StopReason
 from rewards.base import is_overdue
-from rollout.agent import CloseError, SlowStartError
+from rollout.agent import SlowStartError
 from rollout.trajectory import Trajectory, TrajectoryGroup
 
-OVERDUE_ERRORS = frozenset(kind.__name__ for kind in (SlowStartError, CloseError))
+OVERDUE_ERRORS = frozenset({SlowStartError.__name__})
 """`TrajectoryError.kind` of a world that did not answer in time."""
 
 
@@ -18,11 +18,17 @@ class ClockError(RuntimeError):
 
 
 def ended_by_clock(trajectory: Trajectory) -> str:
-    """What of `trajectory` depends on how fast this machine was, in words; "" for nothing."""
+    """What of `trajectory` depends on how fast this machine was, in words; "" for nothing.
+
+    Another attempt is nothing of it: it has the seeds of the first, and gives what the first would have
+    given. That no time was left for one is.
+    """
     if trajectory.episode.stop_reason is StopReason.MAX_WALL_S:
         return "it was ended by max_wall_s"
     if trajectory.error is not None and trajectory.error.kind in OVERDUE_ERRORS:
         return f"its world was overdue: {trajectory.error.message}"
+    if trajectory.error is not None and trajectory.error.overdue:
+        return f"no time was left to play it again after {trajectory.error.kind}: {trajectory.error.message}"
     if trajectory.episode.metrics.get("tool_timeouts"):
         return "a tool ran out of its timeout_s, and the policy was told so"
     if is_overdue(trajectory.score):

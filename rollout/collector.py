@@ -14,6 +14,7 @@ from envs.messages import Task
 from envs.policy import NO_FILTERS, SamplingFilters
 from rewards.base import shuffle_scores
 from rollout.clock import require_no_clock
+from rollout.outcomes import failures_of, failures_told
 from rollout.task_stream import TaskStream
 from rollout.trajectory import TrajectoryGroup
 
@@ -59,7 +60,8 @@ class CollectorSpec:
     `dynamic_sampling` is dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): groups whose rewards are
     all equal are replaced by the next tasks of the stream, at most `max_draws_per_group` tasks for one kept
     group. When these are used up, `at_max_draws` says what becomes of the step: stop, or fill it up with the
-    latest of the uniform groups, as long as one group has unequal rewards. `max_staleness` 0 is synchronous:
+    latest of the uniform groups, as long as one group has unequal rewards. A group with fewer than
+    `min_group` scored members has no signal either. `max_staleness` 0 is synchronous:
     every group is sampled by the version that the learner holds.
     `max_groups_per_runner` bounds what one runner works on at a time. With `exact` a trajectory that the
     clock ended raises ClockError: no seed would bring it back.
@@ -70,6 +72,7 @@ class CollectorSpec:
     filters: SamplingFilters = NO_FILTERS
     run_seed: int = 0
     dynamic_sampling: bool = False
+    min_group: int = 2
     max_draws_per_group: int = 8
     at_max_draws: Literal["stop", "fill"] = "stop"
     shuffle_rewards: bool = False
@@ -100,6 +103,7 @@ class Collector(Generic[Runner]):
         self.num_filled_groups = 0  # of the last call
         self.num_dropped_tokens = 0  # sampled in the dropped groups of the last call
         self.last_groups: list[TrajectoryGroup] = []
+        self.sampled_groups: list[TrajectoryGroup] = []  # of the last call, dropped ones too, in stream order
         self._seconds = 0.0
 
     async def next_groups(self, num_groups: int) -> list[TrajectoryGroup]:
@@ -112,6 +116,7 @@ class Collector(Generic[Runner]):
         started = time.monotonic()
         kept: list[TrajectoryGroup] = []
         uniform: list[TrajectoryGroup] = []
+        sampled: list[TrajectoryGroup] = []
         index = self.cursor
         budget = num_groups * (self.spec.max_draws_per_group if self.spec.dynamic_sampling else 1)
         while len(kept) < num_groups:
@@ -119,21 +124,27 @@ class Collector(Generic[Runner]):
             if count == 0:
                 break
             requests = [self._request(index + i, self.step, self.spec.group_size) for i in range(count)]
-            for group in await self.run(requests):
+            groups = await self.run(requests)
+            sampled += groups
+            for group in groups:
                 (kept if self._has_signal(group) else uniform).append(group)
             index += count
         self.num_filled_groups = missing = num_groups - len(kept)
         if missing:
             if self.spec.at_max_draws == "stop" or not kept:
                 fill = "" if kept == [] else "fill the step up (--at-max-draws fill), "
+                failures = failures_of(sampled)
+                told = f". Of their episodes {len(failures)} failed: " if failures else ""
                 raise NoSignalError(
                     f"step {self.step}: {index - self.cursor} tasks gave {len(kept)} of {num_groups} groups "
                     "with unequal rewards; the tasks are too hard or too easy for this policy: change the "
                     f"level, raise --max-draws-per-group, {fill}or use an algorithm that keeps uniform groups"
+                    f"{told}{failures_told(failures)}"
                 )
             kept = sorted([*kept, *uniform[-missing:]], key=lambda group: group.index)
         dropped = uniform[: len(uniform) - missing]
-        self.num_dropped_tokens = sum(t.num_sampled_tokens for group in dropped for t in group.trajectories)
+        self.sampled_groups = sampled
+        self.num_dropped_tokens = sum(t.num_spent_tokens for group in dropped for t in group.trajectories)
         self.num_dropped_groups = index - self.cursor - num_groups
         self.cursor = index
         self.step += 1
@@ -219,7 +230,7 @@ class Collector(Generic[Runner]):
         if not self.spec.dynamic_sampling:
             return True
         rewards = group.rewards
-        return len(rewards) > 1 and max(rewards) - min(rewards) > 1e-6
+        return len(rewards) >= max(2, self.spec.min_group) and max(rewards) - min(rewards) > 1e-6
 
     def _shuffled(self, groups: list[TrajectoryGroup]) -> list[TrajectoryGroup]:
         """The control experiment: the same rewards, dealt at random within the batch."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.policy import Completion, SamplingFilters, VersionSpan
+from envs.base import EngineRequestError
+from envs.policy import Completion, FinishReason, SamplingFilters, VersionSpan
 
 ROOM_FOR_TIES = 8
 """Alternatives asked for beyond top_k: vLLM may keep every token that ties with the last of the top k, as
@@ -24,12 +25,19 @@ def num_alternatives(filters: SamplingFilters) -> int:
     return filters.top_k + ROOM_FOR_TIES if filters.return_kept else 0
 
 
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
+"""vLLM's words (0.32, v1/engine: FinishReason) to ours; `error` is a failure, `repetition` not asked for."""
+
+
 def completion_of(output: Any, *, return_kept: bool, routed_experts: np.ndarray | None = None) -> Completion:
     """A finished vLLM CompletionOutput, its log-probs those of `logprobs_mode="processed_logprobs"`.
 
     Raises:
+        EngineRequestError: vLLM ended the request for a reason that is no end of a completion.
         ValueError: kept ids are asked for, and vLLM gave too few alternatives to name all of them.
     """
+    if output.finish_reason not in FINISH_REASONS:
+        raise EngineRequestError(f"vLLM ended the request with {output.finish_reason!r}")
     token_ids = tuple(output.token_ids)
     return Completion(
         token_ids=token_ids,
@@ -40,7 +48,7 @@ def completion_of(output: Any, *, return_kept: bool, routed_experts: np.ndarray 
             VersionSpan(version=int(span.version), start=span.start, end=span.end)
             for span in output.weight_versions
         ),
-        finish_reason="stop" if output.finish_reason == "stop" else "length",
+        finish_reason=FINISH_REASONS[output.finish_reason],
         kept_ids=tuple(_kept(entry) for entry in output.logprobs) if return_kept else None,
         routed_experts=routed_experts,
     )

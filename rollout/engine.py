@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.base import EngineRequestError
 from envs.policy import MAX_KEPT, Completion, SamplingParams
 from rollout.completions import ROOM_FOR_TIES, completion_of, num_alternatives
 from rollout.manifest import Manifest
@@ -97,10 +98,7 @@ class EngineError(RuntimeError):
 
 
 class VllmEngine:
-    """One vLLM engine. Every method is a coroutine of the loop that called `start`.
-
-    Source of the API: vllm 0.32 `v1/engine/async_llm.py`.
-    """
+    """One vLLM engine (0.32, v1/engine/async_llm.py); all methods are coroutines of the loop of `start`."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
@@ -141,6 +139,7 @@ class VllmEngine:
         """Sample one continuation.
 
         Raises:
+            EngineRequestError: the engine failed at this request and lives.
             EngineError: the engine is dead or gave back something that is not a finished completion, or lacks
                 ids that could be drawn where they are asked for.
         """
@@ -190,9 +189,8 @@ class VllmEngine:
         request_id = f"{self.spec.name}-{next(self._ids)}"
         final = None
         with self._attempt(f"request {request_id}"):
-            async for output in self._llm.generate(
-                {"prompt_token_ids": list(prompt_ids)}, params, request_id
-            ):
+            prompt = {"prompt_token_ids": list(prompt_ids)}
+            async for output in self._llm.generate(prompt, params, request_id):
                 final = output
         if final is None or not final.finished:
             raise EngineError(f"{self.spec.name} ended request {request_id} without a finished output")
@@ -264,7 +262,7 @@ class VllmEngine:
         """Any failure of vLLM's as an EngineError that says whose and at what; a dead engine as just that."""
         try:
             yield
-        except EngineError:
+        except (EngineError, EngineRequestError):
             raise
         except Exception as error:
             if self._llm.errored:
@@ -272,7 +270,10 @@ class VllmEngine:
                     f"{self.spec.name} is dead: a process of vLLM's was killed, or crashed "
                     "(was there memory left?)"
                 ) from error
-            raise EngineError(f"{self.spec.name}: {what} failed: {error}") from error
+            from vllm.v1.engine.exceptions import EngineGenerateError  # of this request alone: "recoverable"
+
+            failed = EngineRequestError if isinstance(error, EngineGenerateError) else EngineError
+            raise failed(f"{self.spec.name}: {what} failed: {str(error) or repr(error.__cause__)}") from error
 
     async def served_version(self) -> int:
         """The policy version that new tokens are labelled with."""

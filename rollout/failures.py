@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from rewards.forms import RewardError
+from envs.base import WorldError
+from rewards.forms import RewardBugError
 from rollout.clock import ClockError
 from rollout.collector import NoSignalError
 from rollout.engine import EngineError
@@ -22,11 +23,12 @@ class PeerFailedError(RuntimeError):
 
 WORLD_ERRORS = (
     PeerFailedError,
+    WorldError,  # outside an episode, in which it is data
     EngineError,
     WeightSyncError,
     NoSignalError,
     ClockError,
-    RewardError,
+    RewardBugError,
     TimeoutError,
     MemoryError,
 )

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from envs.episode import Score
 from envs.episode_json import decode_episode, encode_episode, encode_score
 from rollout.jsonl import JsonlWriter, encode_line, read_jsonl
-from rollout.trajectory import Completion, Trajectory, TrajectoryError, Turn, VersionSpan
+from rollout.trajectory import (
+    Completion,
+    FailedAttempt,
+    Trajectory,
+    TrajectoryError,
+    Turn,
+    VersionSpan,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +120,9 @@ def encode_record(record: Record) -> Json:
         "id": trajectory.id,
         **encode_episode(trajectory.episode),
         "score": encode_score(trajectory.score),
-        "error": trajectory.error and {"kind": trajectory.error.kind, "message": trajectory.error.message},
+        "error": trajectory.error and asdict(trajectory.error),
+        "attempts": [asdict(attempt) for attempt in trajectory.attempts],
+        "close_error": trajectory.close_error and asdict(trajectory.close_error),
         "timings_s": trajectory.timings_s,
         "call_s": trajectory.call_s,
         "turns": [_encode_turn(turn) for turn in trajectory.turns],
@@ -131,7 +140,13 @@ def decode_record(row: Json) -> Record:
         score=Score(**row["score"]),  # an older record lacks some, which have defaults
         error=row["error"] and TrajectoryError(**row["error"]),
         timings_s=row["timings_s"],
-        call_s=row.get("call_s", {}),  # an older record has none
+        # An older record has none of these.
+        call_s=row.get("call_s", {}),
+        attempts=tuple(
+            FailedAttempt(**{**attempt, "error": TrajectoryError(**attempt["error"])})
+            for attempt in row.get("attempts", ())
+        ),
+        close_error=TrajectoryError(**told) if (told := row.get("close_error")) else None,
     )
     old_logprobs, advantages = row["old_logprobs"], row.get("advantages")  # an older record has none
     return Record(

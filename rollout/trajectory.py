@@ -11,6 +11,7 @@ from envs.policy import Completion, FinishReason, VersionSpan
 
 __all__ = [
     "Completion",
+    "FailedAttempt",
     "FinishReason",
     "StopReason",
     "Trajectory",
@@ -44,10 +45,23 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrajectoryError:
-    """The typed error of a world that failed: `kind` is the exception's class name."""
+    """The typed error of a world that failed: `kind` is the exception's class name.
+
+    `retryable` says that another attempt was worth its while; `overdue`, that no time was left for it.
+    """
 
     kind: str
     message: str
+    retryable: bool = False
+    overdue: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedAttempt:
+    """An earlier attempt at a trajectory, which the world spoiled: why, and what had been sampled by then."""
+
+    error: TrajectoryError
+    num_sampled_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +69,8 @@ class Trajectory:
     """One episode with the exact tokens that made it. `score.value` None: unscored, trained on nowhere.
 
     `timings_s` splits the trajectory's wall time: generate, tools, reward. `call_s` are the wall seconds of
-    each tool call, by its id.
+    each tool call, by its id. `attempts` are the earlier ones, of the same task and seeds: nothing of them is
+    in the turns, their seconds are in `timings_s`. `close_error`: the world failed when all was done.
     """
 
     id: str
@@ -65,6 +80,8 @@ class Trajectory:
     error: TrajectoryError | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
     call_s: dict[str, float] = field(default_factory=dict)
+    attempts: tuple[FailedAttempt, ...] = ()
+    close_error: TrajectoryError | None = None
 
     def __post_init__(self) -> None:
         for index, turn in enumerate(self.turns):
@@ -93,6 +110,11 @@ class Trajectory:
     @property
     def num_sampled_tokens(self) -> int:
         return sum(len(turn.completion.token_ids) for turn in self.turns)
+
+    @property
+    def num_spent_tokens(self) -> int:
+        """Sampled tokens of every attempt."""
+        return self.num_sampled_tokens + sum(attempt.num_sampled_tokens for attempt in self.attempts)
 
 
 def is_reward_error(trajectory: Trajectory) -> bool:

@@ -16,13 +16,14 @@ from ray.exceptions import RayActorError, RayTaskError
 from envs.registry import resolve_env
 from envs.sandbox.policy import DEFAULT_POLICY, SandboxPolicy, use_policy
 from rewards.base import resolve_reward
-from rollout.agent import request_seed, run_group
+from rollout.agent import ONE_RETRY, request_seed, run_group
 from rollout.collector import GroupRequest
 from rollout.engine import EngineSpec, VllmEngine
 from rollout.failures import PeerFailedError, world_cause
 from rollout.limits import Limits
 from rollout.manifest import Manifest
 from rollout.renderer import ChatMLRenderer
+from rollout.retry import RetryPolicy
 from rollout.tokenizer import load_tokenizer
 from rollout.trajectory import TrajectoryGroup
 from rollout.weight_sketch import Sketch
@@ -72,6 +73,7 @@ class RolloutSpec:
     sandbox: SandboxPolicy = DEFAULT_POLICY
     reward_workers: int = 1
     reward_timeout_s: float = 30.0
+    retry: RetryPolicy = ONE_RETRY
 
 
 class RolloutWorker:
@@ -112,6 +114,7 @@ class RolloutWorker:
             filters=request.filters,
             reward_wall_s=self.spec.reward_timeout_s,
             step=max(request.step, 0),  # measurements are of none
+            retry=self.spec.retry,
         )
 
     async def receive_weights(self, manifest: Mapping[str, Any], drill: str) -> int:

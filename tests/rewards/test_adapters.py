@@ -14,7 +14,7 @@ from trl.rewards import get_soft_overlong_punishment, think_format_reward
 from envs.episode import Episode, Score
 from envs.messages import StopReason, Task, TextPart, ToolCall, message
 from rewards.adapters import adapt, from_file, from_openrlhf, from_trl, from_verl, from_verl_batch
-from rewards.forms import DOES_NOT_APPLY, RewardError, Sample, group_reward
+from rewards.forms import DOES_NOT_APPLY, RewardBugError, Sample, group_reward
 from tests.finished_run import ROOT
 
 FILES = ROOT / "tests" / "rewards" / "user_rewards"
@@ -207,7 +207,9 @@ async def test_none_and_bools_are_numbers_only_where_the_library_says_so(value):
 async def test_a_wrong_length_is_raised_with_function_and_counts(returned):
     form = adapt(lambda completions, **_: returned, "mine")
     count = len(returned)
-    with pytest.raises(RewardError, match=f"reward mine returned {count} results, expected 2: one for each"):
+    with pytest.raises(
+        RewardBugError, match=f"reward mine returned {count} results, expected 2: one for each"
+    ):
         await scores(form, sample(), sample(id="z"))
 
 

@@ -20,7 +20,7 @@ from envs.episode import Episode, Score
 from envs.messages import StopReason, Task, message
 from envs.tasks.calc import ENV
 from rewards.base import Sample, check_reward, resolve_reward
-from rewards.forms import RewardError
+from rewards.forms import RewardBugError
 from rewards.scoring import UserReward
 from tests.finished_run import ROOT
 
@@ -136,7 +136,7 @@ async def test_a_group_function_fails_as_a_whole_and_says_so():
 async def test_a_wrong_length_stops_the_run_with_function_expected_and_got():
     async with opened("all_of") as reward:
         samples = [sample("short", "1-2-0"), sample("b", "1-2-1")]
-        with pytest.raises(RewardError, match="reward all_of returned 1 results, expected 2"):
+        with pytest.raises(RewardBugError, match="reward all_of returned 1 results, expected 2"):
             await reward.score(samples, timeout_s=1)
 
 

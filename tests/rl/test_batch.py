@@ -89,15 +89,17 @@ def test_unusable_trajectories_are_in_no_statistic_and_counted_by_reason():
                 trajectory("b", reward=None),
                 trajectory("c", reward=0.5, error=failed),
                 trajectory("d", reward=float("nan")),
+                trajectory("f", reward=None, error_kind="timeout"),
                 trajectory("e", reward=0.0),
             )
         ]
     )
     assert batch.trajectory_ids == ("a", "e")
     assert batch.rewards.tolist() == [1.0, 0.0]
-    assert batch.accounting.dropped == {"unscored": 2, "error": 2, "nonfinite_score": 2}
-    assert batch.accounting.dropped_trajectories == {"unscored": 1, "error": 1, "nonfinite_score": 1}
-    assert (batch.accounting.num_sampled, batch.accounting.num_trained) == (10, 4)
+    reasons = ("unscored", "error/SandboxDied", "nonfinite_score", "unscored/timeout")
+    assert batch.accounting.dropped == dict.fromkeys(reasons, 2)
+    assert batch.accounting.dropped_trajectories == dict.fromkeys(reasons, 1)
+    assert (batch.accounting.num_sampled, batch.accounting.num_trained) == (12, 4)
 
 
 def test_a_scored_trajectory_without_a_sampled_token_counts_in_the_statistics_only():

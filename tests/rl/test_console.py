@@ -12,7 +12,17 @@ from rl.defaults import resolve
 from rl.gates import Gap
 from rl.intervals import SuccessRate, verdict
 from rl.machine import Machine
-from rl.screens import COLUMNS, EndFacts, Link, Role, StartFacts, start_lines, step_header, step_line
+from rl.screens import (
+    COLUMNS,
+    EndFacts,
+    Link,
+    Role,
+    StartFacts,
+    start_lines,
+    step_header,
+    step_line,
+    world_note,
+)
 from rl.token_colors import TokenKind, printable, token_runs, trajectory_text
 from rollout.trajectory import Trajectory, Turn
 from tests.made_trajectories import completion, trajectory
@@ -211,3 +221,19 @@ def test_on_a_terminal_there_are_colours_and_a_bar(monkeypatch: pytest.MonkeyPat
     assert "\x1b[1;32m[add 1 2]" in text  # sampled: bold green
     assert "3\\x1b[31m" in text
     assert "[[" not in text
+
+
+def test_a_step_tells_of_the_world_only_when_it_spoiled_something():
+    sound = {"rollout/close_errors": 0.0, "dropped/uninformative_group": 4.0, "rollout/unscored": 0.0}
+    assert world_note(sound) == ""
+    spoiled = {"error/SandboxError": 2.0, "unscored/timeout": 1.0, "retry/ToolServerError": 3.0}
+    told = "failed by the world: SandboxError 2; by the reward: timeout 1; tried again: ToolServerError 3"
+    assert world_note(sound | spoiled) == told
+    assert world_note({"rollout/close_errors": 2.0}) == "failed to close: 2"
+    file = io.StringIO()
+    with RunConsole(3, file=file) as console:
+        console.show_step(1, sound)
+        console.show_step(2, spoiled)
+    first, second = file.getvalue().splitlines()[1:3]
+    assert told not in first
+    assert second.endswith(f"  {told}")

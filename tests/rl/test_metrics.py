@@ -49,7 +49,6 @@ def test_rewards_of_the_scored_only():
     assert metrics["rollout/small_groups"] == pytest.approx(1 / 3)
     assert metrics["rollout/unscored"] == pytest.approx(1 / 6)
     assert metrics["rollout/response_tokens"] == 2.0  # the 100 tokens of the broken one are in no mean
-    assert metrics["error/WorldError"] == 1.0
     assert metrics["stop/error"] == pytest.approx(1 / 6)
     assert metrics["stop/answered"] == pytest.approx(5 / 6)
     assert metrics["stop/max_turns"] == 0.0
@@ -107,7 +106,7 @@ def test_every_sampled_token_is_accounted_for():
     assert metrics["tokens/trained"] == 4.0
     assert metrics["tokens/dropped"] == 100.0
     assert metrics["tokens/masked"] == 0.0
-    assert metrics["dropped/error"] == 1.0
+    assert (metrics["dropped/error/WorldError"], metrics["dropped_tokens/error/WorldError"]) == (1.0, 100.0)
     check_names(metrics)
 
 
@@ -119,7 +118,7 @@ def test_trajectories_without_a_trained_token_are_counted_and_truncated_ones_are
     assert metrics["rollout/reward_abs_max"] == 2.0
     for truncated, count in (("keep", 0.0), ("mask", 1.0)):
         batch = get_algorithm("dr_grpo", truncated=truncated).assign_advantages(make_batch(groups))
-        assert batch_metrics(batch)["tokens/untrained_trajectories"] == count
+        assert batch_metrics(batch)["trajectories/masked"] == count
 
 
 def clipped(flags: list[float]) -> dict:

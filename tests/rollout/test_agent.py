@@ -114,13 +114,14 @@ async def test_any_other_exception_is_raised_and_the_environment_closed(what, er
     assert env.num_closed == 1
 
 
-async def test_environment_that_does_not_close_is_a_failed_world(monkeypatch):
+async def test_episode_stands_and_the_failure_is_noted_when_its_environment_does_not_close(monkeypatch):
     monkeypatch.setattr(agent, "CLOSE_WALL_S", 0.1)
     env = Trouble()
     env.hangs_at_close = True
     trajectory = await episode(Script("5"), env)
-    assert trajectory.error is not None
-    assert trajectory.error.kind == "CloseError"
+    assert (trajectory.error, trajectory.episode.stop_reason) == (None, StopReason.ANSWERED)
+    assert trajectory.close_error is not None
+    assert trajectory.close_error.kind == "CloseError"
 
 
 async def test_bug_is_not_hidden_by_an_environment_that_does_not_close(monkeypatch):
@@ -135,6 +136,7 @@ async def test_aborted_request_is_the_worlds_failure():
     trajectory = await episode(Script(CALL, finish_reason="abort"))
     assert trajectory.error is not None
     assert trajectory.error.kind == "AbortedError"
+    assert trajectory.num_sampled_tokens == 11  # they were sampled, and are accounted for
 
 
 class Reader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -46,12 +47,13 @@ async def test_what_ran_out_of_its_time_is_said_in_words(monkeypatch: pytest.Mon
     answered = await episode(Script(CALL, "2"))
     unscored = await score_trajectory(answered, Reward(name="late", fn=late), wall_s=0.05)
     assert "reward late on 7-3-0: no result after 0.05 s" in ended_by_clock(unscored)
+    failed = await episode(Script("[do world]"), Trouble())
+    late_for_more = replace(failed, error=replace(failed.error, overdue=True))
+    assert "no time was left to play it again after WorldError" in ended_by_clock(late_for_more)
     monkeypatch.setattr(agent, "CLOSE_WALL_S", 0.05)
     env = Trouble()
     env.hangs_at_close = True
-    assert "its world was overdue: the environment did not close" in ended_by_clock(
-        await episode(Script("2"), env)
-    )
+    assert ended_by_clock(await episode(Script("2"), env)) == ""  # the episode was over
 
 
 async def test_what_the_seed_decides_is_not_the_clocks() -> None:

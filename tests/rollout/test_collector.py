@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -17,7 +17,7 @@ from envs.policy import SamplingFilters
 from envs.splits import Split
 from rollout.collector import Collector, CollectorSpec, GroupRequest, NoSignalError
 from rollout.task_stream import TaskStream
-from rollout.trajectory import Trajectory, TrajectoryGroup
+from rollout.trajectory import Trajectory, TrajectoryError, TrajectoryGroup
 
 STREAM = TaskStream(env="calc", level=1, run_seed=3)
 
@@ -197,3 +197,22 @@ def test_a_stream_of_so_many_tasks_repeats_them_in_another_order_each_time() -> 
 def test_staleness_above_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="only 0"):
         collector([ScriptedRunner()], max_staleness=1)
+
+
+async def test_a_group_with_too_few_scored_members_has_no_signal_and_a_failing_world_is_named() -> None:
+    class Spoils(ScriptedRunner):
+        async def run_group(self, request: GroupRequest) -> TrajectoryGroup:
+            group = await super().run_group(request)
+            if request.index % 2:
+                return group
+            died = TrajectoryError(kind="SandboxError", message="it died")
+            first, *others = group.trajectories
+            spoiled = (replace(t, error=died, score=Score(value=None)) for t in others)
+            return replace(group, trajectories=(first, *spoiled))
+
+    options = {"dynamic_sampling": True, "group_size": 3}
+    collected = collector([Spoils()], **options)
+    assert [group.index for group in await collected.next_groups(2)] == [1, 3]
+    assert [group.index for group in collected.sampled_groups] == [0, 1, 2, 3]
+    with pytest.raises(NoSignalError, match=r"Of their episodes 8 failed: SandboxError 8; the latest: traj"):
+        await collector([Spoils()], **options, min_group=4, max_draws_per_group=4).next_groups(2)

@@ -16,6 +16,7 @@ import pytest_asyncio
 import torch
 from transformers import Qwen3ForCausalLM
 
+from envs.base import EngineRequestError
 from envs.policy import Completion, SamplingFilters, SamplingParams
 from rl.distributions import top_tokens
 from rl.logprobs import token_logprobs
@@ -120,6 +121,31 @@ async def test_filters_are_sampled_from_and_are_in_the_log_probs(pair: Pair) -> 
         expected = torch.where(kept, logits, -torch.inf).log_softmax(-1)
         chosen = expected.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0].numpy()
         np.testing.assert_allclose(completion.logprobs, chosen, atol=MAX_GAP)
+
+
+async def under_way(llm) -> None:
+    for _ in range(5000):
+        if llm.output_processor.request_states:
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("no request came")
+
+
+async def test_a_request_that_is_given_up_or_fails_is_not_the_engines_death(pair: Pair) -> None:
+    """One is aborted from outside, one meets an error in vLLM's client; the engine answers on."""
+    llm, prompt = pair.engine._llm, [3 + index % 7 for index in range(50)]
+    long = asyncio.ensure_future(pair.engine.complete(prompt, SamplingParams(max_tokens=200, seed=1)))
+    await under_way(llm)
+    (external,) = llm.output_processor.external_req_ids
+    await llm.abort(external)
+    assert (await long).finish_reason == "abort"
+    doomed = asyncio.ensure_future(pair.engine.complete(prompt, SamplingParams(max_tokens=200, seed=1)))
+    await under_way(llm)
+    (state,) = llm.output_processor.request_states.values()
+    state.queue.put(RuntimeError("the cache was lost"))
+    with pytest.raises(EngineRequestError, match=r"request .* failed: RuntimeError.*the cache was lost"):
+        await doomed
+    assert await pair.gap(seed=3) < MAX_GAP
 
 
 async def test_kept_ids_are_those_that_could_be_drawn_and_reproduce_the_engines_log_probs(pair: Pair) -> None:

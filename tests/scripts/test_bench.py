@@ -19,7 +19,9 @@ def test_a_void_measurement_is_not_sound_whatever_its_figures():
     figures = (Figure(name="ratio", value=1, target=1.5),)
     assert Measurement(subject="s", figures=figures).is_sound
     assert not Measurement(subject="s", figures=figures, void="it is open").is_sound
-    assert "VOID: it is open" in "\n".join(Measurement(subject="s", figures=figures, void="it is open").lines())
+    assert "VOID: it is open" in "\n".join(
+        Measurement(subject="s", figures=figures, void="it is open").lines()
+    )
 
 
 def test_a_percentile_is_one_of_the_values():
@@ -32,7 +34,9 @@ def test_both_subjects_measure_what_is_right_and_leak_nothing(tmp_path):
     command = [sys.executable, "-m", "scripts.bench", "sandbox", "reward", "--json", str(record)]
     command += ["--sandbox-rounds", "5", "--sandbox-cycles", "20"]
     command += ["--reward-samples", "100", "--reward-rounds", "1"]
-    subprocess.run(command, capture_output=True, timeout=240)  # whether targets are met is the machine's affair
+    subprocess.run(
+        command, capture_output=True, timeout=240
+    )  # whether targets are met is the machine's affair
     measured = json.loads(record.read_text())["measurements"]
     assert [measurement["void"] for measurement in measured] == ["", ""]
     figures = {figure["name"]: figure for measurement in measured for figure in measurement["figures"]}

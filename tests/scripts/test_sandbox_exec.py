@@ -1,4 +1,4 @@
-"""python -m scripts.sandbox_exec: output and exit codes pass through; what went wrong has a code of its own."""
+"""python -m scripts.sandbox_exec: output and exit codes pass through; what went wrong has its own code."""
 
 import subprocess
 import sys
