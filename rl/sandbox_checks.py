@@ -49,7 +49,7 @@ def probe_of(config: Config) -> Probe:
 
 @cache
 def _probed(policy: SandboxPolicy) -> Probe:
-    """Found once, when a configuration is looked at; later askers run in an event loop, where none can wait."""
+    """Found once, when a configuration is looked at: later askers run in an event loop."""
     chosen = choose(policy.backend, policy.min_level, allow_weak=policy.allow_weak)
     return run_blocking(chosen, timeout_s=PROBE_S)
 
