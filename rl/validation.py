@@ -272,7 +272,7 @@ def _env_problems(config: Config) -> Iterator[str]:
     try:
         definition = resolve_env(config.env)
         definition.require_level(config.level)
-        asyncio.run(check_reward(config.reward, definition, config.level))
+        asyncio.run(check_reward(config.reward, definition, config.level, config.reward_python))
     except ValueError as error:
         yield str(error)
         return

@@ -72,6 +72,7 @@ class RolloutSpec:
     sandbox: SandboxPolicy = DEFAULT_POLICY
     reward_workers: int = 1
     reward_timeout_s: float = 30.0
+    reward_python: str = ""
 
 
 class RolloutWorker:
@@ -85,7 +86,9 @@ class RolloutWorker:
         use_policy(spec.sandbox)
         self.engine = VllmEngine(spec.engine)
         self.definition = resolve_env(spec.env)
-        self.reward = resolve_reward(spec.reward, self.definition, num_workers=spec.reward_workers)
+        self.reward = resolve_reward(
+            spec.reward, self.definition, num_workers=spec.reward_workers, python=spec.reward_python
+        )
         self.renderer = ChatMLRenderer(load_tokenizer(spec.engine.model))
 
     async def start(self) -> float:
