@@ -95,6 +95,7 @@ def make_rollouts(config: Config) -> list[RemoteRollouts]:
                 reward_workers=max(1, config.reward_workers // config.engines),
                 reward_timeout_s=config.reward_timeout_s,
                 retry=RetryPolicy(max_attempts=config.max_attempts),
+                reward_python=config.reward_python,
             ),
             start_s=config.engine_start_s,
             group_s=config.group_deadline_s,

@@ -101,12 +101,18 @@ class Reward:
 
 
 def resolve_reward(
-    spec: str, definition: EnvDefinition, *, num_workers: int = 1, own: OwnPolicy | None = None
+    spec: str,
+    definition: EnvDefinition,
+    *,
+    num_workers: int = 1,
+    python: str = "",
+    own: OwnPolicy | None = None,
 ) -> Reward | UserReward:
     """The reward that `spec` names; its success is the environment's own where that has one.
 
     "" or the environment's name: its own score. "file.py:function" or "package.module:function": that one, in
-    `num_workers` child processes; nothing of it is imported here, and `check_reward` says whether it can be.
+    `num_workers` child processes of the interpreter `python` (empty: of this one); nothing of it is imported
+    here, and `check_reward` says whether it can be.
     "reward_model:FOLDER": a learned one (rewards/reward_model.py). "judge:FILE": a judge (rewards/judge.py),
     which may ask `own`, a policy of the caller's; without one such a judge leaves every episode unscored.
     "shuffled:<any of these>": the same, permuted within the batch, the control that must not learn.
@@ -116,7 +122,7 @@ def resolve_reward(
         if inner.startswith(_SHUFFLED):
             raise ValueError(f"reward {spec!r} is shuffled twice; write {inner!r}")
         if is_users(inner):
-            return _users(inner, definition, num_workers, shuffled=True)
+            return _users(inner, definition, num_workers, python, shuffled=True)
         reward = cast(Reward, resolve_reward(inner, definition, own=own))
         return replace(reward, name=_SHUFFLED + reward.name, shuffled=True)
     if spec in ("", definition.name):
@@ -133,7 +139,7 @@ def resolve_reward(
 
         judged = read_judge_reward(spec.removeprefix(JUDGED), own)
         return Reward(name=spec, fn=with_success_of(definition.score, judged))
-    return _users(spec, definition, num_workers, shuffled=False)
+    return _users(spec, definition, num_workers, python, shuffled=False)
 
 
 def is_users(spec: str) -> bool:
@@ -147,29 +153,36 @@ def default_workers(num_cores: int) -> int:
     return min(8, num_cores)
 
 
-def _users(spec: str, definition: EnvDefinition, num_workers: int, *, shuffled: bool) -> UserReward:
+def _users(
+    spec: str, definition: EnvDefinition, num_workers: int, python: str, *, shuffled: bool
+) -> UserReward:
     where, _, attr = spec.rpartition(":")
     if not where or not attr.isidentifier():
         problem = unknown_name("reward", spec, [definition.name, _SHUFFLED + definition.name])
         raise ValueError(f"{problem}; cannot load {spec!r}: expected 'file.py:name' or 'package.module:name'")
-    return UserReward(spec, definition.score, num_workers=num_workers, shuffled=shuffled)
+    return UserReward(spec, definition.score, num_workers=num_workers, shuffled=shuffled, python=python)
 
 
 NUM_CHECKED = 32
 """Tasks whose columns are looked at."""
 
 
-async def check_reward(spec: str, definition: EnvDefinition, level: int) -> None:
+async def check_reward(spec: str, definition: EnvDefinition, level: int, python: str = "") -> None:
     """Raise ValueError where the reward that `spec` names cannot be used on the tasks of `level`.
 
-    A user's own is loaded for it in a child process.
+    A user's own is loaded for it in a child process, of `python` where that is given.
     """
-    reward = resolve_reward(spec, definition)
+    reward = resolve_reward(spec, definition, python=python)
+    if python and not isinstance(reward, UserReward):
+        raise ValueError(
+            f"reward_python = {python!r} has no effect: only a reward of your own runs in child processes; "
+            "leave it out"
+        )
     if isinstance(reward, UserReward):
         seeds = [task_seed(Split.TRAIN, 0, index) for index in range(NUM_CHECKED)]
         tasks = [definition.make_task(level, seed) for seed in seeds]
         try:
-            facts = await inspect_reward(reward.spec)
+            facts = await inspect_reward(reward.spec, reward.python)
         except ValueError as error:
             names = [definition.name, _SHUFFLED + definition.name]
             if nearest(spec, names) is None:

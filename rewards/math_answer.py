@@ -58,4 +58,4 @@ def _reference(text: str) -> tuple[Any, ...]:
 
 def _read(text: str) -> list[Any]:
     """All boxed expressions of a text as one, else its last expression; no second try where that fails."""
-    return parse(text, extraction_mode="first_match", fallback_mode="no_fallback", parsing_timeout=None)
+    return parse(text, extraction_mode="first_match", fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]  # None: no alarm of its own

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from envs.deadline import DeadlineError
+from envs.deadline import DeadlineError, in_thread
 from envs.episode import RewardFn, Score
 from envs.episode_json import encode_episode
 from envs.messages import Task
 from envs.names import unknown_name
 from rewards.foreign import columns_of
 from rewards.forms import RewardBugError, Sample, crashed, of_episodes, overdue, score_here
+from rewards.interpreters import require_interpreter
 from rewards.scoring_worker import START_S, CrashedError, Worker
 
 
@@ -37,22 +39,27 @@ def facts_of(spec: str, answer: dict[str, Any]) -> Facts:
     return Facts(kind=answer["kind"], is_group=answer["is_group"], columns=tuple(answer["columns"]))
 
 
-async def inspect_reward(spec: str) -> Facts:
+async def inspect_reward(spec: str, python: str = "") -> Facts:
     """Load a user's reward in a child process of its own, which is ended again.
 
     Raises:
-        ValueError: it does not load, which its own traceback says, or is of no known signature.
+        ValueError: it does not load, which its own traceback says, or is of no known signature; or `python`
+            is no interpreter for it.
     """
-    worker = await _started(spec)
+    if python:
+        await in_thread(partial(require_interpreter, python))
+    worker = await _started(spec, python)
     try:
         return facts_of(spec, worker.facts)
     finally:
         await worker.end()
 
 
-async def _started(spec: str) -> Worker:
+async def _started(spec: str, python: str) -> Worker:
     try:
-        return await Worker.start(spec)
+        return await Worker.start(spec, python)
+    except OSError as error:
+        raise ValueError(f"reward {spec!r} cannot be used: its process did not start: {error}") from None
     except CrashedError as error:
         raise ValueError(f"reward {spec!r} cannot be used: while it was imported {error}") from None
     except DeadlineError:
@@ -75,12 +82,20 @@ class UserReward:
     """A reward of the user's own, by name, in `num_workers` child processes that start when they are needed.
 
     Success is the environment's own, `env_score`, where that has one: a reward says what is trained for.
+    `python` is the interpreter that they run; empty: this process's own.
     """
 
     def __init__(
-        self, spec: str, env_score: RewardFn, *, num_workers: int = 1, shuffled: bool = False
+        self,
+        spec: str,
+        env_score: RewardFn,
+        *,
+        num_workers: int = 1,
+        shuffled: bool = False,
+        python: str = "",
     ) -> None:
         self.spec = spec
+        self.python = python
         self.shuffled = shuffled
         self.name = f"shuffled:{spec}" if shuffled else spec
         self._env = of_episodes("of the environment", env_score)
@@ -100,7 +115,7 @@ class UserReward:
         """Bring the first child up, once. Raises ValueError: the reward cannot be used."""
         async with self._starting:
             if self._facts is None:
-                worker = await _started(self.spec)
+                worker = await _started(self.spec, self.python)
                 try:
                     self._facts = facts_of(self.spec, worker.facts)
                 except BaseException:
@@ -157,7 +172,7 @@ class UserReward:
             if worker.is_alive:
                 return worker
             await worker.end()
-        worker = await _started(self.spec)
+        worker = await _started(self.spec, self.python)
         try:
             facts_of(self.spec, worker.facts)
         except BaseException:

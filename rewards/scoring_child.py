@@ -104,7 +104,7 @@ def _serve(channel: socket.socket) -> None:
     first = _receive(channel)
     if first is None:
         return
-    sys.path[:] = first["path"]
+    sys.path[:] = first["path"] or sys.path[1:]  # ours are imported; what lies beside them may not be its
     try:
         form = _load(first["spec"])
     except (Exception, SystemExit) as error:

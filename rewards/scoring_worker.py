@@ -12,13 +12,12 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 from envs.deadline import in_thread, within
+from rewards.interpreters import ROOT, executable_of
 from rewards.scoring_child import HEADER_BYTES
 
-ROOT = Path(__file__).resolve().parent.parent
 ENTRY = "import sys; sys.path.insert(0, sys.argv.pop(1)); from rewards.scoring_child import main; main()"
 
 START_S = 120.0
@@ -37,21 +36,29 @@ class CrashedError(Exception):
     """The child ended, or what it said was no message."""
 
 
-def _launch() -> tuple[subprocess.Popen[bytes], socket.socket, int]:
-    """A fresh interpreter in a session of its own, our end of its channel, the pipe of what it prints."""
+def _launch(python: str) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
+    """A fresh interpreter in a session of its own, our end of its channel, the pipe of what it prints.
+
+    Raises:
+        OSError: it could not be started.
+    """
     ours, theirs = socket.socketpair()
     output, output_end = os.pipe()
     os.set_blocking(output, False)
     try:
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-c", ENTRY, str(ROOT), str(theirs.fileno()), str(os.getpid())],
+                [executable_of(python), "-c", ENTRY, str(ROOT), str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=output_end,
                 stderr=output_end,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+    except BaseException:
+        ours.close()
+        os.close(output)
+        raise
     finally:
         os.close(output_end)
     return process, ours, output
@@ -70,18 +77,20 @@ class Worker:
         asyncio.get_running_loop().add_reader(output, self._drain)
 
     @classmethod
-    async def start(cls, spec: str) -> Self:
-        """A worker that has loaded `spec`, or was refused it: see its `facts`.
+    async def start(cls, spec: str, python: str = "") -> Self:
+        """A worker that has loaded `spec`, or was refused it: see its `facts`. `python`: of another Python.
 
         Raises:
             CrashedError: the child ended while it imported the user's code.
             DeadlineError: it was not up within START_S.
+            OSError: it could not be started.
         """
-        process, ours, output = _launch()
+        process, ours, output = _launch(python)
         worker = cls(process, output)
         try:
             worker._reader, worker._writer = await asyncio.open_connection(sock=ours)
-            worker.facts = await worker.ask({"spec": spec, "path": sys.path}, START_S)
+            path = [] if python else sys.path  # another Python has packages of its own
+            worker.facts = await worker.ask({"spec": spec, "path": path}, START_S)
         except BaseException:
             await worker.end()
             raise

@@ -11,7 +11,7 @@ from typing import Literal
 from rl.config import Config
 
 PACKAGES = ("envs", "rewards", "rollout", "rl", "recipes")
-NAMING = ("env", "reward", "algorithm", "model", "teacher", "data")
+NAMING = ("env", "reward", "reward_python", "algorithm", "model", "teacher", "data")
 """Settings that may name a file, a folder or a repository; a recipe need not have all of them."""
 OF_HUB: Mapping[str, Literal["model", "dataset"]] = {"model": "model", "teacher": "model", "data": "dataset"}
 HEAD_BYTES = 1 << 20
@@ -27,12 +27,14 @@ def input_digests(config: Config) -> dict[str, str]:
     """A digest of each file or folder that a setting names, and the commit of a model or data set of the hub.
 
     Names of ours have none: `code_digests` covers them. Of a model's large files only the size and the first
-    MiB are read: it finds another model, not a flipped bit. Data are read whole.
+    MiB are read: it finds another model, not a flipped bit. Data are read whole. A reward that another Python
+    finds among its own packages has none either.
     """
     digests = {}
     for name in NAMING:
         value = _stripped(getattr(config, name, ""))
-        path = _path_of(value)
+        elsewhere = name == "reward" and config.reward_python and ".py:" not in value
+        path = None if elsewhere else _path_of(value)
         if path is not None and path.is_file():
             digests[name] = _digest([path], path.parent, whole=name == "data")
         elif path is not None and path.is_dir():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 from envs.registry import resolve_env
 from envs.sandbox.base import Probe, SandboxTooWeakError
 from envs.sandbox.blocking import run_blocking
 from envs.sandbox.choosing import choose, describe, is_known
+from envs.sandbox.policy import SandboxPolicy
 from rl.config import Config
 from rl.world_settings import WorldSettings
 
@@ -42,7 +44,12 @@ def sandbox_problems(config: Config) -> Iterator[str]:
 
 def probe_of(config: Config) -> Probe:
     """The sandbox that this run gets; SandboxTooWeakError where there is none."""
-    policy = config.sandbox_policy
+    return _probed(config.sandbox_policy)
+
+
+@cache
+def _probed(policy: SandboxPolicy) -> Probe:
+    """Found once, when a configuration is looked at: later askers run in an event loop."""
     chosen = choose(policy.backend, policy.min_level, allow_weak=policy.allow_weak)
     return run_blocking(chosen, timeout_s=PROBE_S)
 

@@ -274,7 +274,7 @@ def _env_problems(config: Config) -> Iterator[str]:
     try:
         definition = resolve_env(config.env)
         definition.require_level(config.level)
-        asyncio.run(check_reward(config.reward, definition, config.level))
+        asyncio.run(check_reward(config.reward, definition, config.level, config.reward_python))
         yield from reward_fit_problems(config)
     except ValueError as error:
         yield str(error)

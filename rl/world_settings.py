@@ -1,4 +1,4 @@
-"""Settings of the world that episodes meet: where model-written code runs."""
+"""Settings of the world that episodes meet: where model-written code runs, and a reward of the user's."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class WorldSettings:
     processes with the host, 1 is no boundary (envs/sandbox/base.py)."""
     allow_weak_sandbox: bool = False
     """One half of the consent to level 1; WHETSTONE_ALLOW_WEAK_SANDBOX=1 in the environment is the other."""
+
+    reward_python: str = ""
+    """Path of the Python (3.11 or newer) that a reward of your own runs under, as my_venv/bin/python: its
+    packages may be others than ours, which it need not have. Empty: this one."""
 
     @property
     def sandbox_policy(self) -> SandboxPolicy:

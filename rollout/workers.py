@@ -75,6 +75,7 @@ class RolloutSpec:
     reward_workers: int = 1
     reward_timeout_s: float = 30.0
     retry: RetryPolicy = ONE_RETRY
+    reward_python: str = ""
 
 
 class RolloutWorker:
@@ -90,7 +91,9 @@ class RolloutWorker:
         self.definition = resolve_env(spec.env)
         self.renderer = ChatMLRenderer(load_tokenizer(spec.engine.model))
         own = OwnPolicy(policy=self.engine, renderer=self.renderer, context_length=spec.engine.context_length)
-        self.reward = resolve_reward(spec.reward, self.definition, num_workers=spec.reward_workers, own=own)
+        self.reward = resolve_reward(
+            spec.reward, self.definition, num_workers=spec.reward_workers, python=spec.reward_python, own=own
+        )
 
     async def start(self) -> float:
         """Bring the engine up; returns the seconds that took."""

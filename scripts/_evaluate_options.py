@@ -48,6 +48,8 @@ class Options:
     """Seed of tasks and samples."""
     reward: str | None = None
     """Reward whose success counts, by name or `file.py:function`; "": the environment's own."""
+    reward_python: str = ""
+    """Path of the Python that a reward of your own runs under. Empty: that of the run, or this one."""
 
     temperature: float | None = None
     """Sampling temperature; 0 is greedy."""

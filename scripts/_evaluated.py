@@ -58,7 +58,8 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """The held-out tasks of one environment and level. `spec` names the environment, `reward` its reward.
+    """The held-out tasks of one environment and level. `spec` names the environment, `reward` its reward,
+    which runs under `reward_python`.
 
     `max_turns` is the setting's, or what the level takes where that is more and none was given.
     """
@@ -67,6 +68,7 @@ class Cell:
     definition: EnvDefinition
     level: int
     reward: str
+    reward_python: str
     max_turns: int
     tasks: Sequence[Task]
 
@@ -168,8 +170,8 @@ def parse_cells(options: Options, source: Source | None, settings: Mapping[str, 
         try:
             definition = resolve_env(name)
             definition.require_level(level)
-            reward = _reward_name(options, run, name)
-            asyncio.run(check_reward(reward, definition, level))
+            reward, python = _reward_of(options, run, name)
+            asyncio.run(check_reward(reward, definition, level, python))
         except ValueError as error:
             raise EvaluationError(f"--env {spec}: {error}") from error
         stream = TaskStream(env=name, level=level, run_seed=settings["seed"], split=Split.HELD_OUT)
@@ -179,6 +181,7 @@ def parse_cells(options: Options, source: Source | None, settings: Mapping[str, 
                 definition=definition,
                 level=level,
                 reward=reward,
+                reward_python=python,
                 max_turns=_max_turns(options, settings, definition.lengths(level).turns),
                 tasks=stream.slice(0, options.num_tasks),
             )
@@ -200,11 +203,12 @@ def _max_turns(options: Options, settings: Mapping[str, Any], needed: int) -> in
     return settings["max_turns"] if options.max_turns is not None else max(settings["max_turns"], needed)
 
 
-def _reward_name(options: Options, run: Mapping[str, Any], env: str) -> str:
-    """The command line's, else that of the run on the run's own environment, else the environment's own."""
+def _reward_of(options: Options, run: Mapping[str, Any], env: str) -> tuple[str, str]:
+    """The command line's reward and its Python, else the run's on the run's own environment, else its own."""
     if options.reward is not None:
-        return options.reward
-    return run["reward"] if run.get("env") == env else ""
+        return options.reward, options.reward_python
+    recorded = run if run.get("env") == env else {}
+    return recorded.get("reward", ""), options.reward_python or recorded.get("reward_python", "")
 
 
 def _require_distinct(cells: Sequence[Cell]) -> None:
@@ -250,6 +254,7 @@ def engine_config(options: Options, source: Source, settings: Mapping[str, Any],
         env=cell.spec,
         level=cell.level,
         reward=cell.reward,
+        reward_python=cell.reward_python,
         eval_tasks=len(cell.tasks),
         device=options.device,
         engines=options.engines,

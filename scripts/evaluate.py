@@ -118,7 +118,12 @@ async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[Trajecto
     """The groups of each cell, all of one environment and limit, from the endpoint."""
     endpoint = ChatEndpoint(endpoint_spec(plan.options))
     definition = cells[0].definition
-    reward = resolve_reward(cells[0].reward, definition, num_workers=default_workers(os.cpu_count() or 1))
+    reward = resolve_reward(
+        cells[0].reward,
+        definition,
+        num_workers=default_workers(os.cpu_count() or 1),
+        python=cells[0].reward_python,
+    )
     try:
         rollouts = EndpointRollouts(
             endpoint=endpoint,

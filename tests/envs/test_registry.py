@@ -5,7 +5,7 @@ from envs.registry import EnvDefinition, resolve_env, shipped_envs, split_level
 
 
 def test_shipped_environments_resolve_by_their_own_names():
-    assert {"arith", "calc", "grid", "guess"} <= set(shipped_envs())
+    assert {"arith", "calc", "coding", "grid", "guess"} <= set(shipped_envs())
     for name in shipped_envs():
         assert resolve_env(name).name == name
 

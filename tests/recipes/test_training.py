@@ -11,7 +11,7 @@ from recipes.training import _next_commands
 from rl.config import Config
 
 
-@pytest.mark.parametrize("env", ["calc", "arith", "grid", "guess"])
+@pytest.mark.parametrize("env", ["calc", "arith", "grid", "guess", "coding"])
 def test_the_next_commands_name_levels_that_exist_and_keep_the_runs_own(env: str) -> None:
     levels = resolve_env(env).levels
     for level in levels:

@@ -110,6 +110,7 @@ def test_batch_arithmetic():
         ({"trackers": "wandb,"}, "unknown tracker '' (known: wandb, tensorboard)"),
         ({"trackers": "wandb, wandb"}, "has wandb more than once"),
         ({"reward_workers": 2}, "reward_workers = 2 has no effect: only a reward of your own"),
+        ({"reward_python": "/usr/bin/python3"}, "reward_python = '/usr/bin/python3' has no effect: only a"),
         ({"reward_timeout_s": 0.0}, "reward_timeout_s = 0.0: expected more than 0"),
         (
             {"reward": "tests/rewards/user_rewards/hostile.py:needs_column"},

@@ -50,6 +50,26 @@ def run(tmp_path: Path, model: Path) -> Path:
     return folder
 
 
+def test_a_runs_reward_runs_under_the_runs_python_unless_another_is_named(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def f(episode): ...")
+    recorded = Config(reward=f"{file}:f", reward_python=sys.executable)
+    (run / "config.json").write_text(json.dumps(asdict(recorded)))
+
+    def python_of(**given: str) -> str:
+        plan = make_plan(Options(model=str(run), num_tasks=20, **given))
+        assert plan.config(plan.cells[0]).reward_python == plan.cells[0].reward_python
+        return plan.cells[0].reward_python
+
+    other = tmp_path / "python"
+    other.symlink_to(sys.executable)
+    assert python_of() == sys.executable
+    assert python_of(reward_python=str(other)) == str(other)
+    assert python_of(reward=f"{file}:f") == ""
+    with pytest.raises(EvaluationError, match=r"reward_python = .* has no effect"):
+        python_of(reward="", reward_python=str(other))
+
+
 def flip_a_bit(checkpoint: Path) -> None:
     file = checkpoint / "model.safetensors"
     content = bytearray(file.read_bytes())

@@ -15,4 +15,5 @@ def exact(completions, answer, **kwargs):
 
 
 async def some(prompts, completions, **kwargs):
-    return [None if "[" in str(completion) else 0.5 for completion in completions]
+    lengths = [len(completion[-1]["content"]) for completion in completions]
+    return [None if length % 2 else length / 4 for length in lengths]
