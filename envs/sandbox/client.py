@@ -15,7 +15,7 @@ from typing import Any
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxFileError
 from envs.sandbox.child import PAYLOAD, RESULT
 from envs.sandbox.inside import MAX_MESSAGE
-from envs.sandbox.pump import Pump, memory_file
+from envs.sandbox.pump import Pump, memory_file, text_of
 from envs.sandbox.slots import slot
 from envs.sandbox.spawning import START_S, Launcher
 
@@ -246,15 +246,15 @@ class Box(Sandbox):
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         if not done["begun"]:
-            raise SandboxError(f"a call in sandbox {self.backend} did not start: {_text(outputs[1][0])}")
+            raise SandboxError(f"a call in sandbox {self.backend} did not start: {text_of(outputs[1][0])}")
         out, errors, *rest = outputs
         result = rest[0][0] if has_result and not rest[0][1] else None
         return ExecResult(
             status=self._status(done, code, number),
             exit_code=code,
             signal=number,
-            stdout="" if is_binary else _text(out[0]),
-            stderr=_text(errors[0]),
+            stdout="" if is_binary else text_of(out[0]),
+            stderr=text_of(errors[0]),
             truncated=out[1] or errors[1],
             result=out[0] if is_binary else result,
             wall_s=wall_s,
@@ -292,12 +292,3 @@ def _cause(message: Mapping[str, Any]) -> str:
         if os.WIFSIGNALED(status)
         else "it exited"
     )
-
-
-def _text(data: bytes) -> str:
-    """UTF-8, the rest as escapes; NUL and other control characters too, so that logs stay text."""
-    text = data.decode(errors="backslashreplace")
-    return text.translate(_CONTROL)
-
-
-_CONTROL = {number: f"\\x{number:02x}" for number in (*range(32), 127) if chr(number) not in "\t\n\r"}

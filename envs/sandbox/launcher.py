@@ -118,7 +118,7 @@ class Launcher:
         self.poll.unregister(box.pidfd)
         _, status = os.waitpid(box.pid, 0)
         os.close(box.pidfd)
-        if box.hold.shares_pids:
+        if box.hold.shares_pids or box.hold.is_wrapped:
             self._end_strays()
         box.hold.release()
         box.tell(op="dead", status=status)

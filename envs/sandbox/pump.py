@@ -113,3 +113,12 @@ def memory_file(data: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def text_of(data: bytes) -> str:
+    """UTF-8, the rest as escapes; NUL and other control characters too, so that logs stay text."""
+    text = data.decode(errors="backslashreplace")
+    return text.translate(_CONTROL)
+
+
+_CONTROL = {number: f"\\x{number:02x}" for number in (*range(32), 127) if chr(number) not in "\t\n\r"}

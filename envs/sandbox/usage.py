@@ -80,10 +80,13 @@ def _takes_too_much(processes: list[int], allowed: int) -> bool:
 
 def excess(pid: int, limits: Mapping[str, Any], folder: str, *, counts_processes: bool) -> str:
     """Which limit the call of the sandbox of `pid` is over: oom, disk_limit, procs, or "" for none."""
-    processes = list(descendants(pid))
+    processes, num_threads = [], 0
+    for process in descendants(pid):
+        processes.append(process)
+        num_threads += _count_threads(process) if counts_processes else 0
+        if num_threads > limits["procs"]:  # enough seen: a fork bomb must not keep the monitor busy
+            return "procs"
     allowed = limits["mem_mb"] << 20
-    if counts_processes and sum(map(_count_threads, processes)) > limits["procs"]:
-        return "procs"
     if _takes_too_much(processes, allowed):
         return "oom"
     if folder:

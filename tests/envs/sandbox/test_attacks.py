@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from envs.sandbox import bubblewrap, syscalls
+from envs.sandbox import bubblewrap, factory, syscalls
 from tests.envs.sandbox import as_user
-from tests.envs.sandbox.attack_run import names
+from tests.envs.sandbox.attack_run import load, names
+from tests.envs.sandbox.plants import Plants
 
 DEFAULT = [("ns", "root"), ("landlock", "root")]
 SLOW = [
@@ -89,3 +90,49 @@ def test_the_attacks_get_through_where_there_are_only_limits() -> None:
     assert done.returncode == 0, done.stderr
     through = {verdict["name"] for verdict in json.loads(done.stdout)["verdicts"] if verdict["problems"]}
     assert through == set(chosen)
+
+
+BY_COMMAND = {
+    "inherited_descriptors": 0,
+    "secrets_of_others": 0,
+    "argv_of_others": 0,
+    "exit_254": 254,
+    "crash": 128 + 11,
+    "memory_of_one": 137,
+    "spin": 124,
+    "held_pipes": 0,
+}
+"""Attacks that a careless caller makes worse, and the exit code that the command gives each."""
+
+
+@pytest.mark.parametrize("backend", ["ns", "landlock"])
+def test_the_command_gives_them_no_more_than_the_library(backend: str) -> None:
+    _require(backend, "root" if os.getuid() == 0 else "user")
+    with Plants(secrets.token_hex(16)) as plants:
+        for name, exit_code in BY_COMMAND.items():
+            attack = load(name, plants)
+            command = [sys.executable, "-m", "scripts.sandbox_exec", "--backend", backend, "-"]
+            command += ["--wall-s", str(attack.limits().wall_s), "--mem-mb", str(attack.limits().mem_mb)]
+            done = subprocess.run(
+                command,
+                input=attack.code,
+                capture_output=True,
+                text=True,
+                pass_fds=plants.descriptors,
+                timeout=60,
+            )
+            assert (name, done.returncode, "ESCAPED" in done.stdout) == (name, exit_code, False), done.stderr
+        assert plants.problems() == []
+
+
+@pytest.mark.parametrize("backend", ["ns", "landlock"])
+def test_the_factory_gives_them_no_more_than_the_library(backend: str) -> None:
+    _require(backend, "root" if os.getuid() == 0 else "user")
+    with Plants(secrets.token_hex(16)) as plants:
+        for name in BY_COMMAND:
+            attack = load(name, plants)
+            found = factory(attack.limits(), backend=backend).run(attack.code, attack.limits().wall_s)
+            assert found["status"] in attack.allowed(), found
+            assert "ESCAPED" not in found["stdout"]
+            assert found["timed_out"] == (name == "spin")
+        assert plants.problems() == []

@@ -56,7 +56,9 @@ def test_harmless_programs_work_by_the_factory(backend: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("tests", ["test_harmless.py", "test_contract.py"])
+@pytest.mark.parametrize(
+    "tests", ["test_harmless.py", "test_contract.py", "test_leftovers.py", "test_choosing.py"]
+)
 def test_an_ordinary_user_finds_the_same(tests: str) -> None:
     """The same tests once more: bwrap, which root's interpreter keeps out, is among them."""
     if os.getuid() != 0:

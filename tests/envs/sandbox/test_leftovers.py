@@ -50,7 +50,7 @@ async def test_nothing_is_left_after_the_end(backend: str) -> None:
         assert traces.of_launcher(launcher) != []
     assert traces.of_launcher(launcher) == []
     assert traces.mounts() == mounts
-    assert traces.descriptors(launcher) <= descriptors
+    assert traces.closed_again(launcher, descriptors)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -60,7 +60,7 @@ async def test_nothing_is_left_after_an_exception(backend: str) -> None:
         await _fail_inside(backend)
     assert traces.of_launcher(launcher) == []
     assert traces.mounts() == mounts
-    assert traces.descriptors(launcher) <= descriptors
+    assert traces.closed_again(launcher, descriptors)
 
 
 async def _fail_inside(backend: str) -> None:
@@ -84,7 +84,7 @@ async def test_nothing_is_left_after_a_cancelled_call(backend: str) -> None:
     )
     assert await _soon_nothing(launcher)
     assert traces.mounts() == mounts
-    assert traces.descriptors(launcher) <= descriptors
+    assert traces.closed_again(launcher, descriptors)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -101,7 +101,7 @@ async def test_nothing_is_left_after_an_opening_that_was_cancelled(backend: str)
         await asyncio.sleep(0.05)
     assert traces.of_launcher(launcher) == []
     assert traces.mounts() == mounts
-    assert traces.descriptors(launcher) <= descriptors
+    assert traces.closed_again(launcher, descriptors)
 
 
 async def _soon_nothing(launcher: int) -> bool:
@@ -125,7 +125,7 @@ async def test_nothing_adds_up_over_many_sandboxes(backend: str) -> None:
                 group.create_task(_open_and_close(backend))
     assert traces.of_launcher(launcher) == []
     assert traces.mounts() == mounts
-    assert traces.descriptors(launcher) <= descriptors
+    assert traces.closed_again(launcher, descriptors)
 
 
 def started(backend: str, mark: str) -> tuple[subprocess.Popen[str], int]:

@@ -49,6 +49,14 @@ def descriptors(launcher: int) -> int:
     return len(os.listdir("/proc/self/fd")) + len(os.listdir(f"/proc/{launcher}/fd"))
 
 
+def closed_again(launcher: int, before: int) -> bool:
+    """Whether no more descriptors are open than before; a launcher closes its last one after it has answered."""
+    end = time.monotonic() + PATIENCE_S
+    while descriptors(launcher) > before and time.monotonic() < end:
+        time.sleep(0.02)
+    return descriptors(launcher) <= before
+
+
 def gone(pids: list[int]) -> list[int]:
     """Wait until these processes have ended; those that have not."""
     end = time.monotonic() + PATIENCE_S

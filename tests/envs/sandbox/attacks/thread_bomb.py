@@ -1,6 +1,6 @@
 """Threads without end."""
 
-# procs=16 wall_s=4 status=ok|signal
+# procs=16 wall_s=8 status=ok|signal
 import threading
 import time
 
@@ -13,6 +13,6 @@ for _ in range(300):
         break
     made += 1
 if made > 20:
-    time.sleep(1.5)  # where it is counted by looking, that takes a moment
+    time.sleep(3)  # where it is counted by looking, that takes a moment
     escaped(f"{made} threads under a limit of 16")
 os._exit(0)
