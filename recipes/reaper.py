@@ -1,8 +1,8 @@
 """Removes what a run leaves, however it ends: `python -I -S reaper.py FOLDER`, a process of its own.
 
-Its standard input is a pipe; its other end is held by the run's driver, which has gone when that
-closes, killed or not. Then every process that has a file of FOLDER open, or in its command line, gets GRACE_S to end or is
-killed, and the folder is removed. Standard library only; recipes/leftovers.py starts it.
+Its standard input is a pipe; its other end is held by the run's driver, which has gone when that closes,
+killed or not. Then every process that has a file of FOLDER open, or in its command line, gets GRACE_S to end
+or is killed, and the folder is removed. Standard library only; recipes/leftovers.py starts it.
 """
 
 from __future__ import annotations
