@@ -20,8 +20,9 @@ import ray
 from envs.base import WorldError
 from envs.registry import resolve_env
 from recipes.cli import refuse
+from recipes.leftovers import keep_logs
 from recipes.placement import CHANNELS, make_learner_spec, make_rollouts, start_facts, start_ray
-from recipes.stopping import INTERRUPTED, REFUSALS, StopRequest, run_interruptibly, stop_of
+from recipes.stopping import INTERRUPTED, REFUSALS, STOPPED, StopRequest, run_interruptibly, stop_of
 from recipes.training import Run, train_and_judge
 from rewards.base import resolve_reward
 from rl.checkpoint import checkpoints_of
@@ -123,8 +124,11 @@ def launch(
             console.close()
             stop = stop_of(error)
             if stop is None:
+                keep_logs()
                 raise
             print(f"\nSTOPPED: {stop.cause}\nThe run directory is kept: {directory.path}", file=sys.stderr)
+            if stop.exit_code == STOPPED and (folder := keep_logs()):
+                print(f"The logs of its processes are kept: {folder}", file=sys.stderr)
             if checkpoints_of(directory.checkpoints):
                 path = os.path.relpath(directory.path)
                 print(f"Go on with: python -m recipes.{recipe} --resume {path}", file=sys.stderr)

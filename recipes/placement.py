@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray._private import worker as ray_worker
 
+from recipes.leftovers import leftovers
 from rl.config import Config
 from rl.learner_spec import LearnerSpec
 from rl.machine import Machine, stack_versions
@@ -145,12 +146,13 @@ def start_ray(config: Config) -> None:
     # Engines idle while the learner works and the other way round, so their threads may add up to more than
     # the cores; Ray would otherwise wait for ever for a core that is never free.
     logical_cores = config.engines * config.engine_threads + config.learner_threads
+    joins = bool(os.environ.get("RAY_ADDRESS"))
     own_cluster = {
         "num_cpus": max(logical_cores, os.cpu_count() or 1),
         "include_dashboard": False,
         "object_store_memory": 512 * 2**20,
+        "_temp_dir": None if joins else str(leftovers().folder),
     }
-    joins = bool(os.environ.get("RAY_ADDRESS"))
     try:
         try:
             _init_ray({} if joins else own_cluster)

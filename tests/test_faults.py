@@ -36,7 +36,14 @@ def assert_clean_stop(ended: Ended, *named: str, code: int = 3, within_s: float 
     assert [part for part in named if part not in message] == []
     # Besides it: an empty line, where the run directory is and how to go on, and the base policy's progress.
     others = [line for line in ended.errors.splitlines() if line and line != message]
-    told = ("base policy: ", "The run directory is kept: ", "Go on with: ", "SIGINT: ", "SIGTERM: ")
+    told = (
+        "base policy: ",
+        "The run directory is kept: ",
+        "The logs of its processes",
+        "Go on with: ",
+        "SIGINT: ",
+        "SIGTERM: ",
+    )
     assert [line for line in others if not line.startswith(told)] == []
     assert "raylet" not in ended.screen
     assert ended.left == []

@@ -18,6 +18,7 @@ was never in before and that never holds what is expected; else 0.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ from envs.tasks._coding_tasks import LEVELS, hidden_tests, lengths, level_of, ma
 from envs.tool_env import ToolEnv
 from envs.tools import ToolError, tool
 
+MAX_KNOWN = 4096
+"""Programs whose result is remembered in a process."""
 RUN_LIMITS = Limits(wall_s=5.0, mem_mb=256, disk_mb=20, output_kb=4)
 
 
@@ -79,11 +82,29 @@ async def score(episode: Episode) -> Score:
     submitted = episode.final_state["submitted"] or code_in(episode.answer)
     if episode.stop_reason is not StopReason.ANSWERED or not submitted.strip():
         return Score(value=0.0, success=0.0, parts={"tests": 0.0})
-    results = await grade_cases(submitted, make_cases(hidden_tests(episode.task)), "f")
-    passed = [result.passed for result in results]
+    passed = await _passed(episode.task, submitted)
     return Score(
         value=float(all(passed)), success=float(all(passed)), parts={"tests": sum(passed) / len(passed)}
     )
+
+
+_known: OrderedDict[tuple[str, str], tuple[bool, ...]] = OrderedDict()
+"""What programs were found to pass, by task: the members of a group often submit the same one."""
+
+
+async def _passed(task: Task, submitted: str) -> tuple[bool, ...]:
+    """Which hidden tests of `task` a program passes; run once, unless the clock had a part in it."""
+    place = task.id, submitted
+    if place in _known:
+        _known.move_to_end(place)
+        return _known[place]
+    results = await grade_cases(submitted, make_cases(hidden_tests(task)), "f")
+    passed = tuple(result.passed for result in results)
+    if not any(result.reason in ("timeout", "oom") for result in results):
+        _known[place] = passed
+        while len(_known) > MAX_KNOWN:
+            _known.popitem(last=False)
+    return passed
 
 
 def reference(task: Task, transcript: Sequence[Message]) -> str:

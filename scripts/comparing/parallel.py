@@ -8,10 +8,12 @@ import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from recipes.leftovers import leftovers
 from rl.machine import Machine
 from scripts.comparing.cells import GRACE_S, Job, Outcome, Say, run_job, write_outcome
 from scripts.comparing.names import CompareError
@@ -71,7 +73,15 @@ def _outcome(task: ray.ObjectRef, job: Job) -> Outcome:
 @contextmanager
 def _ray_session(num_cores: int) -> Iterator[None]:
     joins = bool(os.environ.get("RAY_ADDRESS"))
-    own = {} if joins else {"num_cpus": num_cores, "include_dashboard": False, "object_store_memory": 10**8}
+    own: dict[str, Any] = {}
+    if not joins:
+        folder = str(leftovers().folder)
+        own = {
+            "num_cpus": num_cores,
+            "include_dashboard": False,
+            "object_store_memory": 10**8,
+            "_temp_dir": folder,
+        }
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
     try:
         yield

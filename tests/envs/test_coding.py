@@ -10,7 +10,10 @@ from envs.check import check_env
 from envs.episode import Episode, Score
 from envs.messages import StopReason, Task
 from envs.play import play
+from envs.sandbox.base import Limits
+from envs.sandbox.grading import Place, grade_cases
 from envs.splits import Split, task_seed
+from envs.tasks import coding
 from envs.tasks._coding_tasks import LEVELS, MAX_VALUE, OPERATIONS, apply, hidden_tests, program
 from envs.tasks.coding import ENV, CodingEnv, score
 from envs.tools import ToolError
@@ -195,3 +198,20 @@ def test_a_task_is_what_its_level_and_seed_say():
     task: Task = ENV.make_task(0, 3)
     assert task == ENV.make_task(0, 3)
     assert task.id == "coding-0-3"
+
+
+def test_a_program_is_run_once_a_task_and_one_that_ran_out_of_time_again(monkeypatch):
+    calls = []
+
+    async def counted(submitted, cases, entry):
+        calls.append(submitted)
+        return await grade_cases(submitted, cases, entry, place=Place(limits=Limits(wall_s=0.5)))
+
+    monkeypatch.setattr(coding, "grade_cases", counted)
+    right, slow = str(ENV.make_task(0, 5).answer), "def f(x):\n while 1: pass"
+    first, again = (scored(playing(0, right, seed=5)) for _ in range(2))
+    assert first == again == Score(value=1.0, success=1.0, parts={"tests": 1.0})
+    assert scored(playing(0, right, seed=6)).value == 0  # another task's program is not this one's
+    for _ in range(2):
+        assert scored(playing(0, f"[submit {slow}]", seed=5)).value == 0
+    assert calls == [right, right, slow, slow]
