@@ -67,7 +67,18 @@ def _arguments(setup: dict[str, Any], limits: dict[str, Any]) -> list[str]:
             words += ["--symlink", f"/box/{name}", place]
     for name, place in namespaces.DEVICE_LINKS:
         words += ["--symlink", f"/proc/self/{place}", f"/dev/{name}"]
-    return [*words, "--remount-ro", "/", "--chdir", "/"]
+    return [*words, *_etc(), "--remount-ro", "/", "--chdir", "/"]
+
+
+def _etc() -> list[str]:
+    """Arguments, and open descriptors that they name: bwrap reads and closes them."""
+    words = []
+    for name, text in namespaces.etc_files(_HOME, namespaces.INSIDE_ID):
+        descriptor = os.memfd_create(name, 0)
+        os.write(descriptor, text.encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        words += ["--file", str(descriptor), f"/etc/{name}"]
+    return words
 
 
 def live(words: dict[str, Any]) -> None:

@@ -182,14 +182,19 @@ def _make_devices(devices: dict[str, int]) -> None:
 
 def _make_etc(home: str, owner: int) -> None:
     os.makedirs(f"{_BASE}/etc", exist_ok=True)
-    for name, text in (
+    for name, text in etc_files(home, owner):
+        with open(f"{_BASE}/etc/{name}", "w") as file:
+            file.write(text)
+
+
+def etc_files(home: str, owner: int) -> list[tuple[str, str]]:
+    """(name, content) of what programs look up in /etc."""
+    return [
         ("passwd", f"root:x:0:0::/:/bin/false\nsandbox:x:{owner}:{owner}::{home}:/bin/sh\n"),
         ("group", f"root:x:0:\nsandbox:x:{owner}:\n"),
         ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
         ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
-    ):
-        with open(f"{_BASE}/etc/{name}", "w") as file:
-            file.write(text)
+    ]
 
 
 def _make_writable(walls: Walls, owner: int) -> None:

@@ -33,6 +33,8 @@ async def opener(backend: str) -> Opens:
 @pytest.mark.parametrize("backend", [*BACKENDS, *OLD])
 @pytest.mark.parametrize("check", contract.CHECKS)
 async def test_a_backend_keeps_the_contract(check: str, backend: str) -> None:
+    if check == "a_signal_is_told" and "-abi-" in backend:
+        pytest.skip("before ABI 6 of Landlock a call has no signals")
     await contract.run(check, await opener(backend))
 
 

@@ -51,7 +51,7 @@ def descriptors(launcher: int) -> int:
 
 
 def closed_again(launcher: int, before: int) -> bool:
-    """Whether no more descriptors are open than before; a launcher closes its last one after it has answered."""
+    """Whether no more descriptors are open than before, which may be a moment after the end."""
     end = time.monotonic() + PATIENCE_S
     while descriptors(launcher) > before and time.monotonic() < end:
         time.sleep(0.02)
