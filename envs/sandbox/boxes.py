@@ -63,7 +63,9 @@ def start(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, h
             hold.folder = _make_folder(setup, request["box"], hold.uid)
             if name == "landlock":
                 abi = setup.get("landlock_abi") or syscalls.landlock_abi()
-                hold.rulesets[:] = landlock.make_rulesets(abi, tuple(setup["readable"]), hold.folder)
+                hold.rulesets[:] = landlock.make_rulesets(
+                    abi, tuple(setup["readable"]), tuple(setup["hidden"]), hold.folder
+                )
             return _forked(os.fork, host, lambda: _live_beside(setup, request, host, hold))
         case name:
             raise ValueError(f"no backend {name!r} is built in")
@@ -100,7 +102,12 @@ def _live_in_ns(setup: dict[str, Any], request: dict[str, Any], host: socket.soc
     readable = tuple(setup["readable"])
     home = namespaces.home_beside(readable)
     walls = namespaces.Walls(
-        readable=readable, disk_mb=limits["disk_mb"], files=limits["files"], home=home, uid=hold.uid
+        readable=readable,
+        hidden=tuple(setup["hidden"]),
+        disk_mb=limits["disk_mb"],
+        files=limits["files"],
+        home=home,
+        uid=hold.uid,
     )
     is_shared = namespaces.enter(walls)
     close_the_door(Allowed(locks=not is_shared, notices=not is_shared))

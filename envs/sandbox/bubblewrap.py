@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.sandbox import namespaces, syscalls
+from envs.sandbox.places import SYSTEM
 
 PROGRAM = shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin") or ""
 _CODE = "/opt/whetstone"
@@ -49,11 +50,16 @@ def become(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, 
 def _arguments(setup: dict[str, Any], limits: dict[str, Any]) -> list[str]:
     words = ["--unshare-user", "--unshare-all", "--disable-userns", "--new-session", "--die-with-parent"]
     words += ["--as-pid-1", "--hostname", "sandbox", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"]
-    for path in namespaces.SYSTEM:
+    for path in SYSTEM:
         if os.path.islink(path):
             words += ["--symlink", os.readlink(path), path]
     for path in namespaces.present(tuple(setup["readable"])):
         words += ["--ro-bind", path, path]
+    for path in setup["hidden"]:
+        if os.path.isdir(path):
+            words += ["--perms", "0555", "--size", "4096", "--tmpfs", path, "--remount-ro", path]
+        else:
+            words += ["--ro-bind", "/dev/null", path]
     here = Path(__file__).parent
     words += ["--ro-bind", str(here), f"{_CODE}/envs/sandbox"]
     words += ["--ro-bind", str(here.parent / "__init__.py"), f"{_CODE}/envs/__init__.py"]

@@ -18,8 +18,9 @@ from envs.sandbox import bubblewrap, syscalls
 from envs.sandbox.base import Limits, Probe, Sandbox, SandboxBackend, SandboxError, SandboxTooWeakError
 from envs.sandbox.boxes import is_open_to_all
 from envs.sandbox.client import Box
+from envs.sandbox.places import readable_places
 from envs.sandbox.policy import SandboxPolicy
-from envs.sandbox.spawning import Launcher, readable_places
+from envs.sandbox.spawning import Launcher
 
 GROUP = "whetstone.sandboxes"
 """Entry-point group of other packages' backends: gVisor, docker, Ray's sandboxes, a remote service."""

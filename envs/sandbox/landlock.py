@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from envs.sandbox import syscalls
+from envs.sandbox.places import SYSTEM, is_below
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _ALL_SINCE = {
@@ -22,17 +23,6 @@ _NET_BIND_TCP, _NET_CONNECT_TCP = 1, 2
 _TRUNCATE, _IOCTL = 1 << 14, 1 << 15
 _FILE_RIGHTS = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
 _READ_ONLY = _EXECUTE | _READ_FILE | _READ_DIR
-_SYSTEM = (
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/etc/alternatives",
-    "/etc/ld.so.cache",
-)
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 TRUNCATE_ABI = 3
 """From this ABI on Landlock knows of emptying a file."""
@@ -45,20 +35,37 @@ def _handled(abi: int) -> int:
     return sum(rights for since, rights in _ALL_SINCE.items() if since <= abi)
 
 
-def make_rulesets(abi: int, readable: tuple[str, ...], writable: str) -> tuple[int, int]:
+def make_rulesets(
+    abi: int, readable: tuple[str, ...], hidden: tuple[str, ...], writable: str
+) -> tuple[int, int]:
     """Descriptors of two rulesets: for the whole sandbox, and once more for each of its calls."""
     handled = _handled(abi)
     net = _NET_BIND_TCP | _NET_CONNECT_TCP if abi >= 4 else 0
     scoped = _SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL if abi >= SIGNALS_ABI else 0
     whole, calls = (syscalls.landlock_ruleset(handled, net, scoped, abi) for _ in range(2))
     for ruleset in (whole, calls):
-        for path in (*_SYSTEM, *readable):
-            if os.path.exists(path):
-                rights = _READ_ONLY if os.path.isdir(path) else _READ_ONLY & _FILE_RIGHTS
-                syscalls.landlock_allow(ruleset, path, rights)
+        for path in (*SYSTEM, *readable):
+            _allow_reading(ruleset, path, hidden)
         for path in _DEVICES:
             syscalls.landlock_allow(ruleset, path, (_READ_FILE | _WRITE_FILE | _IOCTL) & handled)
         syscalls.landlock_allow(ruleset, writable, handled)
     if abi < SIGNALS_ABI:  # the first process must find what to end
         syscalls.landlock_allow(whole, "/proc", _READ_FILE | _READ_DIR)
     return whole, calls
+
+
+def _allow_reading(ruleset: int, path: str, hidden: tuple[str, ...]) -> None:
+    """Allow `path` to be read, but what is `hidden` in it: of that the names alone.
+
+    A rule holds for all that is below it, so a folder with something hidden in it gets one for each entry.
+    """
+    if not os.path.exists(path) or path in hidden:
+        return
+    if not os.path.isdir(path):
+        syscalls.landlock_allow(ruleset, path, _READ_ONLY & _FILE_RIGHTS)
+    elif not any(is_below(place, path) for place in hidden):
+        syscalls.landlock_allow(ruleset, path, _READ_ONLY)
+    else:
+        syscalls.landlock_allow(ruleset, path, _READ_DIR)
+        for name in os.listdir(path):
+            _allow_reading(ruleset, f"{path}/{name}", hidden)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from envs.sandbox import syscalls
+from envs.sandbox.places import SYSTEM, is_below
 from envs.sandbox.syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, mount
 
 NAMESPACES = (
@@ -30,20 +31,8 @@ INSIDE_ID = 1000
 
 TEMP = "/tmp"
 _BASE = "/tmp"  # any folder: the new root is mounted over it, in a mount namespace that nobody else sees
-SYSTEM = (
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/etc/alternatives",
-    "/etc/ld.so.cache",
-)
 DEVICES = ("null", "zero", "full", "random", "urandom")
 DEVICE_LINKS = (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
-_HIDDEN_PACKAGES = ("envs", "rewards", "rollout", "rl", "recipes")
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
@@ -52,6 +41,7 @@ class Walls:
     """What the sandbox sees of the host, and how much it may write."""
 
     readable: tuple[str, ...]  # beside the system's own folders: the interpreter and its packages
+    hidden: tuple[str, ...]  # what of all these it does not see
     disk_mb: int
     files: int
     home: str  # where programs run
@@ -74,6 +64,7 @@ def enter(walls: Walls) -> bool:
     _make_devices(devices)
     _make_writable(walls, owner)
     is_shared = _bind_sources(sources)  # after what is writable: an interpreter may lie below /tmp
+    _hide(walls.hidden)
     _make_etc(walls.home, owner)
     os.mkdir(f"{_BASE}/proc", 0o555)
     _mount_proc(f"{_BASE}/proc")
@@ -114,7 +105,7 @@ def present(readable: tuple[str, ...]) -> list[str]:
     """The paths to bind, outermost first, none inside another one."""
     chosen: list[str] = []
     for path in sorted({*SYSTEM, *readable}, key=lambda path: (path.count("/"), path)):
-        is_covered = any(path == known or path.startswith(known + "/") for known in chosen)
+        is_covered = any(is_below(path, known) for known in chosen)
         if os.path.islink(path) or not os.path.exists(path) or is_covered:
             continue
         chosen.append(path)
@@ -134,7 +125,6 @@ def _bind_sources(sources: dict[str, int]) -> bool:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             _make_folder(path)
             is_shared |= not _show_folder(descriptor, target)
-            _hide_our_packages(target)
         else:
             _make_folder(os.path.dirname(path))
             with open(f"/proc/self/fd/{descriptor}", "rb") as source, open(target, "wb") as copy:
@@ -158,12 +148,14 @@ def _show_folder(descriptor: int, target: str) -> bool:
     return True
 
 
-def _hide_our_packages(folder: str) -> None:
-    """Where whetstone is installed as a package, a program cannot import its environments' answers."""
-    for name in _HIDDEN_PACKAGES:
-        path = f"{folder}/{name}"
-        if folder.endswith("site-packages") and os.path.isdir(path):
-            mount("tmpfs", path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "size=4k,nr_inodes=1")
+def _hide(paths: tuple[str, ...]) -> None:
+    """Nothing is seen of these: an empty folder, an empty file."""
+    for path in paths:
+        target = _BASE + path
+        if os.path.isdir(target):
+            mount("tmpfs", target, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "size=4k,nr_inodes=1")
+        elif os.path.exists(target):
+            mount(f"{_BASE}/dev/null", target, "", MS_BIND)
 
 
 def _make_folder(path: str) -> None:

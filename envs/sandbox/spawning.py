@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import site
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import threading
-from pathlib import Path
 from typing import Any
 
+from envs.sandbox import places
 from envs.sandbox.base import SandboxError
 from envs.sandbox.inside import MAX_MESSAGE
 
 START_S = 20.0
 """For a launcher, and for a sandbox, to start."""
 
-_ROOT = Path(__file__).resolve().parents[2]
 _START = (
     "import json, socket, sys; host = socket.socket(fileno=int(sys.argv[1])); "
     "setup = json.loads(host.recv(1 << 17)); sys.path.insert(0, setup['root']); "
@@ -124,21 +122,14 @@ class Launcher:
 def _setup(backend: str) -> dict[str, Any]:
     """What a launcher is told: where the interpreter and its packages are. Nothing of the run."""
     standard = [sysconfig.get_path("stdlib"), f"{sysconfig.get_path('stdlib')}/lib-dynload"]
-    packages = [os.path.realpath(path) for path in site.getsitepackages() if os.path.isdir(path)]
-    folder, name = os.path.split(
-        sys.executable
-    )  # the last part may be a link, which an environment stands by
+    # The last part of the interpreter's path may be a link, which an environment stands by.
+    folder, name = os.path.split(sys.executable)
     return {
-        "root": str(_ROOT),
+        "root": str(places.ROOT),
         "backend": backend,
         "executable": f"{os.path.realpath(folder)}/{name}",
-        "readable": readable_places(),
-        "paths": [*standard, *packages],
+        "readable": places.readable_places(),
+        "hidden": places.hidden_places(),
+        "paths": [*standard, *places.package_places()],
         "temp": tempfile.gettempdir(),
     }
-
-
-def readable_places() -> list[str]:
-    """The folders of the interpreter and of its environment."""
-    places = dict.fromkeys(os.path.realpath(path) for path in (sys.base_prefix, sys.prefix))
-    return [path for path in places if path != "/usr"]
