@@ -68,4 +68,5 @@ def _allow_reading(ruleset: int, path: str, hidden: tuple[str, ...]) -> None:
     else:
         syscalls.landlock_allow(ruleset, path, _READ_DIR)
         for name in os.listdir(path):
-            _allow_reading(ruleset, f"{path}/{name}", hidden)
+            if not os.path.islink(f"{path}/{name}"):  # a rule for a link is one for what it leads to
+                _allow_reading(ruleset, f"{path}/{name}", hidden)

@@ -1,4 +1,4 @@
-"""Which folders of the host a sandbox may read: the system's, the interpreter's, and nothing of ours in them."""
+"""Which folders of the host a sandbox may read: the system's, the interpreter's, nothing of ours in them."""
 
 from __future__ import annotations
 
