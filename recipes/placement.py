@@ -18,7 +18,7 @@ from rl.machine import Machine, stack_versions
 from rl.objective import Objective
 from rl.precision import Precision
 from rl.run_dir import RunDir
-from rl.sandbox_checks import sandbox_facts
+from rl.sandbox_checks import sandbox_line
 from rl.screens import Link, Role, StartFacts
 from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
 from rollout.engine import EngineSpec
@@ -205,5 +205,5 @@ def start_facts(
         num_cores=machine.cores,
         versions=stack_versions(),
         run_dir=str(directory.path),
-        sandbox=(sandbox_facts(config) or {}).get("line", ""),
+        sandbox=sandbox_line(config),
     )

@@ -19,6 +19,7 @@ from rl.journal import Journal
 from rl.metrics import Metrics
 from rl.objective import Objective
 from rl.run_dir import RunDir, RunState
+from rl.sandbox_checks import sandbox_line
 from rl.screens import EndFacts
 from rl.train import TrainStep, train
 from rl.weight_sync import WeightSync
@@ -91,6 +92,7 @@ async def train_and_judge(run: Run, started: float) -> int:
             record_is_full=run.journal.record_is_full,
             tracker_ids=run.journal.tracker_ids,
             file_bytes=run.directory.file_bytes(),
+            sandbox=sandbox_line(config),
             monitor=run.journal.monitor_state,
         )
         is_last = is_spent or step == config.num_steps

@@ -34,7 +34,7 @@ class RunState:
     `success_before` is (solved, tasks) of the starting policy; `objective` and `gates` are what these learned
     from the steps before; `record_is_full` says that trajectories are no longer recorded; `tracker_ids` is
     what trackers.json held; `file_bytes` is the length of every JSON-lines file, by name; `monitor` is what
-    the monitor of reward hacking compares. Everything random in the driver and the engines is derived from
+    the monitor of reward hacking compares; `sandbox` says where model-written code ran. Everything random in the driver and the engines is derived from
     the configuration's seed and these counters.
     """
 
@@ -52,6 +52,7 @@ class RunState:
     tracker_ids: dict[str, Any] = field(default_factory=dict)
     file_bytes: dict[str, int] = field(default_factory=dict)
     monitor: dict[str, Any] = field(default_factory=dict)
+    sandbox: str = ""
 
     @property
     def before(self) -> SuccessRate | None:

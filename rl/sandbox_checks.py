@@ -10,7 +10,7 @@ from typing import Any
 from envs.registry import resolve_env
 from envs.sandbox.base import Probe, SandboxTooWeakError
 from envs.sandbox.blocking import run_blocking
-from envs.sandbox.choosing import choose, describe, is_known
+from envs.sandbox.choosing import WEAK, choose, describe, is_known
 from envs.sandbox.policy import SandboxPolicy
 from rl.config import Config
 from rl.world_settings import WorldSettings
@@ -37,7 +37,12 @@ def sandbox_problems(config: Config) -> Iterator[str]:
         yield f"sandbox = {config.sandbox!r}: {problem}"
         return
     try:
-        probe_of(config)
+        probe = probe_of(config)
+        if config.allow_weak_sandbox and probe.level >= WEAK:
+            yield (
+                f"allow_weak_sandbox has no effect: sandbox {probe.backend} is level {probe.level}; "
+                "leave it out"
+            )
     except SandboxTooWeakError as error:
         yield f"sandbox = {config.sandbox!r}, sandbox_min_level = {config.sandbox_min_level}: {error}"
 
@@ -60,3 +65,9 @@ def sandbox_facts(config: Config) -> dict[str, Any] | None:
         return None
     probe = probe_of(config)
     return {"backend": probe.backend, "level": probe.level, "line": describe(probe)}
+
+
+def sandbox_line(config: Config) -> str:
+    """The one line that a run shows, and keeps in every checkpoint; "" where no code is run."""
+    facts = sandbox_facts(config)
+    return "" if facts is None else str(facts["line"])

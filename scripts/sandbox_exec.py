@@ -17,7 +17,7 @@ from pathlib import Path
 
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxTooWeakError
 from envs.sandbox.blocking import run_blocking
-from envs.sandbox.choosing import ALLOW_WEAK, choose, describe
+from envs.sandbox.choosing import ALLOW_WEAK, WEAK, choose, describe
 
 TIMEOUT, SANDBOX_ERROR, MEMORY = 124, 125, 137
 MAX_INPUT_MB = 100
@@ -51,13 +51,15 @@ async def _run(
     code: str, files: dict[str, bytes], stdin: bytes, limits: Limits, options: argparse.Namespace
 ) -> ExecResult:
     probe = await choose(options.backend, options.min_level, allow_weak=options.allow_weak)
+    if options.allow_weak and probe.level >= WEAK:
+        raise ValueError(f"--allow-weak has no effect: {probe.backend} is level {probe.level}; leave it out")
     if options.verbose:
         print(describe(probe), file=sys.stderr)
     opening = Sandbox.open(
         limits,
         files=files,
         backend=probe.backend,
-        min_level=min(probe.level, options.min_level),
+        min_level=options.min_level,
         allow_weak=options.allow_weak,
     )
     async with opening as box:
@@ -75,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backend", default="auto", help="auto, ns, bwrap, landlock, rlimits, or a registered one"
     )
-    parser.add_argument("--min-level", type=int, default=2, help="refuse anything weaker (default 2)")
+    parser.add_argument(
+        "--min-level", type=int, help="refuse anything weaker (default 2; 1 with both consents)"
+    )
     parser.add_argument("--wall-s", type=float, default=defaults.wall_s, help="seconds of wall time")
     parser.add_argument(
         "--mem-mb", type=int, default=defaults.mem_mb, help="MiB of all its processes together"

@@ -54,7 +54,7 @@ class Factory:
         factory(Limits(mem_mb=256)).run("print(1)", timeout=5)["stdout"]      # "1\\n"
     """
 
-    def __init__(self, limits: Limits | None, backend: str, min_level: int, allow_weak: bool) -> None:
+    def __init__(self, limits: Limits | None, backend: str, min_level: int | None, allow_weak: bool) -> None:
         self.limits = limits or Limits()
         self.backend = backend
         self.min_level = min_level
@@ -106,7 +106,7 @@ def factory(
     limits: Limits | dict[str, Any] | None = None,
     *,
     backend: str = "auto",
-    min_level: int = 2,
+    min_level: int | None = None,
     allow_weak: bool = False,
 ) -> Factory:
     """A way to run programs, each in a new sandbox: see Factory.run. `limits` may be a mapping of them."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -85,13 +86,31 @@ def _known_gap(name: str) -> tuple[str, str]:
     return "", ""
 
 
+@cache
 def _details() -> str:
-    return f"root={'yes' if os.getuid() == 0 else 'no'} landlock={syscalls.landlock_abi() or 'none'}"
+    """What of this machine decides which sandbox it gives."""
+    facts = {
+        "root": "yes" if os.getuid() == 0 else "no",
+        "userns": "yes" if _can_make_user_namespace() else "no",
+        "landlock": syscalls.landlock_abi() or "none",
+    }
+    return " ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def _can_make_user_namespace() -> bool:
+    """Whether an ordinary user may: tried in a process of its own."""
+    code = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x10000000) != 0)"
+    try:
+        return not subprocess.run([sys.executable, "-I", "-S", "-c", code], timeout=10).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 BUILT_IN: dict[str, BuiltIn] = {
     name: BuiltIn(name, level) for name, level in (("ns", 3), ("bwrap", 3), ("landlock", 2), ("rlimits", 1))
 }
+WEAK = 2
+"""Below this level a backend needs two consents."""
 AUTOMATIC = ("ns", "bwrap", "landlock")
 """In this order; the others only when they are named."""
 
@@ -131,55 +150,58 @@ async def probed(name: str) -> Probe:
     return _probes[name]
 
 
-async def choose(backend: str = "auto", min_level: int = 2, *, allow_weak: bool = False) -> Probe:
+async def choose(backend: str = "auto", min_level: int | None = None, *, allow_weak: bool = False) -> Probe:
     """The backend to use: the named one, or the first that works here.
 
+    `min_level` None is 2; or 1 for a backend of level 1 that is named and has both consents.
+
     Raises:
-        SandboxTooWeakError: none reaches `min_level`; says what each lacks and the mend.
+        SandboxTooWeakError: none reaches `min_level`, or one of level 1 lacks a consent; says what is
+            missing and the mend.
+        ValueError: no such backend or level.
     """
-    if min_level not in (1, 2, 3, 4):
+    if min_level not in (None, 1, 2, 3, 4):
         raise ValueError(f"min_level is {min_level!r}; expected 1, 2, 3 or 4 (see envs/sandbox/base.py)")
-    names = AUTOMATIC if backend == "auto" else (backend,)
-    weak = backend == "rlimits"
-    if weak and not (allow_weak and os.environ.get(ALLOW_WEAK) == "1"):
-        raise SandboxTooWeakError(
-            "backend 'rlimits' is level 1, limits and deadlines only: it is no security boundary, and what "
-            "runs in it can do what you can. It needs two consents: allow_weak=True (--allow-weak) and "
-            f"{ALLOW_WEAK}=1 in the environment"
-        )
-    if weak:
-        _warn_once()
-        min_level = min(min_level, 1)
     found = []
-    for name in names:
+    for name in AUTOMATIC if backend == "auto" else (backend,):
         level = backend_named(name).level
-        probe = (
-            await probed(name)
-            if level >= min_level
-            else Probe(
-                backend=name,
-                level=level,
-                missing=f"level {min_level}: it is level {level}",
-                mend=_stronger(min_level),
+        if level < WEAK:
+            _require_consent(name, level, allow_weak)
+        wanted = min(level, WEAK) if min_level is None else min_level
+        # What it says of itself first: a weaker one is not even tried.
+        probe = await probed(name) if level >= wanted else Probe(backend=name, level=level)
+        if probe.missing:
+            found.append(f"{name}: missing {probe.missing}; {probe.mend}")
+        elif min(level, probe.level) < wanted:
+            found.append(
+                f"{name}: missing level {wanted}: it is level {min(level, probe.level)}; take a stronger one, "
+                "or ask for less (min_level)"
             )
-        )
-        if not probe.missing:
+        else:
             return probe
-        found.append(probe)
-    lines = [f"  {probe.backend}: missing {probe.missing}; {probe.mend}" for probe in found]
+    lines = "\n  ".join(found)
+    asked = "any backend" if backend == "auto" else f"backend {backend!r}"
+    level = min_level or WEAK
     raise SandboxTooWeakError(
-        f"this machine has no sandbox of level {min_level} or more "
-        f"({'any' if backend == 'auto' else backend!r} was asked for):\n" + "\n".join(lines)
+        f"this machine has no sandbox of level {level} or more ({asked} was asked for):\n  {lines}"
     )
 
 
-def _stronger(min_level: int) -> str:
-    return f"name a backend of level {min_level}, or ask for a lower min_level"
+def _require_consent(name: str, level: int, allow_weak: bool) -> None:
+    if not (allow_weak and os.environ.get(ALLOW_WEAK) == "1"):
+        raise SandboxTooWeakError(
+            f"backend {name!r} is level {level}, limits and deadlines only: it is no security boundary, and "
+            "what runs in it can do what you can. It needs two consents: allow_weak=True (--allow-weak, "
+            f"--allow-weak-sandbox) and {ALLOW_WEAK}=1 in the environment"
+        )
+    _warn_once(name, level)
 
 
 @cache
-def _warn_once() -> None:
-    line = "WARNING: sandbox rlimits (level 1) is NO SECURITY BOUNDARY: programs in it can do what you can"
+def _warn_once(name: str, level: int) -> None:
+    line = (
+        f"WARNING: sandbox {name} (level {level}) is NO SECURITY BOUNDARY: programs in it can do what you can"
+    )
     print(f"\033[1;31m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr)
 
 

@@ -10,7 +10,7 @@ class SandboxPolicy:
     """`backend` by name or auto, the least level, and one half of the consent to level 1."""
 
     backend: str = "auto"
-    min_level: int = 2
+    min_level: int | None = None  # 2, or 1 where that was consented to (choosing.py)
     allow_weak: bool = False
 
 

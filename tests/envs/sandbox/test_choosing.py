@@ -102,6 +102,44 @@ async def test_with_two_consents_level_1_says_loudly_what_it_is(
     assert "NO SECURITY BOUNDARY" in capfd.readouterr().err
 
 
+async def test_consent_to_level_1_is_none_to_less_than_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ALLOW_WEAK, "1")
+    for level in (2, 3):
+        with pytest.raises(SandboxTooWeakError, match=f"missing level {level}: it is level 1"):
+            await choose("rlimits", level, allow_weak=True)
+
+
+class Claims:
+    """A backend that a package might register: what it says of itself, and what its probe finds."""
+
+    def __init__(self, level: int, found: int) -> None:
+        self.name, self.level, self.found = "claims", level, found
+
+    async def probe(self) -> Probe:
+        return Probe(backend=self.name, level=self.found)
+
+    async def open(self, limits, files, seed) -> Sandbox:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("backend", "min_level", "words"),
+    [
+        (Claims(level=4, found=2), 4, "missing level 4: it is level 2"),
+        (Claims(level=3, found=1), None, "missing level 2: it is level 1"),
+        (Claims(level=1, found=1), 1, "two consents"),
+        (Claims(level=1, found=4), 2, "two consents"),
+    ],
+)
+async def test_a_registered_backend_is_held_to_its_level_and_to_what_its_probe_found(
+    backend: Claims, min_level: int | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "backend_named", lambda name: backend)
+    monkeypatch.setattr(choosing, "_probes", {})
+    with pytest.raises(SandboxTooWeakError, match=words):
+        await choose("claims", min_level)
+
+
 async def test_level_1_is_never_taken_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ALLOW_WEAK, "1")
     assert (await choose("auto", 1, allow_weak=True)).level > 1
