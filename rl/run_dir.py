@@ -31,11 +31,12 @@ class RunState:
     """Where the run stands after a finished step: the driver's part of a checkpoint.
 
     `next_task_index` is the task stream's cursor; `policy_version` is what the engines serve;
-    `success_before` is (solved, tasks) of the starting policy; `objective` and `gates` are what these learned
-    from the steps before; `record_is_full` says that trajectories are no longer recorded; `tracker_ids` is
-    what trackers.json held; `file_bytes` is the length of every JSON-lines file, by name; `monitor` is what
-    the monitor of reward hacking compares; `sandbox` says where model-written code ran. Everything random in the driver and the engines is derived from
-    the configuration's seed and these counters.
+    `success_before` is (solved, tasks) of the starting policy; `objective` and `gates` are what these
+    learned from the steps before; `record_is_full` says that trajectories are no longer recorded;
+    `tracker_ids` is what trackers.json held; `file_bytes` is the length of every JSON-lines file, by name;
+    `monitor` is what the monitor of reward hacking compares; `sandbox` says where model-written code ran.
+    Everything random in the driver and the engines is derived from the configuration's seed and these
+    counters.
     """
 
     step: int = 0

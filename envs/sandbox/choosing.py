@@ -174,8 +174,8 @@ async def choose(backend: str = "auto", min_level: int | None = None, *, allow_w
             found.append(f"{name}: missing {probe.missing}; {probe.mend}")
         elif min(level, probe.level) < wanted:
             found.append(
-                f"{name}: missing level {wanted}: it is level {min(level, probe.level)}; take a stronger one, "
-                "or ask for less (min_level)"
+                f"{name}: missing level {wanted}: it is level {min(level, probe.level)}; take a stronger "
+                "one, or ask for less (min_level)"
             )
         else:
             return probe
