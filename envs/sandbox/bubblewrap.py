@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 from envs.sandbox import namespaces, syscalls
 from envs.sandbox.places import SYSTEM
 
-PROGRAM = shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin") or ""
+_PATHS = ("/usr/bin/bwrap", "/bin/bwrap", "/usr/local/bin/bwrap")
+PROGRAM = next((path for path in _PATHS if os.access(path, os.X_OK)), "")
 _CODE = "/opt/whetstone"
 _HOME, _TEMP = "/box/work", "/box/tmp"
 _START = (
@@ -60,9 +59,9 @@ def _arguments(setup: dict[str, Any], limits: dict[str, Any]) -> list[str]:
             words += ["--perms", "0555", "--size", "4096", "--tmpfs", path, "--remount-ro", path]
         else:
             words += ["--ro-bind", "/dev/null", path]
-    here = Path(__file__).parent
-    words += ["--ro-bind", str(here), f"{_CODE}/envs/sandbox"]
-    words += ["--ro-bind", str(here.parent / "__init__.py"), f"{_CODE}/envs/__init__.py"]
+    here = os.path.dirname(os.path.abspath(__file__))
+    words += ["--ro-bind", here, f"{_CODE}/envs/sandbox"]
+    words += ["--ro-bind", f"{os.path.dirname(here)}/__init__.py", f"{_CODE}/envs/__init__.py"]
     words += ["--proc", "/proc", "--dir", "/dev"]
     for name in namespaces.DEVICES:
         words += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]

@@ -6,7 +6,6 @@ the host speaks to it. It outlives a call, which it ends at its deadline.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import json
 import math
@@ -18,10 +17,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from envs.sandbox import child
+from envs.sandbox.descriptors import make_places, put_in_place
 from envs.sandbox.syscalls import (
     PR_SET_DUMPABLE,
     PR_SET_PDEATHSIG,
@@ -31,6 +32,12 @@ from envs.sandbox.syscalls import (
     prctl,
     set_limit,
 )
+
+IDLE_S = 1.0
+"""Without a call for so long, the process that waits for the next one is let go."""
+
+ATTEMPTS = 3
+"""A process that waits for its call may be gone when that comes: another one then takes it."""
 
 MAX_MESSAGE = 192 * 1024
 """Bytes of one message: below the socket's buffer."""
@@ -73,18 +80,63 @@ def serve(host: socket.socket, room: Room) -> None:
     gc.freeze()
     gc.disable()
     host.send(json.dumps({"op": "ready"}).encode())
+    spare: Spare | None = None
     while True:
+        spare = spare or prepare(host, room, fault)
+        if not select.select([host], [], [], IDLE_S)[0]:  # an idle process holds memory
+            os.kill(spare.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, spare.pid, os.WEXITED | os.WNOWAIT)
+            select.select([host], [], [])
         message, descriptors = receive(host)
         if message is None:
             return
         if message["op"] == "run":
             fault[0] = 0
-            done = _run(host, message, descriptors, room, fault)
+            done = _run(host, message, descriptors, room, fault, spare)
+            spare = None
             if done is None:
                 return
             host.send(json.dumps(done).encode())
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+@dataclass(slots=True)
+class Spare:
+    """The process of the next call, forked while there is time: it waits for what to run."""
+
+    pid: int
+    link: socket.socket
+    begun: int  # what is said here cannot be taken back: that the program had its turn
+
+    def take(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
+        """Give it its call. Where it is gone, the call ends without having begun."""
+        with suppress(OSError):
+            socket.send_fds(self.link, [json.dumps(message).encode()], descriptors)
+
+    def has_begun(self) -> bool:
+        return select.select([self.begun], [], [], 0)[0] != [] and os.read(self.begun, 1) != b""
+
+    def forget(self) -> None:
+        self.link.close()
+        os.close(self.begun)
+
+
+def prepare(host: socket.socket, room: Room, fault: mmap.mmap) -> Spare:
+    """A process that has done all that comes before a call is known."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    begun, begins = os.pipe()
+    pid = clone(0)  # not os.fork(): its hooks cost more than the call, and seed `random` anew
+    if pid == 0:
+        try:
+            host.close()
+            ours.close()
+            _become_call(theirs, begins, room, fault)
+        finally:
+            _leave(child.NOT_STARTED)  # whatever the program did to its own interpreter
+    theirs.close()
+    os.close(begins)
+    return Spare(pid, ours, begun)
 
 
 def receive(sock: socket.socket) -> tuple[Any, list[int]]:
@@ -97,47 +149,31 @@ def receive(sock: socket.socket) -> tuple[Any, list[int]]:
 
 
 def _run(
-    host: socket.socket, message: dict[str, Any], descriptors: list[int], room: Room, fault: mmap.mmap
+    host: socket.socket,
+    message: dict[str, Any],
+    descriptors: list[int],
+    room: Room,
+    fault: mmap.mmap,
+    spare: Spare,
 ) -> dict[str, Any] | None:
     """One call to its end; None when the host hung up meanwhile."""
     started = time.monotonic()
     deadline = started + message["wall_s"]
-    begun, begins = os.pipe()  # what is said here cannot be taken back: that the program had its turn
-    pid = clone(0)  # not os.fork(): its hooks cost more than the call, and seed `random` anew
-    if pid == 0:
-        try:
-            _become_call(message, [*descriptors, begins], room, fault)
-        finally:
-            _leave(child.NOT_STARTED)  # whatever the program did to its own interpreter
-    os.close(begins)
+    left = ATTEMPTS
+    while True:
+        left -= 1
+        spare.take(message, descriptors)
+        is_late, is_told, has_gone = _await_end(host, spare.pid, deadline)
+        room.kill_all()
+        status, cpu_s, peak_kb = _reap(spare.pid, room.kill_all)
+        has_begun = spare.has_begun()
+        spare.forget()
+        if has_begun or is_late or is_told or has_gone or not left:
+            break
+        spare = prepare(host, room, fault)  # the other was gone before its call came
     for descriptor in descriptors:
         os.close(descriptor)
     descriptors.clear()
-    ended = os.pidfd_open(pid)
-    is_late = has_gone = False
-    try:
-        poll = select.poll()
-        poll.register(ended, select.POLLIN)
-        poll.register(host, select.POLLIN)
-        while not is_late and not has_gone:
-            left = deadline - time.monotonic()
-            events = poll.poll(max(0.0, min(left, 0.2)) * 1000)
-            if any(descriptor == ended for descriptor, _ in events):
-                break
-            if events:  # a word of the host in mid-call is the word to end it, or its end
-                order, more = receive(host)
-                for descriptor in more:
-                    os.close(descriptor)
-                has_gone = order is None
-                break
-            is_late = left <= 0
-            _reap_strays(pid)
-    finally:
-        os.close(ended)
-    room.kill_all()
-    status, cpu_s, peak_kb = _reap(pid, room.kill_all)
-    has_begun = os.read(begun, 1) != b""
-    os.close(begun)
     if has_gone:
         return None
     return {
@@ -150,6 +186,33 @@ def _run(
         "cpu_s": cpu_s,
         "peak_kb": peak_kb,
     }
+
+
+def _await_end(host: socket.socket, pid: int, deadline: float) -> tuple[bool, bool, bool]:
+    """Wait for a call's end: whether it is late instead, was told to end, the host is gone.
+
+    A word of the host in mid-call is the word to end it, or the host's own end.
+    """
+    ended = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.register(host, select.POLLIN)
+        while True:
+            left = deadline - time.monotonic()
+            events = poll.poll(max(0.0, min(left, 0.2)) * 1000)
+            if any(descriptor == ended for descriptor, _ in events):
+                return False, False, False
+            if events:
+                order, more = receive(host)
+                for descriptor in more:
+                    os.close(descriptor)
+                return False, True, order is None
+            if left <= 0:
+                return True, False, False
+            _reap_strays(pid)
+    finally:
+        os.close(ended)
 
 
 def _reap_strays(call: int) -> None:
@@ -180,37 +243,30 @@ def _reap(call: int, kill_all: Callable[[], None]) -> tuple[int, float, int]:
             outcome = (status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
 
 
-def _become_call(
-    message: dict[str, Any], descriptors: Sequence[int], room: Room, fault: mmap.mmap
-) -> NoReturn:
-    """In the forked process: descriptors, limits, and then the program."""
+def _become_call(link: socket.socket, begins: int, room: Room, fault: mmap.mmap) -> NoReturn:
+    """In the forked process: limits, then the message, its descriptors, and the program."""
     try:
         os.setsid()
         if room.call_ruleset >= 0:
             landlock_restrict(room.call_ruleset)
         if room.call_filter:
             install_seccomp(room.call_filter)
-        _arrange([*message["fds"], child.BEGINS], descriptors)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         set_limit(resource.RLIMIT_CPU, max(1, math.ceil(room.cpu_s)), spare=1)  # first a signal that says why
         if room.dies_with_parent:
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         prctl(PR_SET_DUMPABLE, 1)  # it may look at itself
+        link = make_places(link, begins)
+        message, descriptors = receive(link)
+        if message is None:
+            _leave(child.NOT_STARTED)
+        link.close()
+        put_in_place(message["fds"], descriptors)
         gc.enable()
         child.run(message, room, fault)
     except BaseException as error:
         os.write(2, f"sandbox: {type(error).__name__}: {error}\n".encode())
     _leave(child.NOT_STARTED)
-
-
-def _arrange(places: Sequence[int], descriptors: Sequence[int]) -> None:
-    """Put each descriptor at its place (0 to 5; 0 to 2 lead nowhere as it is), and close the rest."""
-    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16) for descriptor in descriptors]
-    for place, descriptor in zip(places, moved, strict=True):
-        os.dup2(descriptor, place)
-    for place in {child.RESULT, child.PAYLOAD}.difference(places):
-        os.closerange(place, place + 1)
-    os.closerange(child.BEGINS + 1, 1 << 30)
 
 
 def limit_processes(room: Room) -> None:

@@ -36,6 +36,7 @@ class Box:
     host: socket.socket  # the end that its first process answers on: for what only the launcher knows
     request: dict[str, Any]
     hold: boxes.Hold
+    seen: tuple[int, int] = (0, 0)  # the one process of the last look, and the CPU time that it had used
 
     def tell(self, **event: Any) -> None:
         with suppress(OSError):  # nobody listens any more
@@ -143,8 +144,13 @@ class Launcher:
         first = box.pid
         if box.hold.is_wrapped:
             first = next(usage.descendants(first), first)
-        if not (running := usage.children(first)):
+        running = list(usage.descendants(first))
+        if not running:
             return
+        seen = (running[0], usage.cpu_ticks(running[0]))
+        if len(running) == 1 and seen == box.seen:
+            return  # one process that has done nothing since: most wait for their next call
+        box.seen = seen
         limits = box.request["limits"]
         if excess := usage.excess(first, limits, box.hold.folder, counts_processes=box.hold.shares_pids):
             # Told before it is done, so that the host knows why; the first process ends what these started.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import site
 import sys
-from pathlib import Path
 
 SYSTEM = (
     "/usr",
@@ -18,7 +17,7 @@ SYSTEM = (
     "/etc/alternatives",
     "/etc/ld.so.cache",
 )
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 """What our packages lie in: the project, or an environment's site-packages."""
 
 OUR_PACKAGES = ("envs", "rewards", "rollout", "rl", "recipes")
@@ -43,7 +42,7 @@ def hidden_places() -> list[str]:
     readable, packages = readable_places(), package_places()
     installed = [f"{folder}/{name}" for folder in packages for name in OUR_PACKAGES]
     own = []
-    if str(ROOT) not in packages and any(is_below(str(ROOT), place) for place in (*SYSTEM, *readable)):
+    if ROOT not in packages and any(is_below(ROOT, place) for place in (*SYSTEM, *readable)):
         own = [f"{ROOT}/{name}" for name in sorted(os.listdir(ROOT))]
     return [
         path

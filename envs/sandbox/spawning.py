@@ -125,7 +125,7 @@ def _setup(backend: str) -> dict[str, Any]:
     # The last part of the interpreter's path may be a link, which an environment stands by.
     folder, name = os.path.split(sys.executable)
     return {
-        "root": str(places.ROOT),
+        "root": places.ROOT,
         "backend": backend,
         "executable": f"{os.path.realpath(folder)}/{name}",
         "readable": places.readable_places(),

@@ -14,7 +14,7 @@ import sys
 from functools import cache
 
 from envs.sandbox.boxes import is_open_to_all
-from envs.sandbox.spawning import readable_places
+from envs.sandbox.places import readable_places
 
 UID = 12345
 

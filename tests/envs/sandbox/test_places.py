@@ -46,12 +46,12 @@ def test_installed_packages_of_ours_are_hidden_and_an_interpreter_never_is(tmp_p
     code = "\n".join(
         [
             "import sys",
-            f"sys.path.insert(0, {str(places.ROOT)!r})",
+            f"sys.path.insert(0, {places.ROOT!r})",
             "from pathlib import Path",
             "from envs.sandbox import places",
             "packages = places.package_places()[0]",
             f"root = Path({str(tmp_path)!r})",
-            "places.ROOT = root",
+            "places.ROOT = str(root)",
             "places.package_places = lambda: [str(root)]",
             "print(places.hidden_places())",
             "places.package_places = lambda: [packages]",
