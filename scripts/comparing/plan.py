@@ -15,7 +15,8 @@ from scripts.comparing.names import Arm, Changes, CompareError, Setting, as_opti
 FIRST_TUNING_SEED = 1000
 """Tuning runs on other seeds than those that are reported: other tasks, other starting policies."""
 
-PLACE = frozenset({"run_dir"})
+PLACE = frozenset({"run_dir", "reward_workers"})
+"""Where a run writes, and how many processes score: neither decides a number."""
 BY_SETTING = frozenset({"env", "level"})
 BY_SEED = frozenset({"seed", "model"})
 """The small starting policy is made of environment and seed; a model that is given is the same everywhere."""

@@ -23,6 +23,7 @@ from rl.run_dir import RunDir
 from rl.screens import step_line
 from rollout.agent import run_group
 from rollout.limits import Limits
+from rollout.retry import RetryPolicy
 from rollout.trajectory import Trajectory, TrajectoryError
 from tests.made_trajectories import group, trajectory
 from tests.rl.test_gradients import gradient, moved_learner, weighed
@@ -145,6 +146,7 @@ async def test_a_reward_of_groups_is_asked_once_for_the_members_whose_world_held
         request_seed=lambda member, turn: member,
         limits=Limits(max_wall_s=20),
         context_length=1024,
+        retry=RetryPolicy(max_attempts=1),
         step=9,
     )
     assert reward.asked == [["7-3-0", "7-3-2"]]
