@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from envs.deadline import in_thread, paused
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxFileError
 from envs.sandbox.child import PAYLOAD, RESULT
 from envs.sandbox.inside import MAX_MESSAGE
+from envs.sandbox.outcomes import cause_of, status_of
 from envs.sandbox.pump import Pump, memory_file, text_of
 from envs.sandbox.slots import slot
 from envs.sandbox.spawning import START_S, Launcher
@@ -45,19 +46,11 @@ class Box(Sandbox):
         bounds = {name: getattr(self.limits, name) for name in ("mem_mb", "procs", "disk_mb", "files")}
         request = {"limits": {**bounds, "cpu_s": self.limits.cpu_bound_s}, "seed": self._seed}
         async with slot():
-            self._number, self._socket = self._launcher.open(request)
-            self._socket.setblocking(False)
-            try:
-                async with asyncio.timeout(START_S):
-                    answer = await self._next_message()
-            except BaseException as error:
-                self._abandon()
-                if not isinstance(error, TimeoutError):
-                    raise
-                raise SandboxError(f"sandbox {self.backend} did not start within {START_S:g} s") from None
+            with paused():
+                answer = await self._begun(request)
         if answer["op"] != "ready":
             await self.close()
-            problem = "; ".join(filter(None, [_cause(answer), self._launcher.last_words()]))
+            problem = "; ".join(filter(None, [cause_of(answer), self._launcher.last_words()]))
             raise SandboxError(f"sandbox {self.backend} did not start: {problem}")
         if files:
             try:
@@ -65,6 +58,21 @@ class Box(Sandbox):
             except BaseException:
                 self._abandon()
                 raise
+
+    async def _begun(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the sandbox says first."""
+        if not self._launcher.is_running:
+            await in_thread(self._launcher.start)
+        self._number, self._socket = self._launcher.open(request)
+        self._socket.setblocking(False)
+        try:
+            async with asyncio.timeout(START_S):
+                return await self._next_message()
+        except BaseException as error:
+            self._abandon()
+            if not isinstance(error, TimeoutError):
+                raise
+            raise SandboxError(f"sandbox {self.backend} did not start within {START_S:g} s") from None
 
     async def python(
         self, code: str, *, stdin: bytes = b"", wall_s: float | None = None, max_result_bytes: int = 0
@@ -227,7 +235,9 @@ class Box(Sandbox):
                         case "event":
                             self._events.add(message["what"])
                         case _:
-                            raise SandboxError(f"sandbox {self.backend} ended in mid-call: {_cause(message)}")
+                            raise SandboxError(
+                                f"sandbox {self.backend} ended in mid-call: {cause_of(message)}"
+                            )
         except TimeoutError:
             self._launcher.end(self._number)
             raise SandboxError(
@@ -250,7 +260,7 @@ class Box(Sandbox):
         out, errors, *rest = outputs
         result = rest[0][0] if has_result and not rest[0][1] else None
         return ExecResult(
-            status=self._status(done, code, number),
+            status=status_of(done, self._events, self.limits.cpu_bound_s),
             exit_code=code,
             signal=number,
             stdout="" if is_binary else text_of(out[0]),
@@ -263,32 +273,7 @@ class Box(Sandbox):
             level=self.level,
         )
 
-    def _status(self, done: dict[str, Any], code: int | None, number: int | None) -> Any:
-        for event in ("oom", "disk_limit", "output_limit"):
-            if event in self._events and number == signal.SIGKILL:
-                return event
-        # SIGXCPU says so; a program that ignores it is killed a second later.
-        has_spent_cpu = number == signal.SIGKILL and done["cpu_s"] >= self.limits.cpu_bound_s
-        if done["timeout"] or number == signal.SIGXCPU or has_spent_cpu:
-            return "timeout"
-        if done["memory"]:
-            return "oom"
-        if number is not None:
-            return "signal"
-        return "nonzero" if code else "ok"
-
 
 def _require_short(path: str) -> None:
     if len(path.encode(errors="surrogatepass")) >= _MAX_PATH:
         raise SandboxFileError(f"a path of {len(path)} characters is too long for a file of a sandbox")
-
-
-def _cause(message: Mapping[str, Any]) -> str:
-    if message["op"] == "failed":
-        return str(message["error"])
-    status = int(message.get("status", 0))
-    return (
-        f"its first process was ended by signal {os.WTERMSIG(status)}"
-        if os.WIFSIGNALED(status)
-        else "it exited"
-    )

@@ -203,7 +203,7 @@ def test_a_task_is_what_its_level_and_seed_say():
 def test_a_program_is_run_once_a_task_and_one_that_ran_out_of_time_again(monkeypatch):
     calls = []
 
-    async def counted(submitted, cases, entry):
+    async def counted(submitted, cases, entry, place):
         calls.append(submitted)
         return await grade_cases(submitted, cases, entry, place=Place(limits=Limits(wall_s=0.5)))
 
