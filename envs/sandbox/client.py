@@ -105,12 +105,13 @@ class Box(Sandbox):
         return await self._call({"kind": "exec", **call}, stdin=stdin, payload=payload, wall_s=wall_s)
 
     async def read_file(self, path: str, *, max_bytes: int = 1 << 20) -> bytes:
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+            raise ValueError(f"max_bytes is {max_bytes!r}; expected a whole number above 0")
         _require_short(path)
         call = {"kind": "read", "path": path, "max_bytes": max_bytes}
         result = await self._call(call, max_output=max_bytes)
-        if result.status != "ok":
+        if result.status != "ok" or result.result is None:
             raise SandboxFileError(f"cannot read {path!r} of the sandbox: {result.stderr or result.status}")
-        assert result.result is not None
         return result.result
 
     async def write_file(self, path: str, data: bytes) -> None:
@@ -153,11 +154,15 @@ class Box(Sandbox):
             self._socket.close()
             self._socket = None
 
+    def _require_open(self) -> socket.socket:
+        if self._socket is None:
+            raise SandboxError("this sandbox is closed")
+        return self._socket
+
     async def _next_message(self) -> dict[str, Any]:
         """What the sandbox, or its launcher, says next; "dead" once both have hung up."""
-        assert self._socket is not None
         try:
-            data = await asyncio.get_running_loop().sock_recv(self._socket, MAX_MESSAGE)
+            data = await asyncio.get_running_loop().sock_recv(self._require_open(), MAX_MESSAGE)
         except (ConnectionResetError, BrokenPipeError):
             data = b""
         return json.loads(data) if data else {"op": "dead", "status": 0}
@@ -177,13 +182,14 @@ class Box(Sandbox):
         if not limit_s > 0:
             raise ValueError(f"wall_s is {wall_s!r}; expected seconds above 0")
         async with self._busy, slot():
-            if self._socket is None:
-                raise SandboxError("this sandbox is closed")
+            self._require_open()
             try:
                 return await self._run(call, stdin, payload, limit_s, max_result, max_output)
             except asyncio.CancelledError:
                 self._abandon()
                 raise
+            except OSError as error:  # of this process: no descriptor is left, for instance
+                raise SandboxError(f"a call in sandbox {self.backend} could not be made: {error}") from error
 
     async def _run(
         self,
@@ -194,7 +200,7 @@ class Box(Sandbox):
         max_result: int,
         max_output: int,
     ) -> ExecResult:
-        assert self._socket is not None
+        host = self._require_open()
         kept = self.limits.output_kb << 10
         self._events.clear()
         with contextlib.ExitStack() as open_files:
@@ -209,7 +215,7 @@ class Box(Sandbox):
             message = {**call, "op": "run", "wall_s": limit_s, "fds": list(places)}
             started = time.monotonic()
             try:
-                socket.send_fds(self._socket, [json.dumps(message).encode()], list(places.values()))
+                socket.send_fds(host, [json.dumps(message).encode()], list(places.values()))
             except OSError as error:
                 raise SandboxError(f"sandbox {self.backend} has ended: {error}") from error
             pump.close_writers()
