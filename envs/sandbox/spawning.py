@@ -110,6 +110,9 @@ class Launcher:
         """Its socket; starts it where it does not run."""
         if self._socket is not None and self.is_running:
             return self._socket
+        if self._socket is not None:  # of one that has ended
+            self._socket.close()
+            self._socket = None
         try:
             self._socket, self.pid = self._started()
         except OSError as error:
