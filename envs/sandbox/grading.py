@@ -51,6 +51,7 @@ class Place:
     """Where cases run: the limits of each, and what `Sandbox.open` takes (None: the process's own policy).
 
     `total_s` bounds what the cases of one solution run together: the sum, waiting for a slot not counted.
+    `seed` is that of Python's `random` in every case: an episode's own, where there is one.
     """
 
     limits: Limits = GRADING_LIMITS
@@ -58,12 +59,17 @@ class Place:
     backend: str | None = None
     min_level: int | None = None
     allow_weak: bool | None = None
+    seed: int = 0
 
     async def run(self, solution: str, entry: str, args: list[Any]) -> ExecResult:
         """One call of `entry` of `solution`, in a new sandbox."""
         request = json.dumps({"solution": solution, "entry": entry, "args": args}).encode()
         opening = Sandbox.open(
-            self.limits, backend=self.backend, min_level=self.min_level, allow_weak=self.allow_weak
+            self.limits,
+            backend=self.backend,
+            min_level=self.min_level,
+            allow_weak=self.allow_weak,
+            seed=self.seed,
         )
         async with opening as box:
             called = await box.python(_INSIDE, stdin=request, max_result_bytes=MAX_RESULT_BYTES)

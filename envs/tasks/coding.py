@@ -52,7 +52,8 @@ class CodingEnv(ToolEnv):
         """Run a Python program and see what it prints. Files stay from one run to the next."""
         if not level_of(self.task.level).has_run:
             raise ToolError("run is off at this level")
-        box = self._box = self._box or await Sandbox.open(RUN_LIMITS)  # not in setup: most never need one
+        # Not in setup: most never need one.
+        box = self._box = self._box or await Sandbox.open(RUN_LIMITS, seed=self.task.seed or 0)
         result = await box.python(program)
         if result.status == "sandbox_error":
             raise SandboxError(f"{self.task.id}: {result.stderr[-500:]}")
@@ -102,7 +103,9 @@ async def _passed(task: Task, submitted: str) -> tuple[bool, ...]:
     if place in _known:
         _known.move_to_end(place)
         return _known[place]
-    results = await grade_cases(submitted, make_cases(hidden_tests(task)), "f", place=GRADED_IN)
+    results = await grade_cases(
+        submitted, make_cases(hidden_tests(task)), "f", place=replace(GRADED_IN, seed=task.seed or 0)
+    )
     passed = tuple(result.passed for result in results)
     if not any(result.reason in _OF_THE_CLOCK for result in results):
         _known[place] = passed
