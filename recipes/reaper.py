@@ -1,8 +1,9 @@
 """Removes what a run leaves, however it ends: `python -I -S reaper.py FOLDER`, a process of its own.
 
 Its standard input is a pipe; its other end is held by the run's driver, which has gone when that closes,
-killed or not. Then every process that has a file of FOLDER open, or in its command line, gets GRACE_S to end
-or is killed, and the folder is removed. Standard library only; recipes/leftovers.py starts it.
+killed or not. Then every process whose folder of temporary files is FOLDER, or that works or has a file open
+in it, gets GRACE_S to end or is killed, and the folder is removed. Who merely names it is a bystander.
+Standard library only, and envs/sandbox/usage.py, which is that too; recipes/leftovers.py starts it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 GRACE_S = 5.0
 """For processes that see themselves that the driver has gone."""
@@ -26,25 +28,31 @@ KEEP = b"keep"
 
 
 def users_of(folder: str) -> Iterator[int]:
-    """Processes that have a file of `folder` open, work in it, or name it in their command line."""
+    """Processes that have `folder` as their TMPDIR, have a file of it open, or work in it."""
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid() and _uses(f"/proc/{name}", folder):
             yield int(name)
 
 
 def _uses(process: str, folder: str) -> bool:
-    with suppress(OSError), open(f"{process}/cmdline", "rb") as file:
-        if folder.encode() in file.read():
+    with suppress(OSError), open(f"{process}/environ", "rb") as file:
+        if f"TMPDIR={folder}".encode() in file.read().split(b"\0"):
             return True
     with suppress(OSError):
-        if os.readlink(f"{process}/cwd").startswith(folder):
+        if _is_in(os.readlink(f"{process}/cwd"), folder):
             return True
     with suppress(OSError):
         for descriptor in os.listdir(f"{process}/fd"):
             with suppress(OSError):
-                if os.readlink(f"{process}/fd/{descriptor}").startswith(folder):
+                if _is_in(os.readlink(f"{process}/fd/{descriptor}"), folder):
                     return True
     return False
+
+
+def _is_in(path: str, folder: str) -> bool:
+    """Whether a path, as the kernel tells it, is the folder or in it: another's name may begin the same."""
+    folder = os.path.realpath(folder)
+    return path == folder or path.startswith(f"{folder}/")
 
 
 def end_users(folder: str, *, grace_s: float = GRACE_S, deadline_s: float = DEADLINE_S) -> None:
@@ -58,13 +66,27 @@ def end_users(folder: str, *, grace_s: float = GRACE_S, deadline_s: float = DEAD
         time.sleep(0.1)
 
 
+def remove(folder: str, *, deadline_s: float = DEADLINE_S) -> None:
+    """Remove `folder`, whatever programs made in it: any depth, any permission."""
+    from envs.sandbox.usage import remove_folder  # of the project, which is on the path from `main` on
+
+    end = time.monotonic() + deadline_s
+    while os.path.exists(folder) and time.monotonic() < end:
+        try:
+            remove_folder(folder)
+        except OSError:  # something in it went, or came, at the same time
+            time.sleep(0.1)
+    shutil.rmtree(folder, ignore_errors=True)  # what can be removed, where not all can
+
+
 def main(folder: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it goes when the driver has gone
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
     words = sys.stdin.buffer.read()
     end_users(folder)
     if KEEP not in words:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
 if __name__ == "__main__":

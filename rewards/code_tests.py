@@ -62,5 +62,6 @@ async def code_tests(episode: Episode) -> Score:
     wanted = episode.task.metadata
     if missing := [name for name in ("tests", "entry") if name not in wanted]:
         raise ValueError(f"task {episode.task.id}: metadata lacks {' and '.join(missing)}, which grade code")
-    share = await grade_async(code_in(episode.answer), wanted["tests"], wanted["entry"])
+    place = Place(seed=episode.task.seed or 0)
+    share = await grade_async(code_in(episode.answer), wanted["tests"], wanted["entry"], place=place)
     return Score(value=share, success=float(share == 1.0), parts={"tests": share})

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from envs.base import EngineRequestError, Env, WorldError
-from envs.deadline import DeadlineError, within
+from envs.deadline import Deadline, DeadlineError, within
 from envs.episode import Episode, Score
 from envs.messages import Message, StepResult, StopReason, Task
 from envs.policy import NO_FILTERS, Completion, Policy, SamplingFilters, SamplingParams
@@ -266,8 +266,11 @@ class _Log:
 
 
 async def _until(wall_s: float, react: Awaitable[StopReason], log: _Log) -> StopReason:
-    """The stop reason of `react`, which is cancelled after `wall_s` seconds."""
-    deadline = asyncio.timeout(wall_s)
+    """The stop reason of `react`, which is cancelled after `wall_s` seconds.
+
+    Waits for the sandboxes of others do not count (envs.deadline.paused).
+    """
+    deadline = Deadline(wall_s)
     try:
         async with deadline:
             return await react

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from envs.base import Env, WorldError
-from envs.deadline import DeadlineError, within
+from envs.deadline import Deadline, DeadlineError, within
 from envs.endpoint import SEED_BITS, ChatEndpoint
 from envs.episode import Episode, Score
 from envs.messages import Message, StopReason, ToolSpec
@@ -75,7 +75,7 @@ class EndpointRollouts:
     async def _member(self, request: GroupRequest, member: int) -> Trajectory:
         log, stop_reason, final_state, error = _Log(), StopReason.ERROR, {}, None
         env = self.definition.make_env()
-        deadline = asyncio.timeout(self.limits.max_wall_s)
+        deadline = Deadline(self.limits.max_wall_s)
         try:
             try:
                 async with deadline:

@@ -16,6 +16,18 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from envs.base import WorldError
+from envs.tools import ToolError
+
+_AT_MOST = {
+    "wall_s": 86_400,
+    "cpu_s": 86_400,
+    "mem_mb": 1 << 20,
+    "procs": 4096,
+    "disk_mb": 1 << 20,
+    "files": 10_000_000,
+    "output_kb": 1 << 20,
+}
+"""What a limit may be: a day, 1 TiB of memory and of disk, 1 GiB of output."""
 
 Status = Literal["ok", "nonzero", "signal", "timeout", "oom", "output_limit", "disk_limit", "sandbox_error"]
 
@@ -28,8 +40,11 @@ class SandboxTooWeakError(ValueError):
     """The machine cannot give the level that was asked for; says what is missing and the mend."""
 
 
-class SandboxFileError(Exception):
-    """A file of the sandbox cannot be read or written as asked: the program's doing, not the world's."""
+class SandboxFileError(ToolError):
+    """A file of the sandbox cannot be read or written as asked: the program's doing, not the world's.
+
+    In a tool its text is the policy's observation.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +56,8 @@ class Limits:
     writes, `output_kb` KiB kept of each of stdout and stderr. `net` "none" is the only network there is.
 
     Raises:
-        ValueError: a limit is not a number above 0 (None, 0 and inf are not "unlimited"), or net is unknown.
+        ValueError: a limit is not a number above 0 (None, 0 and inf are not "unlimited"), is more than a day,
+            1 TiB (mem_mb, disk_mb), 4096 procs, 10 million files or 1 GiB of output, or net is unknown.
     """
 
     wall_s: float = 10.0
@@ -66,6 +82,11 @@ class Limits:
                 raise ValueError(
                     f"Limits.{field.name} is {value!r}; expected more than 0 and less than infinity: no "
                     "limit of a sandbox can be switched off"
+                )
+            if value > _AT_MOST[field.name]:
+                raise ValueError(
+                    f"Limits.{field.name} is {value!r}; expected at most {_AT_MOST[field.name]}: more is no "
+                    "limit"
                 )
         if self.net != "none":
             raise ValueError(f"Limits.net is {self.net!r}; expected 'none', the only network there is")
@@ -162,6 +183,10 @@ class Sandbox(ABC):
 
         With `max_result_bytes` descriptor 3 of the program is a pipe whose content becomes `result`; None
         when it wrote more than that.
+
+        Raises:
+            SandboxError: the world failed, or this sandbox was closed; what the program does is a status.
+            ValueError: `wall_s` is not above 0.
         """
 
     @abstractmethod
@@ -173,7 +198,12 @@ class Sandbox(ABC):
         stdin: bytes = b"",
         wall_s: float | None = None,
     ) -> ExecResult:
-        """Run a program with its arguments; with `sh` a string, by /bin/sh."""
+        """Run a program with its arguments; with `sh` a string, by /bin/sh.
+
+        Raises:
+            SandboxError: the world failed, or this sandbox was closed; what the program does is a status.
+            ValueError: `wall_s` is not above 0, or the command is not words (a string with `sh`).
+        """
 
     @abstractmethod
     async def read_file(self, path: str, *, max_bytes: int = 1 << 20) -> bytes:
@@ -181,20 +211,34 @@ class Sandbox(ABC):
 
         Raises:
             SandboxFileError: there is none, it is something else (a link, a fifo), or it is larger.
+            SandboxError: the world failed, or this sandbox was closed.
+            ValueError: `max_bytes` is no whole number above 0.
         """
 
     @abstractmethod
     async def write_file(self, path: str, data: bytes) -> None:
-        """Write a file inside, parents included. Raises SandboxFileError where that is not possible."""
+        """Write a file inside, parents included.
+
+        Raises:
+            SandboxFileError: that is not possible.
+            SandboxError: the world failed, or this sandbox was closed.
+            ValueError: `path` is no path.
+        """
 
     @abstractmethod
     async def close(self) -> None:
-        """End every process and remove every file of it. Idempotent."""
+        """End every process and remove every file of it; SandboxError: they are still there. Idempotent."""
 
     async def sql(
         self, query: str, *, database: str = "data.db", limits: Mapping[str, Any] | None = None
     ) -> Any:
-        """Rows of one read-only statement on a SQLite file of the sandbox (see envs.sandbox.sql)."""
+        """Rows of one read-only statement on a SQLite file of the sandbox (see envs.sandbox.sql).
+
+        Raises:
+            SqlError: the statement's fault, by kind; a ToolError, so that a tool may let it pass.
+            SandboxError: the world failed, or this sandbox was closed.
+            ValueError: `query` is no str, or a limit is wrong.
+        """
         from envs.sandbox.sql import query_in
 
         return await query_in(self, query, database=database, limits=limits)

@@ -70,7 +70,8 @@ class Factory:
             SandboxTooWeakError: this machine cannot give the level.
             ValueError: `timeout` is not a number above 0.
         """
-        if timeout is not None and (isinstance(timeout, bool) or not timeout > 0):
+        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if timeout is not None and not (is_number and timeout > 0):
             raise ValueError(
                 f"timeout is {timeout!r}; expected seconds above 0, or None for the limits' wall_s"
             )

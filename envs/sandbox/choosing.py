@@ -16,7 +16,15 @@ from typing import Any
 
 from envs.names import unknown_name
 from envs.sandbox import bubblewrap, syscalls
-from envs.sandbox.base import Limits, Probe, Sandbox, SandboxBackend, SandboxError, SandboxTooWeakError
+from envs.sandbox.base import (
+    Limits,
+    Probe,
+    Sandbox,
+    SandboxBackend,
+    SandboxError,
+    SandboxFileError,
+    SandboxTooWeakError,
+)
 from envs.sandbox.boxes import is_open_to_all
 from envs.sandbox.client import Box
 from envs.sandbox.places import readable_places
@@ -53,7 +61,7 @@ class BuiltIn:
                     result = await box.python(f"assert open('in.txt').read() == 'hello'\n{_HELLO}")
                 if not result.is_ok:
                     missing = f"a small program ended with {result.status}: {result.stderr.strip()[-300:]}"
-            except SandboxError as error:
+            except (SandboxError, SandboxFileError, OSError) as error:
                 missing = str(error)
             mend = _MENDS[self.name] if missing else ""
         return Probe(backend=self.name, level=self.level, missing=missing, mend=mend, details=_details())

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from envs.deadline import in_thread, paused
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxFileError
 from envs.sandbox.child import PAYLOAD, RESULT
 from envs.sandbox.inside import MAX_MESSAGE
+from envs.sandbox.outcomes import cause_of, status_of
 from envs.sandbox.pump import Pump, memory_file, text_of
 from envs.sandbox.slots import slot
 from envs.sandbox.spawning import START_S, Launcher
@@ -45,19 +46,11 @@ class Box(Sandbox):
         bounds = {name: getattr(self.limits, name) for name in ("mem_mb", "procs", "disk_mb", "files")}
         request = {"limits": {**bounds, "cpu_s": self.limits.cpu_bound_s}, "seed": self._seed}
         async with slot():
-            self._number, self._socket = self._launcher.open(request)
-            self._socket.setblocking(False)
-            try:
-                async with asyncio.timeout(START_S):
-                    answer = await self._next_message()
-            except BaseException as error:
-                self._abandon()
-                if not isinstance(error, TimeoutError):
-                    raise
-                raise SandboxError(f"sandbox {self.backend} did not start within {START_S:g} s") from None
+            with paused():
+                answer = await self._begun(request)
         if answer["op"] != "ready":
             await self.close()
-            problem = "; ".join(filter(None, [_cause(answer), self._launcher.last_words()]))
+            problem = "; ".join(filter(None, [cause_of(answer), self._launcher.last_words()]))
             raise SandboxError(f"sandbox {self.backend} did not start: {problem}")
         if files:
             try:
@@ -65,6 +58,21 @@ class Box(Sandbox):
             except BaseException:
                 self._abandon()
                 raise
+
+    async def _begun(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the sandbox says first."""
+        if not self._launcher.is_running:
+            await in_thread(self._launcher.start)
+        self._number, self._socket = self._launcher.open(request)
+        self._socket.setblocking(False)
+        try:
+            async with asyncio.timeout(START_S):
+                return await self._next_message()
+        except BaseException as error:
+            self._abandon()
+            if not isinstance(error, TimeoutError):
+                raise
+            raise SandboxError(f"sandbox {self.backend} did not start within {START_S:g} s") from None
 
     async def python(
         self, code: str, *, stdin: bytes = b"", wall_s: float | None = None, max_result_bytes: int = 0
@@ -97,12 +105,13 @@ class Box(Sandbox):
         return await self._call({"kind": "exec", **call}, stdin=stdin, payload=payload, wall_s=wall_s)
 
     async def read_file(self, path: str, *, max_bytes: int = 1 << 20) -> bytes:
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+            raise ValueError(f"max_bytes is {max_bytes!r}; expected a whole number above 0")
         _require_short(path)
         call = {"kind": "read", "path": path, "max_bytes": max_bytes}
         result = await self._call(call, max_output=max_bytes)
-        if result.status != "ok":
+        if result.status != "ok" or result.result is None:
             raise SandboxFileError(f"cannot read {path!r} of the sandbox: {result.stderr or result.status}")
-        assert result.result is not None
         return result.result
 
     async def write_file(self, path: str, data: bytes) -> None:
@@ -145,11 +154,15 @@ class Box(Sandbox):
             self._socket.close()
             self._socket = None
 
+    def _require_open(self) -> socket.socket:
+        if self._socket is None:
+            raise SandboxError("this sandbox is closed")
+        return self._socket
+
     async def _next_message(self) -> dict[str, Any]:
         """What the sandbox, or its launcher, says next; "dead" once both have hung up."""
-        assert self._socket is not None
         try:
-            data = await asyncio.get_running_loop().sock_recv(self._socket, MAX_MESSAGE)
+            data = await asyncio.get_running_loop().sock_recv(self._require_open(), MAX_MESSAGE)
         except (ConnectionResetError, BrokenPipeError):
             data = b""
         return json.loads(data) if data else {"op": "dead", "status": 0}
@@ -169,13 +182,14 @@ class Box(Sandbox):
         if not limit_s > 0:
             raise ValueError(f"wall_s is {wall_s!r}; expected seconds above 0")
         async with self._busy, slot():
-            if self._socket is None:
-                raise SandboxError("this sandbox is closed")
+            self._require_open()
             try:
                 return await self._run(call, stdin, payload, limit_s, max_result, max_output)
             except asyncio.CancelledError:
                 self._abandon()
                 raise
+            except OSError as error:  # of this process: no descriptor is left, for instance
+                raise SandboxError(f"a call in sandbox {self.backend} could not be made: {error}") from error
 
     async def _run(
         self,
@@ -186,7 +200,7 @@ class Box(Sandbox):
         max_result: int,
         max_output: int,
     ) -> ExecResult:
-        assert self._socket is not None
+        host = self._require_open()
         kept = self.limits.output_kb << 10
         self._events.clear()
         with contextlib.ExitStack() as open_files:
@@ -201,7 +215,7 @@ class Box(Sandbox):
             message = {**call, "op": "run", "wall_s": limit_s, "fds": list(places)}
             started = time.monotonic()
             try:
-                socket.send_fds(self._socket, [json.dumps(message).encode()], list(places.values()))
+                socket.send_fds(host, [json.dumps(message).encode()], list(places.values()))
             except OSError as error:
                 raise SandboxError(f"sandbox {self.backend} has ended: {error}") from error
             pump.close_writers()
@@ -227,7 +241,9 @@ class Box(Sandbox):
                         case "event":
                             self._events.add(message["what"])
                         case _:
-                            raise SandboxError(f"sandbox {self.backend} ended in mid-call: {_cause(message)}")
+                            raise SandboxError(
+                                f"sandbox {self.backend} ended in mid-call: {cause_of(message)}"
+                            )
         except TimeoutError:
             self._launcher.end(self._number)
             raise SandboxError(
@@ -250,7 +266,7 @@ class Box(Sandbox):
         out, errors, *rest = outputs
         result = rest[0][0] if has_result and not rest[0][1] else None
         return ExecResult(
-            status=self._status(done, code, number),
+            status=status_of(done, self._events, self.limits.cpu_bound_s),
             exit_code=code,
             signal=number,
             stdout="" if is_binary else text_of(out[0]),
@@ -263,32 +279,7 @@ class Box(Sandbox):
             level=self.level,
         )
 
-    def _status(self, done: dict[str, Any], code: int | None, number: int | None) -> Any:
-        for event in ("oom", "disk_limit", "output_limit"):
-            if event in self._events and number == signal.SIGKILL:
-                return event
-        # SIGXCPU says so; a program that ignores it is killed a second later.
-        has_spent_cpu = number == signal.SIGKILL and done["cpu_s"] >= self.limits.cpu_bound_s
-        if done["timeout"] or number == signal.SIGXCPU or has_spent_cpu:
-            return "timeout"
-        if done["memory"]:
-            return "oom"
-        if number is not None:
-            return "signal"
-        return "nonzero" if code else "ok"
-
 
 def _require_short(path: str) -> None:
     if len(path.encode(errors="surrogatepass")) >= _MAX_PATH:
         raise SandboxFileError(f"a path of {len(path)} characters is too long for a file of a sandbox")
-
-
-def _cause(message: Mapping[str, Any]) -> str:
-    if message["op"] == "failed":
-        return str(message["error"])
-    status = int(message.get("status", 0))
-    return (
-        f"its first process was ended by signal {os.WTERMSIG(status)}"
-        if os.WIFSIGNALED(status)
-        else "it exited"
-    )

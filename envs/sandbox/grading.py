@@ -12,6 +12,7 @@ import asyncio
 import json
 import keyword
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,12 @@ from typing import Any
 
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError
 from envs.sandbox.grading_inside import plain
+from envs.sandbox.slots import slot
 
+TOTAL_S = 60.0
+"""Seconds that the cases of one solution may run together; what has not begun by then is wrong ("late")."""
+NOT_RUN = "not run after a timeout"
+LATE = "late"
 GRADING_LIMITS = Limits(wall_s=5.0, mem_mb=512, disk_mb=50, output_kb=1)
 """Of one case."""
 MAX_RESULT_BYTES = 1 << 20
@@ -42,18 +48,28 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where cases run: the limits of each, and what `Sandbox.open` takes (None: the process's own policy)."""
+    """Where cases run: the limits of each, and what `Sandbox.open` takes (None: the process's own policy).
+
+    `total_s` bounds what the cases of one solution run together: the sum, waiting for a slot not counted.
+    `seed` is that of Python's `random` in every case: an episode's own, where there is one.
+    """
 
     limits: Limits = GRADING_LIMITS
+    total_s: float = TOTAL_S
     backend: str | None = None
     min_level: int | None = None
     allow_weak: bool | None = None
+    seed: int = 0
 
     async def run(self, solution: str, entry: str, args: list[Any]) -> ExecResult:
         """One call of `entry` of `solution`, in a new sandbox."""
         request = json.dumps({"solution": solution, "entry": entry, "args": args}).encode()
         opening = Sandbox.open(
-            self.limits, backend=self.backend, min_level=self.min_level, allow_weak=self.allow_weak
+            self.limits,
+            backend=self.backend,
+            min_level=self.min_level,
+            allow_weak=self.allow_weak,
+            seed=self.seed,
         )
         async with opening as box:
             called = await box.python(_INSIDE, stdin=request, max_result_bytes=MAX_RESULT_BYTES)
@@ -117,6 +133,9 @@ async def grade_cases(
 ) -> list[CaseResult]:
     """How each case went; `max_parallel` of them at once.
 
+    Once one has run out of its time no other begins, so that a solution that sleeps keeps others waiting
+    for a bounded time; the rest is wrong.
+
     Raises:
         ValueError: `solution` is no str, or `entry` is no name of a function.
         SandboxTooWeakError: the machine cannot give `min_level`.
@@ -129,30 +148,56 @@ async def grade_cases(
     if isinstance(max_parallel, bool) or not isinstance(max_parallel, int) or max_parallel < 1:
         raise ValueError(f"max_parallel is {max_parallel!r}; expected a whole number above 0")
     free = asyncio.Semaphore(max_parallel)
+    graded = _Solution(source=solution, entry=entry, place=place)
 
-    async def graded(case: Case) -> CaseResult:
-        async with free:
-            return await _grade_case(solution, entry, case, place)
+    async def grade(case: Case) -> CaseResult:
+        async with free, slot():
+            return await graded.grade(case)
 
     try:
         async with asyncio.TaskGroup() as group:
-            running = [group.create_task(graded(case)) for case in cases]
+            running = [group.create_task(grade(case)) for case in cases]
     except BaseExceptionGroup as errors:  # the first one cancelled the others
         raise errors.exceptions[0] from None
     return [task.result() for task in running]
 
 
-async def _grade_case(solution: str, entry: str, case: Case, place: Place) -> CaseResult:
-    """One case. A solution that breaks two sandboxes, where a harmless one then runs, is wrong.
+@dataclass(slots=True, kw_only=True)
+class _Solution:
+    """One solution while its cases are run, and what they have come to together."""
 
-    Otherwise breaking the sandbox would be a way not to be scored.
-    """
-    for _ in range(2):
-        try:
-            return _judged(await place.run(solution, entry, case.args), case.expected)
-        except SandboxError:
-            await place.run("def harmless(): return 0", "harmless", [])  # its own error is the world's
-    return CaseResult(passed=False, reason="broke its sandbox, twice")
+    source: str
+    entry: str
+    place: Place
+    spent_s: float = 0.0
+    has_timed_out: bool = False
+
+    async def grade(self, case: Case) -> CaseResult:
+        """One case. A solution that breaks two sandboxes, where a harmless one then runs, is wrong.
+
+        Otherwise breaking the sandbox would be a way not to be scored.
+        """
+        for _ in range(2):
+            if self.has_timed_out or self.spent_s >= self.place.total_s:
+                return CaseResult(passed=False, reason=NOT_RUN if self.has_timed_out else LATE)
+            started = time.monotonic()
+            try:
+                called = await self.place.run(self.source, self.entry, case.args)
+            except SandboxError:
+                self.spent_s += time.monotonic() - started
+                await _require_sound(self.place)
+                continue
+            self.spent_s += called.wall_s
+            self.has_timed_out |= called.status == "timeout"
+            return _judged(called, case.expected)
+        return CaseResult(passed=False, reason="broke its sandbox, twice")
+
+
+async def _require_sound(place: Place) -> None:
+    """Run what any sandbox can. Raises SandboxError: the world cannot."""
+    judged = _judged(await place.run("def harmless(): return 0", "harmless", []), 0)
+    if not judged.passed:
+        raise SandboxError(f"a harmless program did not run either: {judged.reason}")
 
 
 def _judged(called: ExecResult, expected: Any) -> CaseResult:

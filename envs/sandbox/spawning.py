@@ -20,6 +20,9 @@ from envs.sandbox.inside import MAX_MESSAGE
 START_S = 20.0
 """For a launcher, and for a sandbox, to start."""
 
+SEND_S = 5.0
+"""For a launcher to take a message: it looks for them all the time."""
+
 _START = (
     "import json, socket, sys; host = socket.socket(fileno=int(sys.argv[1])); "
     "setup = json.loads(host.recv(1 << 17)); sys.path.insert(0, setup['root']); "
@@ -41,20 +44,39 @@ class Launcher:
         self._number = 0
         os.register_at_fork(after_in_child=self._forget)
 
-    def open(self, request: dict[str, Any]) -> tuple[int, socket.socket]:
-        """Ask for a sandbox: its number, and the socket that it answers on. Blocks for the first start."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, self._lock:
+    @property
+    def is_running(self) -> bool:
+        """Whether `open` need not start it first, which takes a while."""
+        return self._socket is not None and self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Have it running. Blocks, up to START_S; raises SandboxError: it does not start."""
+        with self._lock:
             self._require_running()
-            self._number += 1
-            message = json.dumps({**request, "op": "open", "box": self._number}).encode()
-            assert self._socket is not None
-            try:
-                socket.send_fds(self._socket, [message], [theirs.fileno()])
-            except OSError as error:
-                ours.close()
-                raise SandboxError(f"the sandbox launcher has ended: {error}") from error
-            return self._number, ours
+
+    def open(self, request: dict[str, Any]) -> tuple[int, socket.socket]:
+        """Ask for a sandbox: its number, and the socket that it answers on. Blocks for the first start.
+
+        Raises:
+            SandboxError: the launcher has ended or does not read, or the host is short of something.
+        """
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise SandboxError(f"a sandbox cannot be asked for: {error}") from error
+        try:
+            with theirs, self._lock:
+                launcher = self._require_running()
+                self._number += 1
+                message = json.dumps({**request, "op": "open", "box": self._number}).encode()
+                socket.send_fds(launcher, [message], [theirs.fileno()])
+                return self._number, ours
+        except OSError as error:
+            ours.close()
+            raise SandboxError(f"the sandbox launcher has ended, or does not read: {error}") from error
+        except BaseException:
+            ours.close()
+            raise
 
     def end(self, number: int) -> None:
         """Ask for the end of a sandbox; its socket closes when nothing of it is left."""
@@ -84,39 +106,65 @@ class Launcher:
         self._socket = self._process = None
         self._lock = threading.Lock()
 
-    def _require_running(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as the launcher
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", "-c", _START, str(theirs.fileno())],
-                env={"PYTHONHASHSEED": "0"},  # sets of text in one order, here and in every sandbox
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # a Ctrl-C ends the run; it sees that, and cleans up
-                cwd="/",
-            )
-        ours.send(json.dumps(_setup(self.backend) | self._options).encode())
-        ours.settimeout(START_S)
+    def _require_running(self) -> socket.socket:
+        """Its socket; starts it where it does not run."""
+        if self._socket is not None and self.is_running:
+            return self._socket
+        if self._socket is not None:  # of one that has ended
+            self._socket.close()
+            self._socket = None
         try:
-            answer = ours.recv(MAX_MESSAGE)
-        except OSError:
-            answer = b""
-        ours.settimeout(None)
-        if not answer:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-            raise SandboxError(
-                f"the sandbox launcher did not start: {self.last_words() or 'it said nothing'}"
-            )
-        self._socket, self.pid = ours, json.loads(answer)["pid"]
+            self._socket, self.pid = self._started()
+        except OSError as error:
+            raise SandboxError(f"the sandbox launcher cannot be started: {error}") from error
+        return self._socket
+
+    def _started(self) -> tuple[socket.socket, int]:
+        """A new launcher's socket and process id."""
+        with contextlib.ExitStack() as until_it_runs:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            until_it_runs.enter_context(ours)
+            with theirs:
+                for end in (ours, theirs):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+                self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as the launcher
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-P",
+                        "-s",
+                        "-S",
+                        "-B",
+                        "-X",
+                        "utf8",
+                        "-c",
+                        _START,
+                        str(theirs.fileno()),
+                    ],
+                    env={"PYTHONHASHSEED": "0"},  # sets of text in one order, here and in every sandbox
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,  # a Ctrl-C ends the run; it sees that, and cleans up
+                    cwd="/",
+                )
+            ours.settimeout(START_S)
+            try:
+                ours.send(json.dumps(_setup(self.backend) | self._options).encode())
+                answer = ours.recv(MAX_MESSAGE)
+            except OSError:
+                answer = b""
+            if not answer:
+                self._process.kill()
+                self._process.wait()
+                self._process = None
+                raise SandboxError(
+                    f"the sandbox launcher did not start: {self.last_words() or 'it said nothing'}"
+                )
+            ours.settimeout(SEND_S)
+            until_it_runs.pop_all()
+            return ours, json.loads(answer)["pid"]
 
 
 def _setup(backend: str) -> dict[str, Any]:

@@ -21,17 +21,18 @@ from envs.names import unknown_name
 from envs.sandbox.base import Limits, Opening, Sandbox, SandboxError
 from envs.sandbox.blocking import run_blocking
 from envs.sandbox.database_file import read_database
+from envs.tools import ToolError
 
 _INSIDE = Path(__file__).with_name("sql_inside.py").read_text(encoding="utf-8")
 _COPY = "data.db"
 _GRACE_S = 1.0  # for the process to say by itself that its time is over, before it is killed
-_REPLY_BYTES = 4096  # of an answer besides its rows
+_REPLY_BYTES = 4096  # of an answer besides its rows: a message has 500 characters, of at most 6 bytes each
 
 Row = tuple[int | float | str | bytes | None, ...]
 
 
-class SqlError(Exception):
-    """A statement that gave no rows, by its own fault; the text may be shown to whoever wrote it."""
+class SqlError(ToolError):
+    """A statement that gave no rows, by its own fault. In a tool its text is the policy's observation."""
 
 
 class SqlQueryError(SqlError):
@@ -140,11 +141,13 @@ async def _ask(box: Sandbox, request: Mapping[str, Any], bounds: SqlLimits) -> l
     )
     if called.status == "timeout":
         raise SqlTimeoutError(f"no result after {bounds.timeout_s:g} s")
-    if called.status == "oom":
-        raise SqlMemoryError("out of memory")
+    if called.status in ("oom", "disk_limit"):
+        raise SqlMemoryError("it needs more memory or temporary space than it may have")
+    if called.status in ("ok", "output_limit") and called.result is None:
+        raise SqlTooManyBytesError(f"rows of more than {bounds.max_bytes} bytes; ask for less")
     if called.status == "signal":
         raise SqlQueryError(f"the statement ended SQLite's process by signal {called.signal}")
-    if called.status != "ok" or called.result is None:
+    if called.status != "ok" or not called.result:
         raise SandboxError(f"the SQL program ended with {called.status}: {called.stderr[-500:]}")
     return _rows(called.result)
 

@@ -158,7 +158,7 @@ def fetch(cursor: sqlite3.Cursor, max_rows: int, max_bytes: int) -> str:
         if len(rows) == max_rows:
             raise Refused("rows", f"more than {max_rows} rows; ask for fewer (LIMIT) or raise max_rows")
         rows.append(json.dumps([cell(value) for value in row], ensure_ascii=False, allow_nan=False))
-        num_bytes += len(rows[-1].encode())
+        num_bytes += len(rows[-1].encode()) + (len(rows) > 1)  # a comma before each but the first
         if num_bytes > max_bytes:
             raise Refused("bytes", f"rows of more than {max_bytes} bytes; ask for less or raise max_bytes")
     return f"[{','.join(rows)}]"
@@ -193,7 +193,7 @@ def answer(request: dict[str, Any]) -> str:
         text = f"it needs more memory or temporary space than it may have ({text})"
     if kind == "timeout":
         text = f"no result after {request['timeout_s']:g} s"
-    return json.dumps({"error": kind, "message": text[:500]})
+    return json.dumps({"error": kind, "message": text[:500]}, ensure_ascii=False)
 
 
 def settle(database: str) -> str:

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from envs.episode import Episode, Score
 from envs.messages import Message, StopReason, Task
 from envs.registry import EnvDefinition, Player
 from envs.sandbox.base import Limits, Sandbox, SandboxError
-from envs.sandbox.grading import code_in, grade_cases, make_cases
+from envs.sandbox.grading import GRADING_LIMITS, LATE, NOT_RUN, Place, code_in, grade_cases, make_cases
 from envs.tasks._coding_tasks import LEVELS, hidden_tests, lengths, level_of, make_task, program
 from envs.tool_env import ToolEnv
 from envs.tools import ToolError, tool
@@ -34,6 +35,9 @@ from envs.tools import ToolError, tool
 MAX_KNOWN = 4096
 """Programs whose result is remembered in a process."""
 RUN_LIMITS = Limits(wall_s=5.0, mem_mb=256, disk_mb=20, output_kb=4)
+GRADED_IN = Place(limits=replace(GRADING_LIMITS, wall_s=2.0))
+"""A case takes milliseconds, and a program that sleeps keeps the right ones of its group waiting."""
+_OF_THE_CLOCK = frozenset({"timeout", "oom", LATE, NOT_RUN})
 
 
 class CodingEnv(ToolEnv):
@@ -48,7 +52,8 @@ class CodingEnv(ToolEnv):
         """Run a Python program and see what it prints. Files stay from one run to the next."""
         if not level_of(self.task.level).has_run:
             raise ToolError("run is off at this level")
-        box = self._box = self._box or await Sandbox.open(RUN_LIMITS)  # not in setup: most never need one
+        # Not in setup: most never need one.
+        box = self._box = self._box or await Sandbox.open(RUN_LIMITS, seed=self.task.seed or 0)
         result = await box.python(program)
         if result.status == "sandbox_error":
             raise SandboxError(f"{self.task.id}: {result.stderr[-500:]}")
@@ -98,9 +103,11 @@ async def _passed(task: Task, submitted: str) -> tuple[bool, ...]:
     if place in _known:
         _known.move_to_end(place)
         return _known[place]
-    results = await grade_cases(submitted, make_cases(hidden_tests(task)), "f")
+    results = await grade_cases(
+        submitted, make_cases(hidden_tests(task)), "f", place=replace(GRADED_IN, seed=task.seed or 0)
+    )
     passed = tuple(result.passed for result in results)
-    if not any(result.reason in ("timeout", "oom") for result in results):
+    if not any(result.reason in _OF_THE_CLOCK for result in results):
         _known[place] = passed
         while len(_known) > MAX_KNOWN:
             _known.popitem(last=False)

@@ -166,6 +166,14 @@ def test_programs_are_tried_in_the_episodes_own_sandbox_and_graded_in_another():
     assert scored(playing(2, leaves, f"[submit {task.answer}]")).value == 1.0
 
 
+def test_chance_in_a_program_is_the_tasks_own():
+    draws = "[run import random\nprint(random.random())]"
+    for seed in (3, 4):
+        replies = [m.text for m in playing(2, draws, "done", seed=seed).transcript if m.role == "tool"]
+        task_seed = ENV.make_task(2, seed).seed
+        assert replies == [str(random.Random(task_seed).random())]
+
+
 def test_what_goes_wrong_in_a_run_is_told():
     episode = playing(
         2,
@@ -203,7 +211,7 @@ def test_a_task_is_what_its_level_and_seed_say():
 def test_a_program_is_run_once_a_task_and_one_that_ran_out_of_time_again(monkeypatch):
     calls = []
 
-    async def counted(submitted, cases, entry):
+    async def counted(submitted, cases, entry, place):
         calls.append(submitted)
         return await grade_cases(submitted, cases, entry, place=Place(limits=Limits(wall_s=0.5)))
 

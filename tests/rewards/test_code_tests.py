@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import re
 import signal
 import textwrap
@@ -202,6 +203,17 @@ async def test_the_async_form_gives_the_same():
 )
 def test_the_last_fenced_block_is_the_code(text: str, code: str):
     assert code_in(text) == code
+
+
+async def test_chance_in_a_graded_solution_is_the_tasks_own():
+    solution = "import random\ndef f(): return random.random()"
+    drawn = [[[], random.Random(7).random()]]
+    task = Task(id="t", env="e", messages=(), seed=7, metadata={"tests": drawn, "entry": "f"})
+    spoken = (message("assistant", solution),)
+    assert (
+        await code_tests(Episode(task=task, transcript=spoken, stop_reason=StopReason.ANSWERED))
+    ).value == 1
+    assert await grade_async(solution, drawn, "f") == 0.0
 
 
 async def test_a_data_sets_tests_are_a_reward():

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from envs.deadline import paused
 from envs.messages import ParseStatus, StopReason
+from envs.tool_env import ToolEnv
+from envs.tools import tool
 from rollout.agent import score_trajectory
 from rollout.limits import Limits
 from tests.scripted import CALL, REWARD, Patient, Script, Trouble, episode, prompt_length
@@ -73,6 +78,22 @@ async def test_wall_time_ends_a_tool_that_hangs():
     assert trajectory.error is None
     assert env.num_closed == 1
     assert 0.05 < trajectory.timings_s["tools"] < 5.0
+
+
+class Crowded(ToolEnv):
+    """Its tool waits for sandboxes of others, longer than an episode may take."""
+
+    @tool
+    async def do(self, what: str) -> str:
+        """Wait."""
+        with paused():
+            await asyncio.sleep(0.6)
+        return what
+
+
+async def test_wall_time_does_not_count_a_wait_for_the_sandboxes_of_others():
+    trajectory = await episode(Script("[do x]", "5"), Crowded(), limits=Limits(max_wall_s=0.3))
+    assert trajectory.episode.stop_reason is StopReason.ANSWERED
 
 
 async def test_wall_time_ends_a_policy_that_is_slow_and_before_its_first_word_nobody_is_graded():

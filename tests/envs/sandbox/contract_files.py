@@ -48,6 +48,15 @@ async def large_files_come_out_whole_or_not_at_all(opens: Opens) -> None:
 
 
 @check
+async def nothing_is_no_size_of_a_file(opens: Opens) -> None:
+    async with opens(files={"a": b"A"}) as box:
+        for wrong in (0, -1, 1.5, True, None):
+            error = await raises(ValueError, box.read_file("a", max_bytes=wrong))  # type: ignore[arg-type]
+            holds(f"max_bytes is {wrong!r}; expected a whole number above 0" in str(error), error)
+        equal(await box.read_file("a", max_bytes=1), b"A")
+
+
+@check
 async def what_is_no_file_is_refused(opens: Opens) -> None:
     async with opens() as box:
         code = "import os; os.mkdir('folder'); os.symlink('/etc/passwd', 'link'); os.mkfifo('fifo')\n"

@@ -210,6 +210,28 @@ def test_rows_and_bytes_at_the_limit_pass_and_one_more_does_not(shop):
             database.execute("SELECT printf('%.37c', 'x')")
 
 
+def given(database: SqlDatabase, sql: str) -> list | SqlError:
+    try:
+        return database.execute(sql)
+    except SqlError as error:
+        return error
+
+
+@pytest.mark.parametrize(("sql", "max_bytes", "kind"), [
+    (f"{ENDLESS} SELECT i FROM n LIMIT 100000", 1 << 20, list),  # 688,895 bytes of rows, 99,999 of commas
+    (f"{ENDLESS} SELECT i FROM n LIMIT 130000", 1 << 20, SqlTooManyBytesError),  # without commas: less
+    (f"{ENDLESS} SELECT i FROM n LIMIT 130000", 1 << 21, list),
+    ("SELECT 1 FROM person", 11, list),  # [1],[1],[1]
+    ("SELECT 1 FROM person", 10, SqlTooManyBytesError),
+    ("SELECT " + "\U0001f600" * 600, 1, SqlQueryError),  # the message is the longest that there can be
+    ("SELECT [" + "\x01" * 600 + "]", 1, SqlQueryError),
+])  # fmt: skip
+def test_whatever_a_statement_gives_is_no_failure_of_the_sandbox(shop, sql: str, max_bytes: int, kind: type):
+    limits = {"timeout_s": 20, "max_rows": 200_000, "max_bytes": max_bytes}
+    with connect(shop[1], limits) as database:
+        assert type(given(database, sql)) is kind
+
+
 def test_memory_is_bounded(shop):
     """SQLite spills what it cannot keep, and meets the end of the sandbox's disk, or of its time."""
     with pytest.raises((SqlMemoryError, SqlTimeoutError)):
