@@ -64,3 +64,6 @@ async def code_tests(episode: Episode) -> Score:
         raise ValueError(f"task {episode.task.id}: metadata lacks {' and '.join(missing)}, which grade code")
     share = await grade_async(code_in(episode.answer), wanted["tests"], wanted["entry"])
     return Score(value=share, success=float(share == 1.0), parts={"tests": share})
+
+
+code_tests.uses_sandbox = True  # type: ignore[attr-defined]  # a run asks for its sandbox before it starts
