@@ -179,12 +179,13 @@ def from_trl(function: Callable[..., Any], *, conversational: bool | None = None
     columns = tuple(_required(_parameters(function, name), TRL_GIVEN))
     field = reads_messages(function)
     is_so = bool(field) if conversational is None else conversational
-    note = f"{name} gets completions as {'messages' if is_so else 'texts'}: " + (
+    own = getattr(function, "__name__", name)
+    note = f"{own} gets completions as {'messages' if is_so else 'texts'}: " + (
         f"from_trl(..., conversational={conversational}) says so"
         if conversational is not None
-        else f"its code names {field!r}; from_trl({name}, conversational=False) gives texts"
+        else f"its code names {field!r}; from_trl({own}, conversational=False) gives texts"
         if field
-        else f"its code names no field of a message; from_trl({name}, conversational=True) gives messages"
+        else f"its code names no field of a message; from_trl({own}, conversational=True) gives messages"
     )
     takes = _takes(function, name)
     return trl_form(name, function, takes, columns, conversational=is_so, note=note)
