@@ -12,6 +12,7 @@ import ctypes
 import faulthandler
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -32,6 +33,9 @@ HEADER_BYTES = 4
 
 FACTS = ("kind", "is_group", "columns", "can_split", "uses_sandbox", "note")
 """What of a form the parent is told: the fields of rewards.scoring.Facts."""
+
+MAX_MEMORY_BYTES = 8 << 30
+"""Of address space, for user code; one that needs more (a GPU does) raises its soft RLIMIT_AS itself."""
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 NUM_REAPING_ROUNDS = 1000
@@ -56,6 +60,7 @@ def main() -> None:
     if os.getppid() != guard:
         os._exit(1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
+    _limit_memory()
     faulthandler.enable()  # what a segmentation fault was in goes to the output's tail
     _serve(socket.socket(fileno=handle))
     os._exit(0)  # threads of the user's are not waited for
@@ -64,6 +69,13 @@ def main() -> None:
 def _prctl(option: int, value: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+def _limit_memory() -> None:
+    """One answer that makes the function ask for too much meets a MemoryError, not the whole machine."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(hard, MAX_MEMORY_BYTES)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def _guard(worker: int, awaited: set[signal.Signals]) -> int:

@@ -65,6 +65,7 @@ async def each(reward: UserReward, words: Sequence[str], timeout_s: float = 1.0)
         ("deaf", "timeout", "no result after 1 s"),
         ("raise", "exception", """KeyError: 'no such key' ("""),
         ("exit", "exception", "SystemExit: 3"),
+        ("gorge", "exception", "MemoryError"),
         ("hard_exit", "crashed", "its process ended with exit status 7"),
         ("kill", "crashed", "its process was killed by SIGKILL"),
         ("segfault", "crashed", "its process was killed by SIGSEGV; printed last:\nFatal Python error"),

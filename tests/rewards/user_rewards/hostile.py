@@ -110,6 +110,7 @@ DEEDS = {
     "spew": spew,
     "threads": threads,
     "loop": own_loop,
+    "gorge": lambda: float(len(bytearray(9 << 30))),
 }
 
 
