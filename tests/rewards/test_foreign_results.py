@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from envs.episode import Score
 from envs.sandbox.base import SandboxError
 from rewards.adapters import adapt, from_file, from_trl, from_verl
 from rewards.failures import MAX_VALUE
+from rewards.scoring import Facts, missing_columns
 from rewards.weighted import weighted
 from tests.rewards.test_adapters import FILES, sample, scores
 
@@ -210,3 +212,10 @@ async def test_a_verl_rows_own_ground_truth_and_source_are_used():
     }
     await scores(adapt(compute_score), sample(answer=None, **row))
     assert (seen["ground_truth"], seen["data_source"], seen["extra_info"]["i"]) == ("7", "gsm8k", 1)
+
+
+def test_a_column_that_only_one_task_lacks_is_refused_with_that_tasks_id():
+    facts = Facts(kind="trl", is_group=True, columns=("level",), can_split=True, uses_sandbox=False, note="")
+    has, lacks = sample(level=1).episode.task, replace(sample().episode.task, id="t-9")
+    assert missing_columns("f.py:f", facts, [has, has]) is None
+    assert "takes level, which task t-9 lacks: " in (missing_columns("f.py:f", facts, [has, lacks]) or "")
