@@ -39,7 +39,11 @@ class RewardError(WorldError):
 
 
 class JudgeError(RewardError):
-    """A judge did not answer, or not in a form that can be read."""
+    """A judge did not answer, or not in a form that can be read; `said` is its text."""
+
+    def __init__(self, problem: str, said: str = "") -> None:
+        super().__init__(problem)
+        self.said = said
 
 
 @runtime_checkable

@@ -30,6 +30,12 @@ class Episode:
         spoken = (m.text for m in reversed(self.transcript) if m.role == "assistant")
         return next(spoken, "").strip()
 
+    @property
+    def said(self) -> str:
+        """What the policy said, a line a turn: its text, its calls in brackets as made; no tool's reply."""
+        spoken = (m for m in self.transcript if m.role == "assistant")
+        return "\n".join(m.text + "".join(f"[{call.text}]" for call in m.tool_calls) for m in spoken)
+
 
 ErrorKind = Literal["", "exception", "timeout", "crashed", "invalid", "judge", "world"]
 """Why an episode is unscored: the reward raised, hung, took its process with it, or returned no score; its

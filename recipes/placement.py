@@ -17,6 +17,7 @@ from rl.learner_spec import LearnerSpec
 from rl.machine import Machine, stack_versions
 from rl.objective import Objective
 from rl.precision import Precision
+from rl.reward_checks import reward_facts
 from rl.run_dir import RunDir
 from rl.sandbox_checks import sandbox_line
 from rl.screens import Link, Role, StartFacts
@@ -97,6 +98,7 @@ def make_rollouts(config: Config) -> list[RemoteRollouts]:
                 reward_timeout_s=config.reward_timeout_s,
                 retry=RetryPolicy(max_attempts=config.max_attempts),
                 reward_python=config.reward_python,
+                num_steps=config.num_steps,
             ),
             start_s=config.engine_start_s,
             group_s=config.group_deadline_s,
@@ -205,5 +207,6 @@ def start_facts(
         num_cores=machine.cores,
         versions=stack_versions(),
         run_dir=str(directory.path),
+        reward_note=facts.note if (facts := reward_facts(config)) else "",
         sandbox=sandbox_line(config),
     )

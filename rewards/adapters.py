@@ -10,8 +10,10 @@ from typing import Any, cast
 
 from envs.episode import Episode
 from envs.names import load_object
-from rewards.foreign import ANSWER_NAMES, columns_of, openrlhf_form, trl_form, verl_batch_form, verl_form
+from rewards.columns import ANSWER_NAMES, columns_of, requiring
+from rewards.foreign import openrlhf_form, trl_form, verl_batch_form, verl_form
 from rewards.forms import Form, of_episodes, of_groups
+from rewards.message_use import reads_messages
 
 UNDERSTOOD = """these four are understood:
   ours       (episode) -> Score, or (episodes) -> list[Score] under @group_reward (rewards/base.py)
@@ -70,7 +72,8 @@ def adapt(function: object, name: str = "") -> Form:
             form = of_groups(name, _with_columns(function, parameters[1:], together=True))
         case _:
             form = of_episodes(name, _with_columns(function, parameters[1:], together=False))
-    return replace(form, columns=tuple(_required(parameters[1:])))
+    uses_sandbox = getattr(function, "uses_sandbox", False)
+    return requiring(replace(form, columns=tuple(_required(parameters[1:])), uses_sandbox=uses_sandbox))
 
 
 def _with_columns(
@@ -163,16 +166,29 @@ def _takes(function: Callable[..., Any], name: str) -> Callable[[Mapping[str, An
     return lambda given: {key: value for key, value in given.items() if key in names}
 
 
-def from_trl(function: Callable[..., Any], *, conversational: bool = True, name: str = "") -> Form:
+def from_trl(function: Callable[..., Any], *, conversational: bool | None = None, name: str = "") -> Form:
     """TRL's signature (GRPOTrainer, "Using a custom reward function"): lists over the group, by keyword.
 
-    `prompts` and `completions` are lists of messages, as in TRL for prompts of messages, which all of ours
-    are; with `conversational=False` they are texts. Columns are the task's metadata, and its answer under
-    each of ANSWER_NAMES that they have not. `trainer_state` has `global_step`. None leaves an episode out.
+    `prompts` and `completions` are lists of messages (`conversational`) or texts. TRL decides by the data set
+    that a function is written for; here it is messages where the function's code names a message's field
+    (rewards/message_use.py), or what `conversational` says. Columns are the task's metadata, and its answer
+    under each of ANSWER_NAMES that they have not. `trainer_state` has `global_step`, `max_steps` and `epoch`.
+    None leaves an episode out.
     """
     function, name = _callable(function, name)
     columns = tuple(_required(_parameters(function, name), TRL_GIVEN))
-    return trl_form(name, function, _takes(function, name), columns, conversational=conversational)
+    field = reads_messages(function)
+    is_so = bool(field) if conversational is None else conversational
+    own = getattr(function, "__name__", name)
+    note = f"{own} gets completions as {'messages' if is_so else 'texts'}: " + (
+        f"from_trl(..., conversational={conversational}) says so"
+        if conversational is not None
+        else f"its code names {field!r}; from_trl({own}, conversational=False) gives texts"
+        if field
+        else f"its code names no field of a message; from_trl({own}, conversational=True) gives messages"
+    )
+    takes = _takes(function, name)
+    return trl_form(name, function, takes, columns, conversational=is_so, note=note)
 
 
 def from_verl(function: Callable[..., Any], *, name: str = "", **reward_kwargs: Any) -> Form:
@@ -199,7 +215,7 @@ def from_verl_batch(function: Callable[..., Any], *, name: str = "", **reward_kw
 def from_openrlhf(function: Callable[..., Any], *, name: str = "") -> Form:
     """OpenRLHF's signature (remote reward function in a file): positional lists of one.
 
-    A query is the prompt, each message on a line, and after it what the policy said; `labels` is the answer.
+    Prompt and query (prompt and response) are ChatML, special tokens included; `labels` is column `label`.
     """
     function, name = _callable(function, name)
     return openrlhf_form(name, function)

@@ -22,7 +22,7 @@ from rewards.forms import (
     score_here,
     then,
 )
-from rewards.scoring import UserReward, inspect_reward, missing_columns, with_success
+from rewards.scoring import Facts, UserReward, inspect_reward, missing_columns, with_success
 from rewards.weighted import weighted
 
 if TYPE_CHECKING:
@@ -107,12 +107,13 @@ def resolve_reward(
     num_workers: int = 1,
     python: str = "",
     own: OwnPolicy | None = None,
+    num_steps: int = 0,
 ) -> Reward | UserReward:
     """The reward that `spec` names; its success is the environment's own where that has one.
 
     "" or the environment's name: its own score. "file.py:function" or "package.module:function": that one, in
     `num_workers` child processes of the interpreter `python` (empty: of this one); nothing of it is imported
-    here, and `check_reward` says whether it can be.
+    here, and `check_reward` says whether it can be. `num_steps` is for TRL's trainer_state.
     "reward_model:FOLDER": a learned one (rewards/reward_model.py). "judge:FILE": a judge (rewards/judge.py),
     which may ask `own`, a policy of the caller's; without one such a judge leaves every episode unscored.
     "shuffled:<any of these>": the same, permuted within the batch, the control that must not learn.
@@ -122,7 +123,7 @@ def resolve_reward(
         if inner.startswith(_SHUFFLED):
             raise ValueError(f"reward {spec!r} is shuffled twice; write {inner!r}")
         if is_users(inner):
-            return _users(inner, definition, num_workers, python, shuffled=True)
+            return _users(inner, definition, num_workers, python, num_steps, shuffled=True)
         reward = cast(Reward, resolve_reward(inner, definition, own=own))
         return replace(reward, name=_SHUFFLED + reward.name, shuffled=True)
     if spec in ("", definition.name):
@@ -139,7 +140,7 @@ def resolve_reward(
 
         judged = read_judge_reward(spec.removeprefix(JUDGED), own)
         return Reward(name=spec, fn=with_success_of(definition.score, judged))
-    return _users(spec, definition, num_workers, python, shuffled=False)
+    return _users(spec, definition, num_workers, python, num_steps, shuffled=False)
 
 
 def is_users(spec: str) -> bool:
@@ -154,23 +155,31 @@ def default_workers(num_cores: int) -> int:
 
 
 def _users(
-    spec: str, definition: EnvDefinition, num_workers: int, python: str, *, shuffled: bool
+    spec: str, definition: EnvDefinition, num_workers: int, python: str, num_steps: int, *, shuffled: bool
 ) -> UserReward:
     where, _, attr = spec.rpartition(":")
     if not where or not attr.isidentifier():
         problem = unknown_name("reward", spec, [definition.name, _SHUFFLED + definition.name])
         raise ValueError(f"{problem}; cannot load {spec!r}: expected 'file.py:name' or 'package.module:name'")
-    return UserReward(spec, definition.score, num_workers=num_workers, shuffled=shuffled, python=python)
+    return UserReward(
+        spec,
+        definition.score,
+        num_workers=num_workers,
+        shuffled=shuffled,
+        python=python,
+        num_steps=num_steps,
+    )
 
 
 NUM_CHECKED = 32
 """Tasks whose columns are looked at."""
 
 
-async def check_reward(spec: str, definition: EnvDefinition, level: int, python: str = "") -> None:
+async def check_reward(spec: str, definition: EnvDefinition, level: int, python: str = "") -> Facts | None:
     """Raise ValueError where the reward that `spec` names cannot be used on the tasks of `level`.
 
-    A user's own is loaded for it in a child process, of `python` where that is given.
+    A user's own is loaded for it in a child process, of `python` where that is given; what it was found to be
+    is returned, None for any other.
     """
     reward = resolve_reward(spec, definition, python=python)
     if python and not isinstance(reward, UserReward):
@@ -190,6 +199,8 @@ async def check_reward(spec: str, definition: EnvDefinition, level: int, python:
             raise ValueError(f"{unknown_name('reward', spec, names)}; {error}") from None
         if problem := missing_columns(reward.spec, facts, tasks):
             raise ValueError(problem)
+        return facts
+    return None
 
 
 def with_success_of(env_score: RewardFn, function: RewardFn) -> RewardFn:

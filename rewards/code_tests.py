@@ -65,3 +65,6 @@ async def code_tests(episode: Episode) -> Score:
     place = Place(seed=episode.task.seed or 0)
     share = await grade_async(code_in(episode.answer), wanted["tests"], wanted["entry"], place=place)
     return Score(value=share, success=float(share == 1.0), parts={"tests": share})
+
+
+code_tests.uses_sandbox = True  # type: ignore[attr-defined]  # a run asks for its sandbox before it starts

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import math
-import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import isawaitable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from envs.base import WorldError
 from envs.deadline import DeadlineError, in_thread, within
-from envs.episode import Episode, ErrorKind, GroupRewardFn, RewardFn, Score
+from envs.episode import Episode, GroupRewardFn, RewardFn, Score
+from rewards.failures import failed, invalid, number_problem, overdue, shown, told, unscored
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 DOES_NOT_APPLY = Score(value=None, error="the reward does not apply to this episode: it returned None")
 """Of a function that leaves an episode out (TRL's None): no failure, and nothing to a weighted sum."""
-
-MAX_SHOWN = 200
-"""Characters of a wrong value that an error shows."""
-
-MAX_TRACEBACK = 4000
-"""Characters of a traceback that an error keeps, the last ones."""
-
-_ROOT = Path(__file__).resolve().parent.parent
-_OURS = (
-    *(str(_ROOT / part) for part in ("rewards", "envs/names.py", "envs/deadline.py")),
-    *(asyncio.__path__[0], importlib.__path__[0], "<frozen "),
-)
-"""How the files of frames begin that are none of the user's."""
 
 
 class RewardBugError(RuntimeError):
@@ -44,13 +29,17 @@ class RewardBugError(RuntimeError):
 class Sample:
     """What is scored: an episode, the id of its trajectory, the ids that the policy sampled in it, in order.
 
-    `step` is the training step that it belongs to; 0 where it belongs to none.
+    `step` is the training step that it belongs to, of `num_steps`; 0 where it belongs to none.
     """
 
     episode: Episode
     id: str = ""
     token_ids: tuple[int, ...] = ()
     step: int = 0
+    num_steps: int = 0
+
+
+Scores = list[Score] | Awaitable[list[Score]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,19 +48,27 @@ class Form:
 
     A score of a sample says itself what went wrong with it; `score` raises nothing but RewardBugError. With
     `is_group` it must be given the scorable members of a group together. `columns` are the names that tasks
-    must have, `kind` says whose signature it is.
+    must have, `kind` says whose signature it is, `note` what else a user should know of how it is called.
+    With `can_split` its samples do not depend on each other: where one call for several fails as a whole,
+    each is asked for alone. `uses_sandbox`: it runs code in one.
     """
 
     name: str
-    score: Callable[[Sequence[Sample]], list[Score] | Awaitable[list[Score]]]
+    score: Callable[[Sequence[Sample]], Scores]
     kind: str = "native"
     is_group: bool = False
     columns: tuple[str, ...] = ()
+    can_split: bool = False
+    uses_sandbox: bool = False
+    note: str = ""
 
     def __call__(self, episode: Episode) -> Score | Awaitable[Score]:
         """The score of one episode: a form is a RewardFn wherever one is expected."""
         return then(self.score([Sample(episode=episode)]), lambda scores: scores[0])
 
+
+Convert = Callable[[object, Sample], Score]
+"""Makes a score of what a function returned for one sample."""
 
 GroupFn = TypeVar("GroupFn", bound=GroupRewardFn)
 
@@ -84,10 +81,11 @@ def group_reward(function: GroupFn) -> GroupFn:
 
 def of_episodes(name: str, function: RewardFn) -> Form:
     """The form of a reward of one episode; each call fails alone."""
+    check = partial(checked, name)
 
-    def score(samples: Sequence[Sample]) -> list[Score] | Awaitable[list[Score]]:
+    def score(samples: Sequence[Sample]) -> Scores:
         return together(
-            [settle(partial(function, s.episode), partial(checked, name, sample=s)) for s in samples]
+            [settle(partial(function, s.episode), partial(readable, name, check, sample=s)) for s in samples]
         )
 
     return Form(name=name, score=score)
@@ -99,22 +97,23 @@ def of_groups(name: str, function: GroupRewardFn) -> Form:
     def finish(result: object, samples: Sequence[Sample]) -> list[Score]:
         return finished(name, result, samples, partial(checked, name))
 
-    def score(samples: Sequence[Sample]) -> list[Score] | Awaitable[list[Score]]:
+    def score(samples: Sequence[Sample]) -> Scores:
         call = partial(function, [sample.episode for sample in samples])
         return settle(call, partial(finish, samples=samples))
 
     return Form(name=name, score=score, is_group=True)
 
 
-def finished(
-    name: str, result: object, samples: Sequence[Sample], convert: Callable[[object, Sample], Score]
-) -> list[Score]:
+def finished(name: str, result: object, samples: Sequence[Sample], convert: Convert) -> list[Score]:
     """`result`, of one call for all `samples`, as their scores.
 
     Raises:
         RewardBugError: there are more or fewer results than samples.
     """
-    listed = plain(result)
+    try:
+        listed = plain(result)
+    except Exception as error:
+        return [invalid(name, sample, _unreadable(result, error)) for sample in samples]
     if isinstance(listed, BaseException) or not isinstance(listed, list | tuple):
         shared = "" if len(samples) == 1 else f" in one call for {len(samples)} samples: none has a score"
         if isinstance(listed, BaseException):
@@ -127,7 +126,25 @@ def finished(
             f"their order (samples {samples[0].id} to {samples[-1].id}). Which score belongs to which sample "
             "is not known, so the run stops; mend the function"
         )
-    return [convert(value, sample) for value, sample in zip(listed, samples, strict=True)]
+    return [readable(name, convert, value, sample) for value, sample in zip(listed, samples, strict=True)]
+
+
+def readable(name: str, convert: Convert, result: object, sample: Sample) -> Score:
+    """`convert` of a result, whose own methods may raise when it is looked at, or find no end."""
+    try:
+        return convert(result, sample)
+    except Exception as error:
+        return invalid(name, sample, _unreadable(result, error))
+
+
+def _unreadable(result: object, error: Exception) -> str:
+    return f"returned {shown(result)}, which cannot be read: {told(error)}"
+
+
+def bounded(name: str, score: Score, sample: Sample) -> Score:
+    """`score`, or that its value is none to learn from: a sum of numbers that are need not be."""
+    problem = None if score.value is None else number_problem(score.value)
+    return score if problem is None else invalid(name, sample, f"its value {problem}")
 
 
 def plain(value: Any) -> Any:
@@ -144,16 +161,9 @@ def checked(name: str, result: object, sample: Sample) -> Score:
         return invalid(name, sample, problem)
     score = cast(Score, result)
     if score.value is None and score != DOES_NOT_APPLY:
-        unscored = _unscored(name, sample, score.error or "", score.error_kind or "world")
-        return replace(unscored, explanation=score.explanation)
+        score_of_none = unscored(name, sample, score.error or "", score.error_kind or "world")
+        return replace(score_of_none, explanation=score.explanation)
     return score
-
-
-def number_problem(value: object) -> str | None:
-    """What keeps `value` from being a number to learn from; None for nothing."""
-    if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
-        return None
-    return f"is {shown(value)}, expected a finite number"
 
 
 def _problem(score: object) -> str | None:
@@ -161,6 +171,8 @@ def _problem(score: object) -> str | None:
         return f"returned {type(score).__name__}, expected a Score"
     if not isinstance(score.parts, Mapping):
         return f"Score.parts is {shown(score.parts)}, expected names with numbers"
+    if wrong := next((name for name in score.parts if not isinstance(name, str)), None):
+        return f"Score.parts has the name {shown(wrong)}, expected texts"
     if score.value is None:
         known = isinstance(score.error, str) and bool(score.error)
         return None if known else "returned a Score of value None without saying why in its error"
@@ -173,45 +185,6 @@ def _problem(score: object) -> str | None:
     if not isinstance(score.explanation, str):
         return f"Score.explanation is {shown(score.explanation)}, expected a text"
     return None
-
-
-def invalid(name: str, sample: Sample, problem: str) -> Score:
-    """The score of a sample for which the reward returned something else than a score."""
-    return _unscored(name, sample, problem, "invalid")
-
-
-def failed(name: str, sample: Sample, error: BaseException, note: str = "") -> Score:
-    """The score of a sample on which the reward raised: the line that raised, then the user's own frames."""
-    return _unscored(name, sample, describe(error, note), "exception")
-
-
-def _unscored(name: str, sample: Sample, problem: str, kind: ErrorKind) -> Score:
-    place = f" on {sample.id}" if sample.id else ""
-    return Score(value=None, error=f"reward {name}{place}: {problem}", error_kind=kind)
-
-
-def shown(value: object) -> str:
-    """`value` as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + " ..."
-
-
-def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The frames of a traceback that are not ours and not the event loop's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return [frame for frame in frames if not frame.filename.startswith(_OURS)]
-
-
-def describe(error: BaseException, note: str = "") -> str:
-    """Type, message and the line that raised; below them the traceback, in frames of the user's alone."""
-    frames = user_frames(error)
-    what = f"{type(error).__name__}: {error}"
-    if not frames:
-        return what + note
-    last = frames[-1]
-    where = f" ({last.filename}:{last.lineno} in {last.name}: {last.line})"
-    lines = "".join(["Traceback (most recent call last):\n", *traceback.format_list(frames), what])
-    return f"{what}{where}{note}\n{lines[-MAX_TRACEBACK:]}"
 
 
 def then(value: T | Awaitable[T], finish: Callable[[T], R | Awaitable[R]]) -> R | Awaitable[R]:
@@ -227,20 +200,41 @@ def then(value: T | Awaitable[T], finish: Callable[[T], R | Awaitable[R]]) -> R 
 
 
 def settle(call: Callable[[], object], finish: Callable[[object], R]) -> R | Awaitable[R]:
-    """`finish` of what `call` returns, awaited where it must be, or of the exception that it raised."""
+    """`finish` of what `call` returns, awaited where it must be, or of the exception that it raised.
+
+    A WorldError that says it is `retryable` is answered with one more call.
+    """
 
     async def later(result: Awaitable[object]) -> R:
-        try:
-            value: object = await result
-        except (Exception, SystemExit) as error:  # user code may call sys.exit; the run must not
-            value = error
+        value = await _awaited(result)
+        if _is_retryable(value):
+            again = _called(call)
+            value = await _awaited(again) if isawaitable(again) else again
         return finish(value)
 
-    try:
-        result = call()
-    except (Exception, SystemExit) as error:
-        result = error
+    result = _called(call)
+    if _is_retryable(result):
+        result = _called(call)
     return later(result) if isawaitable(result) else finish(result)
+
+
+def _called(call: Callable[[], object]) -> object:
+    """What `call` returns, or the exception that it raised."""
+    try:
+        return call()
+    except (Exception, SystemExit) as error:  # user code may call sys.exit; the run must not
+        return error
+
+
+async def _awaited(result: Awaitable[object]) -> object:
+    try:
+        return await result
+    except (Exception, SystemExit) as error:
+        return error
+
+
+def _is_retryable(result: object) -> bool:
+    return isinstance(result, WorldError) and result.retryable
 
 
 def together(results: Sequence[R | Awaitable[R]]) -> list[R] | Awaitable[list[R]]:
@@ -271,13 +265,3 @@ async def score_here(form: Form, samples: Sequence[Sample], *, timeout_s: float)
         return await within(timeout_s, run())
     except DeadlineError as error:
         return [overdue(form.name, sample, str(error)) for sample in samples]
-
-
-def overdue(name: str, sample: Sample, problem: str) -> Score:
-    """The score of a sample whose reward did not finish in its time."""
-    return _unscored(name, sample, problem, "timeout")
-
-
-def crashed(name: str, sample: Sample, problem: str) -> Score:
-    """The score of a sample whose reward ended the process that it ran in."""
-    return _unscored(name, sample, problem, "crashed")

@@ -17,9 +17,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from math import tanh
 
+from envs.base import JudgeError
 from envs.episode import Episode, RewardFn, Score
 from envs.messages import Message
-from rewards.judge_asking import Asker, EndpointAsker, JudgeError, Nobody, OwnPolicy, PolicyAsker
+from rewards.judge_asking import Asker, EndpointAsker, Nobody, OwnPolicy, PolicyAsker
 from rewards.judge_file import JudgeSpec, read_judge
 from rewards.judge_prompt import Reply, pieces_of
 

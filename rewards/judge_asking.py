@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import Protocol
 
-from envs.base import WorldError
+from envs.base import JudgeError
 from envs.endpoint import ChatEndpoint, EndpointError
 from envs.messages import Message, message
 from envs.policy import Policy, SamplingParams
@@ -16,14 +16,6 @@ from rewards.judge_prompt import Piece, Reply, as_message, instructions, parse_v
 
 KEPT_CHARS = 1000
 """Of a reply that could not be read, in the error."""
-
-
-class JudgeError(WorldError):
-    """The judge failed, or said nothing that can be read; `said` is its text."""
-
-    def __init__(self, problem: str, said: str = "") -> None:
-        super().__init__(problem)
-        self.said = said
 
 
 class Asker(Protocol):

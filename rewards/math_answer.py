@@ -5,7 +5,7 @@
 The comparison is math-verify's (https://github.com/huggingface/Math-Verify). An answer can keep it busy for
 ever, and its own time limit is an alarm, which works on a main thread alone: a run that had it elsewhere
 scored every answer 0 (verl PR 5635). So the alarm is off, and rewards by name run in a child process that
-`--reward-timeout-s` kills (rewards/scoring.py).
+`--reward-timeout-s` kills (rewards/scoring.py). What is known to keep it busy is refused by its size before.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from math_verify import parse, verify
 
 from envs.episode import Episode, Score
+from rewards.math_bounds import is_too_large
 
 MAX_CHARS = 4000
 """Of an answer, the last characters are read: the result stands at its end."""
@@ -29,8 +30,9 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its al
 def math_answer(episode: Episode) -> Score:
     """1 where the answer equals Task.answer, else 0; success is the same.
 
-    An answer with nothing to compare in it is 0. A task whose own answer cannot be read leaves the episode
-    unscored: that is not the policy's fault.
+    An answer with nothing to compare in it is 0, and so is one whose numbers pass the bounds of
+    rewards/math_bounds.py, before anything of it is computed. A task whose own answer cannot be read leaves
+    the episode unscored: that is not the policy's fault.
     """
     reference = episode.task.answer
     if not reference:
@@ -42,7 +44,10 @@ def math_answer(episode: Episode) -> Score:
             error=f"task {episode.task.id}: its answer {reference!r} cannot be read as mathematics; write it "
             "as LaTeX or as a number",
         )
-    given = _read(episode.answer[-MAX_CHARS:])
+    text = episode.answer[-MAX_CHARS:]
+    if is_too_large(text):
+        return Score(value=0.0, success=0.0, explanation="not compared: its numbers are too large")
+    given = _read(text)
     is_right = bool(given) and verify(list(expected), given, timeout_seconds=None)
     return Score(
         value=float(is_right), success=float(is_right), explanation=f"read as {given}, expected {expected}"

@@ -13,8 +13,9 @@ from envs.episode import RewardFn, Score
 from envs.episode_json import encode_episode
 from envs.messages import Task
 from envs.names import unknown_name
-from rewards.foreign import columns_of
-from rewards.forms import RewardBugError, Sample, crashed, of_episodes, overdue, score_here
+from rewards.columns import columns_of, lacking
+from rewards.failures import crashed, overdue
+from rewards.forms import RewardBugError, Sample, of_episodes, score_here
 from rewards.interpreters import require_interpreter
 from rewards.scoring_worker import START_S, CrashedError, Worker
 
@@ -26,6 +27,9 @@ class Facts:
     kind: str
     is_group: bool
     columns: tuple[str, ...]
+    can_split: bool
+    uses_sandbox: bool
+    note: str
 
 
 def facts_of(spec: str, answer: dict[str, Any]) -> Facts:
@@ -36,7 +40,8 @@ def facts_of(spec: str, answer: dict[str, Any]) -> Facts:
     """
     if "refused" in answer:
         raise ValueError(f"reward {spec!r} cannot be used:\n{answer['refused']}")
-    return Facts(kind=answer["kind"], is_group=answer["is_group"], columns=tuple(answer["columns"]))
+    facts = answer["facts"]
+    return Facts(**{**facts, "columns": tuple(facts["columns"])})
 
 
 async def inspect_reward(spec: str, python: str = "") -> Facts:
@@ -69,20 +74,24 @@ async def _started(spec: str, python: str) -> Worker:
 
 
 def missing_columns(spec: str, facts: Facts, tasks: Iterable[Task]) -> str | None:
-    """What a reward asks for that no task has, in words; None for nothing."""
-    there = sorted({name for task in tasks for name in columns_of(task)})
-    missing = [name for name in facts.columns if name not in there]
-    if not missing:
-        return None
-    problems = "; ".join(unknown_name("column", name, there) for name in missing)
-    return f"reward {spec!r} takes {', '.join(missing)}, and no task has that: {problems}"
+    """What a reward asks for that one of the tasks does not have, in words; None for nothing."""
+    for task in tasks:
+        if missing := lacking(facts.columns, task):
+            there = sorted(columns_of(task))
+            problems = "; ".join(unknown_name("column", name, there) for name in missing)
+            return f"reward {spec!r} takes {', '.join(missing)}, which task {task.id} lacks: {problems}"
+    return None
+
+
+WHOLE = ("exception", "timeout", "crashed", "world", "judge")
+"""Kinds of errors that befall a call for several samples as a whole."""
 
 
 class UserReward:
     """A reward of the user's own, by name, in `num_workers` child processes that start when they are needed.
 
     Success is the environment's own, `env_score`, where that has one: a reward says what is trained for.
-    `python` is the interpreter that they run; empty: this process's own.
+    `python` is the interpreter that they run; empty: this process's own. `num_steps`: of the run.
     """
 
     def __init__(
@@ -93,8 +102,10 @@ class UserReward:
         num_workers: int = 1,
         shuffled: bool = False,
         python: str = "",
+        num_steps: int = 0,
     ) -> None:
         self.spec = spec
+        self.num_steps = num_steps
         self.python = python
         self.shuffled = shuffled
         self.name = f"shuffled:{spec}" if shuffled else spec
@@ -126,15 +137,28 @@ class UserReward:
     async def score(self, samples: Sequence[Sample], *, timeout_s: float) -> list[Score]:
         """A score for each sample, in order, from one call of the function with `timeout_s` wall seconds.
 
+        Where a call for several fails as a whole, and the function looks at each for itself, it is asked for
+        each alone: what one sample does to it costs its siblings nothing.
+
         Raises:
             RewardBugError: the function returned what can be no scores of these samples.
         """
-        async with self._slots:
-            scores = await self._ask(samples, timeout_s)
+        scores = await self._ask(samples, timeout_s)
+        if self._can_split and len(samples) > 1 and all(score.error_kind in WHOLE for score in scores):
+            alone = await asyncio.gather(*(self._ask([sample], timeout_s) for sample in samples))
+            scores = [score for (score,) in alone]
         judged = (self._judged(*pair, timeout_s) for pair in zip(scores, samples, strict=True))
         return list(await asyncio.gather(*judged))
 
+    @property
+    def _can_split(self) -> bool:
+        return self._facts is not None and self._facts.can_split
+
     async def _ask(self, samples: Sequence[Sample], timeout_s: float) -> list[Score]:
+        async with self._slots:
+            return await self._answer(samples, timeout_s)
+
+    async def _answer(self, samples: Sequence[Sample], timeout_s: float) -> list[Score]:
         try:
             worker = await self._free_worker()
         except ValueError as error:  # it loaded once: the machine is short of something, or the file changed
@@ -145,6 +169,7 @@ class UserReward:
                 "episode": encode_episode(sample.episode),
                 "token_ids": list(sample.token_ids),
                 "step": sample.step,
+                "num_steps": self.num_steps,
             }
             for sample in samples
         ]

@@ -12,6 +12,7 @@ import ctypes
 import faulthandler
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -23,12 +24,19 @@ from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
-from envs.episode import Score
 from envs.episode_json import decode_episode, encode_score
-from rewards.forms import Form, RewardBugError, Sample, invalid, number_problem, user_frames
+from envs.sandbox.policy import SandboxPolicy, use_policy
+from rewards.failures import user_frames
+from rewards.forms import Form, RewardBugError, Sample, bounded
 
 HEADER_BYTES = 4
 """Before each message: its length, big endian."""
+
+FACTS = ("kind", "is_group", "columns", "can_split", "uses_sandbox", "note")
+"""What of a form the parent is told: the fields of rewards.scoring.Facts."""
+
+MAX_MEMORY_BYTES = 8 << 30
+"""Of address space, for user code; one that needs more (a GPU does) raises its soft RLIMIT_AS itself."""
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 NUM_REAPING_ROUNDS = 1000
@@ -56,6 +64,7 @@ def main() -> None:
     if os.getppid() != guard:
         os._exit(1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
+    _limit_memory()
     faulthandler.enable()  # what a segmentation fault was in goes to the output's tail
     _serve(socket.socket(fileno=handle))
     os._exit(0)  # threads of the user's are not waited for
@@ -64,6 +73,13 @@ def main() -> None:
 def _prctl(option: int, value: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+def _limit_memory() -> None:
+    """One answer that makes the function ask for too much meets a MemoryError, not the whole machine."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(hard, MAX_MEMORY_BYTES)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def _guard(worker: int, awaited: set[signal.Signals]) -> int:
@@ -126,15 +142,14 @@ def _serve(channel: socket.socket) -> None:
     if first is None:
         return
     sys.path[:] = first["path"] or sys.path[1:]  # ours are imported; what lies beside them may not be its
+    use_policy(SandboxPolicy(**first["sandbox"]))
     try:
         form = _load(first["spec"])
     except (Exception, SystemExit) as error:
         _send(channel, {"refused": _told(error)})
         return
-    _send(
-        channel,
-        {"kind": form.kind, "is_group": form.is_group, "columns": list(form.columns), "worker": worker},
-    )
+    facts = {name: getattr(form, name) for name in FACTS}
+    _send(channel, {"facts": facts, "worker": worker})
     while (request := _receive(channel)) is not None:
         answer = _answer(form, request, loop)
         if os.getpid() != worker:  # a fork of the user's that came back from the function
@@ -165,6 +180,7 @@ def _answer(form: Form, request: Mapping[str, Any], loop: asyncio.AbstractEventL
             episode=decode_episode(row["episode"]),
             token_ids=tuple(row["token_ids"]),
             step=row["step"],
+            num_steps=row["num_steps"],
         )
         for row in request["samples"]
     ]
@@ -172,16 +188,10 @@ def _answer(form: Form, request: Mapping[str, Any], loop: asyncio.AbstractEventL
         scores = form.score(samples)
         if isawaitable(scores):
             scores = loop.run_until_complete(scores)
-        found = [_bounded(form, score, s) for score, s in zip(scores, samples, strict=True)]
+        found = [bounded(form.name, score, s) for score, s in zip(scores, samples, strict=True)]
     except RewardBugError as error:
         return {"bug": str(error)}
     return {"scores": [encode_score(score) for score in found]}
-
-
-def _bounded(form: Form, score: Score, sample: Sample) -> Score:
-    """A sum of finite numbers need not be finite."""
-    problem = None if score.value is None else number_problem(score.value)
-    return score if problem is None else invalid(form.name, sample, f"its value {problem}")
 
 
 def _send(channel: socket.socket, message: Mapping[str, Any]) -> None:

@@ -11,10 +11,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Self
 
 from envs.deadline import in_thread, within
+from envs.sandbox.policy import current_policy
 from rewards.interpreters import ROOT, executable_of
 from rewards.scoring_child import HEADER_BYTES
 
@@ -90,7 +92,8 @@ class Worker:
         try:
             worker._reader, worker._writer = await asyncio.open_connection(sock=ours)
             path = [] if python else sys.path  # another Python has packages of its own
-            worker.facts = await worker.ask({"spec": spec, "path": path}, START_S)
+            policy = asdict(current_policy())  # code that the reward runs has the sandbox of this process
+            worker.facts = await worker.ask({"spec": spec, "path": path, "sandbox": policy}, START_S)
         except BaseException:
             await worker.end()
             raise

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from envs.episode import Score
 from rewards.adapters import adapt
-from rewards.forms import DOES_NOT_APPLY, Form, Sample, then, together
+from rewards.forms import DOES_NOT_APPLY, Form, Sample, Scores, bounded, then, together
+
+RESERVED = ("success", "unshuffled")
+"""Parts that are logged besides a reward's own (rewards/base.py)."""
 
 
 def weighted(components: Mapping[str, tuple[object, float]]) -> Form:
@@ -18,17 +21,18 @@ def weighted(components: Mapping[str, tuple[object, float]]) -> Form:
     reward. One that does not apply (TRL's None) is left out of the sum. The whole is a success when every
     component that reports success does.
     """
-    if not components:
-        raise ValueError("weighted() was given no rewards; expected {name: (function, weight)}")
-    for name, (_, weight) in components.items():
-        if not math.isfinite(weight):
-            raise ValueError(f"reward {name!r} has weight {weight}; expected a finite number")
-    forms = {name: adapt(function, name) for name, (function, _) in components.items()}
     weights = {name: weight for name, (_, weight) in components.items()}
+    if problem := next(_problems(weights), None):
+        raise ValueError(problem)
+    forms = {name: adapt(function, name) for name, (function, _) in components.items()}
 
-    def score(samples: Sequence[Sample]) -> list[Score] | Awaitable[list[Score]]:
+    def score(samples: Sequence[Sample]) -> Scores:
         def added(columns: list[list[Score]]) -> list[Score]:
-            return [_sum(dict(zip(forms, row, strict=True)), weights) for row in zip(*columns, strict=True)]
+            rows = [dict(zip(forms, row, strict=True)) for row in zip(*columns, strict=True)]
+            return [
+                bounded("weighted", _sum(row, weights), sample)
+                for row, sample in zip(rows, samples, strict=True)
+            ]
 
         return then(together([form.score(samples) for form in forms.values()]), added)
 
@@ -37,8 +41,27 @@ def weighted(components: Mapping[str, tuple[object, float]]) -> Form:
         kind="weighted",
         score=score,
         is_group=any(form.is_group for form in forms.values()),
+        can_split=all(form.can_split or not form.is_group for form in forms.values()),
+        uses_sandbox=any(form.uses_sandbox for form in forms.values()),
+        note="; ".join(form.note for form in forms.values() if form.note),
         columns=tuple(dict.fromkeys(column for form in forms.values() for column in form.columns)),
     )
+
+
+def _problems(weights: Mapping[str, float]) -> Iterator[str]:
+    """What is wrong with the names and weights of components."""
+    if not weights:
+        yield "weighted() was given no rewards; expected {name: (function, weight)}"
+        return
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            yield f"reward {name!r} has weight {weight!r}; expected a finite number"
+        if name in RESERVED:
+            yield f"a reward cannot be named {name!r}: a part has that name already; rename it"
+        if above := next((other for other in weights if name.startswith(f"{other}/")), None):
+            yield f"the parts of reward {above!r} may be named as reward {name!r} is; rename one of them"
+    if not any(weights.values()):
+        yield f"all weights are 0 ({', '.join(weights)}): there would be no reward; give one a weight"
 
 
 def _sum(scores: Mapping[str, Score], weights: Mapping[str, float]) -> Score:

@@ -52,7 +52,7 @@ def hack_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
     ]
     if not scored:
         return {}
-    said = [(place, said_in(trajectory)) for place, trajectory in scored]
+    said = [(place, trajectory.episode.said) for place, trajectory in scored]
     metrics = {
         DUPLICATES: shared(said),
         NEAR: shared([(place, letters(text)) for place, text in said]),
@@ -67,12 +67,6 @@ def hack_metrics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
     if gaps:
         metrics[DISAGREEMENT] = sum(gaps) / len(gaps)
     return metrics
-
-
-def said_in(trajectory: Trajectory) -> str:
-    """All that the policy said in a trajectory, calls included."""
-    own = (entry for entry in trajectory.episode.transcript if entry.role == "assistant")
-    return "\n".join(entry.text + "".join(f"[{call.text}]" for call in entry.tool_calls) for entry in own)
 
 
 def letters(text: str) -> str:

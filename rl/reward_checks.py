@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from functools import cache
 
 from envs.episode import Episode
 from envs.messages import StopReason
+from envs.registry import resolve_env
 from envs.splits import Split
-from rewards.base import JUDGED, is_users
+from rewards.base import JUDGED, check_reward, is_users
 from rewards.judge import questions_of
 from rewards.judge_asking import label_ids, question_ids
 from rewards.judge_file import JudgeSpec, read_judge
 from rewards.judge_prompt import pieces_of
+from rewards.scoring import Facts
 from rl.config import Config
 from rl.hacking import MIN_STEPS
 from rl.metrics import check_names
@@ -21,6 +25,21 @@ from rollout.task_stream import TaskStream
 
 NUM_PROBED = 32
 """Tasks of each stream about which the judge's question is rendered."""
+
+
+def reward_facts(config: Config) -> Facts | None:
+    """What the user's reward of a run is; None for a reward of another kind.
+
+    Raises:
+        ValueError: the reward cannot be used on the run's tasks (rewards.base.check_reward).
+    """
+    return _checked(config.reward, config.env, config.level, config.reward_python)
+
+
+@cache
+def _checked(reward: str, env: str, level: int, python: str) -> Facts | None:
+    """Looked at once, with the configuration: later askers run in an event loop."""
+    return asyncio.run(check_reward(reward, resolve_env(env), level, python))
 
 
 def judge_of(reward: str) -> JudgeSpec | None:

@@ -13,6 +13,7 @@ from envs.sandbox.blocking import run_blocking
 from envs.sandbox.choosing import WEAK, choose, describe, is_known
 from envs.sandbox.policy import SandboxPolicy
 from rl.config import Config
+from rl.reward_checks import reward_facts
 from rl.world_settings import WorldSettings
 
 PROBE_S = 60.0
@@ -20,17 +21,17 @@ PROBE_S = 60.0
 
 
 def sandbox_problems(config: Config) -> Iterator[str]:
-    """A sandbox for an environment that runs no code, or one that this machine does not have."""
+    """A sandbox where no code is run, or one that this machine does not have."""
     changed = [
         field.name
         for field in fields(WorldSettings)
         if "sandbox" in field.name and getattr(config, field.name) != field.default
     ]
-    if not resolve_env(config.env).uses_sandbox:
+    if not runs_code(config):
         if changed:
             yield (
-                f"{' and '.join(changed)} has no effect: environment {config.env!r} runs no code; "
-                "leave it out"
+                f"{' and '.join(changed)} has no effect: environment {config.env!r} runs no code, and no "
+                "reward of yours says uses_sandbox = True; leave it out"
             )
         return
     if problem := is_known(config.sandbox):
@@ -47,6 +48,12 @@ def sandbox_problems(config: Config) -> Iterator[str]:
         yield f"sandbox = {config.sandbox!r}, sandbox_min_level = {config.sandbox_min_level}: {error}"
 
 
+def runs_code(config: Config) -> bool:
+    """Whether the environment runs code in a sandbox, or the user's reward does."""
+    facts = reward_facts(config)
+    return resolve_env(config.env).uses_sandbox or (facts is not None and facts.uses_sandbox)
+
+
 def probe_of(config: Config) -> Probe:
     """The sandbox that this run gets; SandboxTooWeakError where there is none."""
     return _probed(config.sandbox_policy)
@@ -61,7 +68,7 @@ def _probed(policy: SandboxPolicy) -> Probe:
 
 def sandbox_facts(config: Config) -> dict[str, Any] | None:
     """For the run's manifest: backend, level and what the machine has; None where no code is run."""
-    if not resolve_env(config.env).uses_sandbox:
+    if not runs_code(config):
         return None
     probe = probe_of(config)
     return {"backend": probe.backend, "level": probe.level, "line": describe(probe)}

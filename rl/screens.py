@@ -49,6 +49,7 @@ class StartFacts:
     num_cores: int
     versions: Mapping[str, str]
     run_dir: str
+    reward_note: str = ""  # how a user's reward is called, where that is not plain
     sandbox: str = ""  # where model-written code runs, if any does
 
 
@@ -85,6 +86,8 @@ def start_lines(facts: StartFacts) -> Iterator[str]:
     yield "run"
     reward = config.reward or f"{config.env}'s own"
     yield f"  {config.env} level {config.level}, reward: {reward}, seed {config.seed}"
+    if facts.reward_note:
+        yield f"  {facts.reward_note}"
     yield f"  {config.describe_algorithm()}"
     yield f"  written to {facts.run_dir}"
     if facts.sandbox:

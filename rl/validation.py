@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from math import isfinite
 from types import NoneType, UnionType
@@ -10,7 +9,6 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 
 from envs.names import unknown_name
 from envs.registry import resolve_env
-from rewards.base import check_reward
 from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
 from rl.defaults import resolve
@@ -19,7 +17,7 @@ from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
 from rl.policy_gradient import PolicyGradient
-from rl.reward_checks import reward_fit_problems
+from rl.reward_checks import reward_facts, reward_fit_problems
 from rl.sampling_checks import sampling_problems
 from rl.sandbox_checks import sandbox_problems
 from rl.tracker import TRACKERS
@@ -274,7 +272,7 @@ def _env_problems(config: Config) -> Iterator[str]:
     try:
         definition = resolve_env(config.env)
         definition.require_level(config.level)
-        asyncio.run(check_reward(config.reward, definition, config.level, config.reward_python))
+        reward_facts(config)
         yield from reward_fit_problems(config)
     except ValueError as error:
         yield str(error)

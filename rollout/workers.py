@@ -76,6 +76,7 @@ class RolloutSpec:
     reward_timeout_s: float = 30.0
     retry: RetryPolicy = ONE_RETRY
     reward_python: str = ""
+    num_steps: int = 0
 
 
 class RolloutWorker:
@@ -92,7 +93,12 @@ class RolloutWorker:
         self.renderer = ChatMLRenderer(load_tokenizer(spec.engine.model))
         own = OwnPolicy(policy=self.engine, renderer=self.renderer, context_length=spec.engine.context_length)
         self.reward = resolve_reward(
-            spec.reward, self.definition, num_workers=spec.reward_workers, python=spec.reward_python, own=own
+            spec.reward,
+            self.definition,
+            num_workers=spec.reward_workers,
+            python=spec.reward_python,
+            own=own,
+            num_steps=spec.num_steps,
         )
 
     async def start(self) -> float:

@@ -30,7 +30,7 @@ def sample(said: str = "9", *, id: str = "s", answer: str | None = "9", **metada
         transcript=(USER, spoken, tool, message("assistant", said)),
         stop_reason=StopReason.ANSWERED,
     )
-    return Sample(id=id, episode=episode, token_ids=(5, 6, 7), step=4)
+    return Sample(id=id, episode=episode, token_ids=(5, 6, 7), step=4, num_steps=16)
 
 
 async def scores(form, *samples) -> list[Score]:
@@ -62,7 +62,7 @@ class Exact:
         (verl_own, "verl", False, ("ground_truth",)),
         (verl_full, "verl", False, ("ground_truth",)),
         (verl_batch, "verl batch", True, ("ground_truth",)),
-        (openrlhf, "openrlhf", False, ()),
+        (openrlhf, "openrlhf", False, ("label",)),
         (trl, "trl", True, ()),
         (trl_columns, "trl", True, ("solution",)),
         (trl_async, "trl", True, ()),
@@ -115,7 +115,9 @@ async def test_trl_gets_lists_over_the_group_and_the_columns_of_the_data():
         kwargs["log_metric"]("length", 2.5)
         return [1.0, None]
 
-    first, second = await scores(from_trl(reward), sample(level=1), sample("8", id="z", level=2))
+    first, second = await scores(
+        from_trl(reward, conversational=True), sample(level=1), sample("8", id="z", level=2)
+    )
     assert seen["prompts"] == [[{"role": "user", "content": "(1+2)*3"}]] * 2
     call = {"type": "function", "function": {"name": "calc", "arguments": {"a": 1}}}
     assert seen["completions"][1] == [
@@ -126,8 +128,9 @@ async def test_trl_gets_lists_over_the_group_and_the_columns_of_the_data():
     assert seen["completion_ids"] == [[5, 6, 7]] * 2
     assert (seen["level"], seen["answer"], seen["solution"]) == ([1, 2], ["9", "9"], ["9", "9"])
     assert seen["trainer_state"].global_step == 4
-    with pytest.raises(AttributeError, match="global_step alone"):
-        _ = seen["trainer_state"].max_steps
+    assert (seen["trainer_state"].max_steps, seen["trainer_state"].epoch) == (16, 0.25)
+    with pytest.raises(AttributeError, match="it has global_step, max_steps and epoch"):
+        _ = seen["trainer_state"].best_metric
     assert first == Score(value=1.0, parts={"length": 2.5}, explanation='{"note": "first"}')
     assert second == DOES_NOT_APPLY
 
@@ -159,7 +162,12 @@ async def test_verl_hears_what_the_policy_said_and_no_tool():
     (score,) = await scores(from_verl(compute_score, strict=True), sample(hint="h"))
     assert seen["solution_str"] == "so [calc 1+2]\n9"
     assert (seen["data_source"], seen["ground_truth"], seen["strict"]) == ("calc", "9", True)
-    assert seen["extra_info"] == {"hint": "h", "num_turns": 2}
+    assert seen["extra_info"] == {
+        "hint": "h",
+        "num_turns": 2,
+        "rollout_reward_scores": {},
+        "tool_extra_fields": {},
+    }
     assert (score.value, score.parts) == (1.0, {"acc": 0.5})
     assert score.explanation == '{"pred": "9", "nan": NaN}'
     with pytest.raises(ValueError, match=r"nothing gives strict.*REWARD = from_verl\(compute_score, strict="):
@@ -195,12 +203,11 @@ async def test_what_is_no_finite_number_leaves_its_sample_alone_unscored(value):
 
 
 @pytest.mark.parametrize("value", [None, True])
-async def test_none_and_bools_are_numbers_only_where_the_library_says_so(value):
-    (batch,) = await scores(from_verl(lambda solution_str, ground_truth: value), sample())
+async def test_bools_count_and_none_leaves_out_where_the_library_says_so(value):
+    (verl_score,) = await scores(from_verl(lambda solution_str, ground_truth: value), sample())
     (trl_score,) = await scores(from_trl(lambda completions: [value]), sample())
-    assert batch.value == (None if value is None else 1.0)
-    assert trl_score.value is None
-    assert trl_score.error_kind == ("" if value is None else "invalid")
+    assert verl_score.value == trl_score.value == (None if value is None else 1.0)
+    assert (verl_score.error_kind, trl_score.error_kind) == ("invalid" if value is None else "", "")
 
 
 @pytest.mark.parametrize("returned", [[1.0], [1.0] * 3, torch.ones(1), []])
@@ -235,6 +242,10 @@ async def test_ours_may_name_columns_too():
     assert [s.value for s in await scores(adapt(all_of), sample(level=3), sample(level=4))] == [3.0, 4.0]
 
 
+PROMPT = "<|im_start|>user\n(1+2)*3<|im_end|>\n<|im_start|>assistant\n"
+TOOL = "<|im_start|>tool\nTOOL 3<|im_end|>\n"
+
+
 async def test_an_openrlhf_query_begins_with_its_prompt():
     seen = {}
 
@@ -244,8 +255,8 @@ async def test_an_openrlhf_query_begins_with_its_prompt():
 
     (score,) = await scores(from_openrlhf(reward_func), sample())
     assert seen == {
-        "queries": ["(1+2)*3\nso [calc 1+2]\n9"],
-        "prompts": ["(1+2)*3\n"],
+        "queries": [f"{PROMPT}so [calc 1+2]<|im_end|>\n{TOOL}<|im_start|>assistant\n9<|im_end|>"],
+        "prompts": [PROMPT],
         "labels": ["9"],
     }
     assert score == Score(value=0.5)

@@ -66,6 +66,57 @@ def test_a_reference_that_cannot_be_read_is_unscored_and_names_the_task(referenc
     assert "task t-7" in (score.error or "")
 
 
+HUGE = [
+    "$9^{9^9}$",
+    "$9^{9^{9^9}}$",
+    "\\boxed{(10^9)!}",
+    "\\(99999!\\)",
+    "$3!!!!$",
+    "10^{3e9}",
+    "$10^{3e9}$",
+    "$10^{-3e9}$",
+    "2^{2^{33}}",
+    "2**2**33",
+    "$2^10000000$",
+    "$((2^{99})^{99})^{99}$",
+    "$9^{x^{9^{9}}}$",
+    "7" * 1500,
+    "1e99999999",
+    "$\\binom{1000000000}{500000000}$",
+    "$\\sum_{k=1}^{1000000000} \\frac{1}{k}$",
+    "{" * 2000 + "1",
+]
+
+
+@pytest.mark.parametrize("answer", HUGE)
+def test_numbers_beyond_the_bounds_are_zero_before_anything_is_computed(answer):
+    started = time.monotonic()
+    score = math_answer(episode("42", f"I think it is {answer}"))
+    assert (score.value, score.success) == (0.0, 0.0)
+    assert score.explanation == "not compared: its numbers are too large"
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        ("2^{2024}", "$2^{2024}$"),
+        ("2^{2024}+1", "\\boxed{1+2^{2024}}"),
+        ("100!", "$100!$"),
+        ("5x^{2024}", "$5x^{2024}$"),
+        ("e^{x^2}", "$e^{x^{2}}$"),
+        ("123456789", "the answer is \\boxed{123456789}!"),
+        ("123456789", "the answer is 123456789!"),
+        ("42", "First 1234567890 + 987654321 (see 12345678, 123456789). " * 50 + "So $42$"),
+        ("10^{100}", "$10^{100}$"),
+        ("500500", "$\\sum_{k=1}^{1000} k$ is \\boxed{500500}"),
+        ("\\binom{10}{5}", "252"),
+    ],
+)
+def test_large_but_ordinary_answers_are_compared(reference, answer):
+    assert math_answer(episode(reference, answer)).value == 1.0
+
+
 async def test_it_runs_in_a_child_process_where_what_hangs_is_killed(tmp_path):
     assert is_users(NAME)
     reward = UserReward(NAME, lambda episode: Score(value=0.0))
@@ -74,7 +125,7 @@ async def test_it_runs_in_a_child_process_where_what_hangs_is_killed(tmp_path):
     try:
         assert (await score_episode(reward, episode("1/2", "0.5"), timeout_s=60)).value == 1.0
         started = time.monotonic()
-        hung = await score_episode(reward, episode("42", "$9^{9^{9^{9^{9}}}}$"), timeout_s=3)
+        hung = await score_episode(reward, episode("42", "$(x+y+z)^{3000}$"), timeout_s=3)
         assert time.monotonic() - started < 10
         assert (hung.value, hung.error_kind) == (None, "timeout")
         code = await score_episode(reward, episode("42", f"open({str(witness)!r}, 'w')"), timeout_s=60)

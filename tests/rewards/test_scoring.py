@@ -65,6 +65,7 @@ async def each(reward: UserReward, words: Sequence[str], timeout_s: float = 1.0)
         ("deaf", "timeout", "no result after 1 s"),
         ("raise", "exception", """KeyError: 'no such key' ("""),
         ("exit", "exception", "SystemExit: 3"),
+        ("gorge", "exception", "MemoryError"),
         ("hard_exit", "crashed", "its process ended with exit status 7"),
         ("kill", "crashed", "its process was killed by SIGKILL"),
         ("segfault", "crashed", "its process was killed by SIGSEGV; printed last:\nFatal Python error"),
@@ -82,7 +83,7 @@ async def test_a_bad_call_leaves_its_sample_unscored_and_its_siblings_scored(dee
             f"reward {reward.name if kind in ('timeout', 'crashed') else 'compute_score'} on id-"
         )
         assert told in bad.error
-        fine = Score(value=1.0, success=1.0)
+        fine = Score(value=1.0, success=1.0, parts={"acc": 1.0})
         assert [first, *others] == [fine] * 4
         started = time.monotonic()
         assert await each(reward, ["fine"] * 20) == [fine] * 20  # the slot is back
@@ -121,16 +122,28 @@ async def test_calls_run_side_by_side_and_waiting_for_a_worker_costs_no_time_of_
         assert 2.0 <= seconds < 3.5  # two at a time, each its whole second, and no third round
 
 
-async def test_a_group_function_fails_as_a_whole_and_says_so():
-    async with opened("all_of") as reward:
+@pytest.mark.parametrize("function", ["all_of", "batch_of"])
+@pytest.mark.parametrize(
+    ("deed", "kind"),
+    [("hang", "timeout"), ("raise", "exception"), ("hard_exit", "crashed"), ("nan", "invalid")],
+)
+async def test_what_one_member_does_to_a_function_over_lists_costs_its_siblings_nothing(function, deed, kind):
+    async with opened(function) as reward:
         assert reward.is_group
-        fine, bad = [sample("a", "a"), sample("b", "b")], [sample("a", "a"), sample("hang", "h")]
-        assert [score.value for score in await reward.score(fine, timeout_s=1)] == [1.0, 1.0]
-        scores = await reward.score(bad, timeout_s=0.5)
+        group = [sample("a", "a"), sample(deed, "h"), sample("b", "b")]
+        scores = await reward.score(group, timeout_s=1)
+        assert [score.value for score in scores] == [1.0, None, 1.0]
+        assert scores[1].error_kind == kind
+        assert "on h: " in scores[1].error
+        assert [s.value for s in await reward.score([group[0], group[2]], timeout_s=1)] == [1.0, 1.0]
+
+
+async def test_a_function_that_compares_members_fails_as_a_whole_and_says_so():
+    async with opened("compared") as reward:
+        assert reward.is_group
+        scores = await reward.score([sample("a", "a"), sample("hang", "h")], timeout_s=0.5)
         assert [score.error_kind for score in scores] == ["timeout"] * 2
         assert "(one call for 2 samples: none has a score)" in scores[0].error
-        with_nan = [sample("nan", "n"), sample("b", "b")]
-        assert [score.value for score in await reward.score(with_nan, timeout_s=1)] == [None, 1.0]
 
 
 async def test_a_wrong_length_stops_the_run_with_function_expected_and_got():
@@ -189,8 +202,8 @@ async def test_an_import_that_hangs_is_refused_at_its_deadline(tmp_path, monkeyp
     assert family() == before
 
 
-async def test_a_column_that_no_task_has_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="takes hardness, and no task has that") as refused:
+async def test_a_column_that_a_task_lacks_is_refused_with_the_task_and_its_columns():
+    with pytest.raises(ValueError, match=r"takes hardness, which task calc-1-\d+ lacks") as refused:
         await check_reward(f"{HOSTILE}:needs_column", ENV, 1)
     assert "(known: answer, ground_truth, label, plan, solution)" in str(refused.value)
 

@@ -114,7 +114,7 @@ def test_batch_arithmetic():
         ({"reward_timeout_s": 0.0}, "reward_timeout_s = 0.0: expected more than 0"),
         (
             {"reward": "tests/rewards/user_rewards/hostile.py:needs_column"},
-            "takes hardness, and no task has that: unknown column 'hardness'",
+            "lacks: unknown column 'hardness'",
         ),
         ({"reward": "tests/rewards/user_rewards/no.py:f"}, "unknown file 'no.py'"),
         ({"reward": "cal"}, "unknown reward 'cal'; did you mean 'calc'?"),

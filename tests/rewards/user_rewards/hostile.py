@@ -9,6 +9,9 @@ import sys
 import threading
 import time
 
+from envs.episode import Score
+from rewards.base import group_reward
+
 
 def hang():
     while True:
@@ -107,6 +110,7 @@ DEEDS = {
     "spew": spew,
     "threads": threads,
     "loop": own_loop,
+    "gorge": lambda: float(len(bytearray(9 << 30))),
 }
 
 
@@ -118,6 +122,15 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 def all_of(completions, **kwargs):
     said = [completion[-1]["content"] for completion in completions]
     return [compute_score("", word, "") for word in said][: 1 if "short" in said else None]
+
+
+def batch_of(data_sources, solution_strs, ground_truths, extra_infos):
+    return [compute_score("", said, "") for said in solution_strs]
+
+
+@group_reward
+def compared(episodes):
+    return [Score(value=compute_score("", episode.answer, "")) for episode in episodes]
 
 
 def needs_column(completions, hardness, **kwargs):

@@ -4,7 +4,8 @@ import torch
 
 
 def reward_func(queries, prompts, labels, **kwargs):
-    answers = [query[len(prompt) :].split("\n")[-1] for query, prompt in zip(queries, prompts, strict=True)]
+    responses = [query[len(prompt) :] for query, prompt in zip(queries, prompts, strict=True)]
+    answers = [text.split("assistant\n")[-1].removesuffix("<|im_end|>") for text in responses]
     right = [float(answer == label) for answer, label in zip(answers, labels, strict=True)]
     rewards = torch.tensor(right)
     return {"rewards": rewards, "scores": rewards, "extra_logs": {"length": torch.tensor([len(answers[0])])}}
