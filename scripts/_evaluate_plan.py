@@ -17,6 +17,7 @@ from rl.evaluation import Evaluation, read_evaluation
 from rl.machine import Machine
 from rl.paired import TaskKey, require_same_tasks, task_keys
 from rl.reward_checks import judge_of
+from rl.sandbox_checks import sandbox_line
 from rl.validation import ConfigError
 from scripts._evaluate_options import Options, require_options
 from scripts._evaluated import (
@@ -61,6 +62,9 @@ class Plan:
         if self.source:
             config = self.config(self.cells[0])
             chosen |= {"device": config.device, "engine_dtype": config.engine_dtype}
+            # Where code ran, if any did: found when the plan was checked, and the same for every cell.
+            if sandbox := max(sandbox_line(self.config(cell)) for cell in self.cells):
+                chosen["sandbox"] = sandbox
         else:
             del chosen["engine_dtype"], chosen["context_length"]  # the endpoint's own affair
         return chosen | {
