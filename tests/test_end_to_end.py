@@ -132,13 +132,13 @@ def test_a_run_directory_in_use_or_used_is_refused_at_once(run: FinishedRun) -> 
     ("options", "complaint"),
     [
         (["--algoritm", "rloo"], "--algorithm"),
-        (["--algorithm", "grop"], "grpo"),
-        (["--env", "clac"], "calc"),
+        pytest.param(["--algorithm", "grop"], "grpo", marks=pytest.mark.slow),
+        pytest.param(["--env", "clac"], "calc", marks=pytest.mark.slow),
         (["--level", "99"], "99"),
-        (["--num-minibatches", "3"], "does not divide"),
-        (["--kl-loss-type", "k9"], "k9"),
+        pytest.param(["--num-minibatches", "3"], "does not divide", marks=pytest.mark.slow),
+        pytest.param(["--kl-loss-type", "k9"], "k9", marks=pytest.mark.slow),
         (["--model", "/nowhere"], "/nowhere"),
-        (["--max-staleness", "2"], "max_staleness"),
+        pytest.param(["--max-staleness", "2"], "max_staleness", marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(
@@ -193,10 +193,14 @@ def test_a_mixture_of_experts_is_trained_and_served_its_router_balanced(tmp_path
     assert max(step["sync/canary_gap_max"] for step in finished.metrics) < 1e-3
 
 
+OTHERS = sorted(name for name, row in ALGORITHMS.items() if name != "grpo" and not row.loads_teacher)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
-    sorted(name for name, row in ALGORITHMS.items() if name != "grpo" and not row.loads_teacher),
+    # Every second one is left to `-m extra`: all learn in test_learns.py, and share the whole of a run.
+    [pytest.param(name, marks=[pytest.mark.extra] if place % 2 else []) for place, name in enumerate(OTHERS)],
 )
 def test_every_algorithm_runs(tmp_path: Path, algorithm: str) -> None:
     own = {"spo": ["--num-tasks", "8", "--num-minibatches", "2", "--micro-batch-size", "8"]}.get(

@@ -54,7 +54,7 @@ def assert_clean_stop(ended: Ended, *named: str, code: int = 3, within_s: float 
 @pytest.mark.parametrize(
     ("title", "named"),
     [
-        ("VLLM::EngineCore", ["engine 0", "is dead", "was killed"]),
+        pytest.param("VLLM::EngineCore", ["engine 0", "is dead", "was killed"], marks=pytest.mark.slow),
         pytest.param("ray::RolloutWorker", ["engine 0", "died", "was killed"], marks=pytest.mark.slow),
         pytest.param("ray::Learner", ["the learner", "died", "was killed"], marks=pytest.mark.slow),
     ],

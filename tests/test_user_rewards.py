@@ -20,9 +20,9 @@ SHORT = ("--num-steps", "2", "--eval-tasks", "8")
     ("function", "part"),
     [
         ("trl.py:exact", "reward/step"),
-        ("trl.py:some", ""),
-        ("trl.py:think_format_reward", ""),
-        ("trl.py:overlong", ""),
+        pytest.param("trl.py:some", "", marks=pytest.mark.extra),
+        pytest.param("trl.py:think_format_reward", "", marks=pytest.mark.extra),
+        pytest.param("trl.py:overlong", "", marks=pytest.mark.extra),
         ("verl.py:compute_score", "reward/turns"),
         ("verl.py:compute_scores", "reward/turns"),
         ("openrlhf.py:reward_func", "reward/scores"),

@@ -115,6 +115,7 @@ async def test_a_peers_function_scores_as_when_it_is_called_directly(tmp_path, p
     assert len(set(found)) > 1  # right and wrong ones are among them
 
 
+@pytest.mark.extra
 def test_calc_trains_with_verls_scorer_of_gsm8k(tmp_path: Path, peers: str) -> None:
     file = tmp_path / "mine.py"
     file.write_text(FLEXIBLE)

@@ -62,7 +62,13 @@ def distance(own: Learner, teacher: Path) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"), [("opd", {}), ("jsd", {}), ("jsd", {"jsd_beta": 0.0}), ("jsd", {"jsd_beta": 1.0})]
+    ("name", "knobs"),
+    [
+        ("opd", {}),
+        ("jsd", {}),
+        pytest.param("jsd", {"jsd_beta": 0.0}, marks=pytest.mark.slow),
+        pytest.param("jsd", {"jsd_beta": 1.0}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_student_comes_to_its_teacher_on_its_own_samples(student, teacher, name, knobs):
     row = get_algorithm(name, **knobs)

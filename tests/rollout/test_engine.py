@@ -257,7 +257,7 @@ async def test_a_wrong_manifest_is_refused_before_anything_is_loaded(pair: Pair)
         assert await pair.gap() < MAX_GAP
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 async def test_a_mixture_in_a_narrow_dtype_is_proven_through_its_kernels_packing(
     tmp_path: Path, dtype: str
 ) -> None:

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from scripts.benching.report import Figure, Measurement, percentile
 
 
@@ -29,6 +31,7 @@ def test_a_percentile_is_one_of_the_values():
     assert percentile(list(range(101)), 0.99) == 99
 
 
+@pytest.mark.slow
 def test_both_subjects_measure_what_is_right_and_leak_nothing(tmp_path):
     record = tmp_path / "bench.json"
     command = [sys.executable, "-m", "scripts.bench", "sandbox", "reward", "--json", str(record)]

@@ -75,7 +75,10 @@ def test_a_run_that_is_on_is_not_moved_aside(tmp_path: Path):
     assert (tmp_path / "seed_0.unfinished-1/run").is_dir()
 
 
-@pytest.mark.parametrize("how", [ALONE, IN_RAY], ids=["alone", "in a Ray task"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(ALONE, id="alone"), pytest.param(IN_RAY, id="in a Ray task", marks=pytest.mark.slow)],
+)
 def test_a_killed_comparison_leaves_no_run_behind(tmp_path: Path, how: str):
     code = (
         "import sys; from dataclasses import replace; from pathlib import Path\n"

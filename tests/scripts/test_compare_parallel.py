@@ -58,6 +58,7 @@ def test_cells_run_side_by_side_as_ray_tasks_and_one_whose_worker_dies_has_faile
     assert sum("FAILED: its Ray worker died" in line for line in said) == 1
 
 
+@pytest.mark.slow
 def test_what_a_task_refuses_is_said_as_we_say_it(tmp_path: Path):
     cell = job(tmp_path / "seed_0", RUN, "0")
     with held(cell.run), pytest.raises(CompareError, match=r"^[^\n]*still being trained by [^\n]*$"):

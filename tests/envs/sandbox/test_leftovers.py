@@ -116,6 +116,7 @@ async def _open_and_close(backend: str) -> None:
         await box.python("1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_nothing_adds_up_over_many_sandboxes(backend: str) -> None:
     launcher, mounts, descriptors = await opened_before(backend)
