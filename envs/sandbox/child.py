@@ -63,10 +63,24 @@ def _payload(message: dict[str, Any]) -> str:
         return file.read().decode(errors="surrogatepass")
 
 
-def run_python(code: str, room: Room, fault: mmap.mmap) -> NoReturn:
-    """`code` as the script that an interpreter was started with, without starting one."""
+def get_ready(room: Room) -> None:
+    """What a Python program needs and does not depend on it; then once through what all of them go through.
+
+    A page of memory is copied when it is first written to, and running Python writes to most: that is done
+    here, while the process waits for its call.
+    """
     sys.path[:] = [room.home, *room.paths]
     random.seed(room.seed)
+    try:
+        exec(compile("raise SystemExit", f"{room.temp}/{SCRIPT}", "exec", dont_inherit=True), {})
+    except SystemExit as error:
+        _exit_code(error)
+    for file in (sys.stdout, sys.stderr):
+        file.flush()
+
+
+def run_python(code: str, room: Room, fault: mmap.mmap) -> NoReturn:
+    """`code` as the script that an interpreter was started with, without starting one."""
     script = f"{room.temp}/{SCRIPT}"
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=script, __builtins__=sys.modules["builtins"])

@@ -257,6 +257,7 @@ def _become_call(link: socket.socket, begins: int, room: Room, fault: mmap.mmap)
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         prctl(PR_SET_DUMPABLE, 1)  # it may look at itself
         link = make_places(link, begins)
+        child.get_ready(room)
         message, descriptors = receive(link)
         if message is None:
             _leave(child.NOT_STARTED)

@@ -197,15 +197,10 @@ async def _per_second(run: Callable[[], Awaitable[None]], number: int = 160) -> 
 
 async def _leaks(backend: str, cycles: int) -> list[Figure]:
     """What is there after so many sandboxes that was not there before."""
+    await _per_second(lambda: _one_shot(backend))  # what is made once is there before the first count
     before = _inventory()
     started = time.perf_counter()
-    left = iter(range(cycles))
-
-    async def worker() -> None:
-        for _ in left:
-            await _one_shot(backend)
-
-    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+    await _per_second(lambda: _one_shot(backend), cycles)
     seconds = time.perf_counter() - started
     after = _inventory()
     more = {what: after[what] - before[what] for what in before if after[what] > before[what]}
