@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from envs.sandbox import bubblewrap, landlock, namespaces, syscalls, usage
-from envs.sandbox.inside import Room, serve
+from envs.sandbox.inside import serve
+from envs.sandbox.room import Room
 from envs.sandbox.seccomp import Allowed, seccomp_program
 
 _FIRST_UID, _LAST_UID = 61184, 65519  # no distribution gives these to a person or a service

@@ -19,7 +19,7 @@ import types
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from envs.sandbox.inside import Room
+    from envs.sandbox.room import Room
 
 NOT_STARTED = 254
 """Exit code of a call that could not even begin. A program may end with it too: `BEGINS` tells which."""
@@ -45,9 +45,9 @@ def run(message: dict[str, Any], room: Room, fault: mmap.mmap) -> NoReturn:
     os.close(BEGINS)
     match message["kind"]:
         case "python":
-            run_python(_payload(message), room, fault)
+            run_python(payload(message), room, fault)
         case "exec":
-            run_program(message["argv"] if "argv" in message else json.loads(_payload(message)), room)
+            run_program(message["argv"] if "argv" in message else json.loads(payload(message)), room)
         case "read":
             _as_file_work(lambda: read_file(message["path"], message["max_bytes"]))
         case "write":
@@ -55,7 +55,7 @@ def run(message: dict[str, Any], room: Room, fault: mmap.mmap) -> NoReturn:
     os._exit(NOT_STARTED)
 
 
-def _payload(message: dict[str, Any]) -> str:
+def payload(message: dict[str, Any]) -> str:
     if "code" in message:
         return message["code"]
     with os.fdopen(PAYLOAD, "rb") as file:
@@ -74,7 +74,7 @@ def get_ready(room: Room) -> None:
     try:
         exec(compile("raise SystemExit", f"{room.temp}/{SCRIPT}", "exec", dont_inherit=True), {})
     except SystemExit as error:
-        _exit_code(error)
+        exit_code_of(error)
     for file in (sys.stdout, sys.stderr):
         file.flush()
 
@@ -90,10 +90,10 @@ def run_python(code: str, room: Room, fault: mmap.mmap) -> NoReturn:
     try:
         exec(compile(code, script, "exec", dont_inherit=True), main.__dict__)
     except SystemExit as error:
-        exit_code = _exit_code(error)
+        exit_code = exit_code_of(error)
     except BaseException as error:
-        exit_code = _report(error, fault)
-    os._exit(_finish(exit_code))
+        exit_code = report(error, fault)
+    os._exit(finish(exit_code))
 
 
 def make_fresh(room: Room) -> None:
@@ -141,7 +141,7 @@ def _text_file(descriptor: int, errors: str) -> io.TextIOWrapper:
     )
 
 
-def _exit_code(error: SystemExit) -> int:
+def exit_code_of(error: SystemExit) -> int:
     if error.code is None:
         return 0
     if isinstance(error.code, int):
@@ -150,7 +150,7 @@ def _exit_code(error: SystemExit) -> int:
     return 1
 
 
-def _report(error: BaseException, fault: mmap.mmap) -> int:
+def report(error: BaseException, fault: mmap.mmap) -> int:
     """What an interpreter does with an exception that nobody caught; returns its exit code."""
     if isinstance(error, MemoryError):
         fault[0] = 1
@@ -166,13 +166,13 @@ def _report(error: BaseException, fault: mmap.mmap) -> int:
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _finish(exit_code: int) -> int:
+def finish(exit_code: int) -> int:
     """Join the threads, run what was left for the exit, flush: as an interpreter ends."""
     for work in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         try:
             work()
         except SystemExit as error:
-            exit_code = _exit_code(error)
+            exit_code = exit_code_of(error)
         except BaseException:
             traceback.print_exc()
     for file in (sys.stdout, sys.stderr):

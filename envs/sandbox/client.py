@@ -14,7 +14,7 @@ from typing import Any
 from envs.deadline import in_thread, paused
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxFileError
 from envs.sandbox.child import PAYLOAD, RESULT
-from envs.sandbox.inside import MAX_MESSAGE
+from envs.sandbox.messages import MAX_MESSAGE
 from envs.sandbox.outcomes import cause_of, status_of
 from envs.sandbox.pump import Pump, memory_file, text_of
 from envs.sandbox.slots import slot
@@ -75,12 +75,18 @@ class Box(Sandbox):
             raise SandboxError(f"sandbox {self.backend} did not start within {START_S:g} s") from None
 
     async def python(
-        self, code: str, *, stdin: bytes = b"", wall_s: float | None = None, max_result_bytes: int = 0
+        self,
+        code: str,
+        *,
+        stdin: bytes = b"",
+        wall_s: float | None = None,
+        max_result_bytes: int = 0,
+        repl: bool = False,
     ) -> ExecResult:
         source = code.encode(errors="surrogatepass")
         inline = {"code": code} if len(source) <= _INLINE else {}
         payload = None if inline else source
-        call = {"kind": "python", **inline}
+        call = {"kind": "session" if repl else "python", **inline}
         return await self._call(
             call, stdin=stdin, payload=payload, wall_s=wall_s, max_result=max_result_bytes
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import mmap
 import os
 import resource
@@ -16,58 +15,21 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 from envs.sandbox import child
-from envs.sandbox.descriptors import make_places, put_in_place
-from envs.sandbox.syscalls import (
-    PR_SET_DUMPABLE,
-    PR_SET_PDEATHSIG,
-    clone,
-    install_seccomp,
-    landlock_restrict,
-    prctl,
-    set_limit,
-)
+from envs.sandbox.messages import receive
+from envs.sandbox.room import Room
+from envs.sandbox.session import await_answer
+from envs.sandbox.syscalls import set_limit
+from envs.sandbox.waiting import Spare, forget, prepare
 
 IDLE_S = 1.0
 """Without a call for so long, the process that waits for the next one is let go."""
 
 ATTEMPTS = 3
 """A process that waits for its call may be gone when that comes: another one then takes it."""
-
-MAX_MESSAGE = 192 * 1024
-"""Bytes of one message: below the socket's buffer."""
-
-_leave = os._exit  # a program may replace what the module holds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Room:
-    """What a call of this sandbox meets, whatever the backend that made it.
-
-    `kill_all` ends every process of the sandbox but the first. `call_ruleset` is a Landlock ruleset for calls
-    alone (-1: none), `call_filter` a seccomp filter for them: they then cannot reach the first process.
-    `dies_with_parent`: a call ends with the first process, where no namespace sees to it.
-    """
-
-    home: str
-    temp: str
-    env: dict[str, str]
-    paths: list[str]
-    executable: str
-    seed: int
-    mem_mb: int
-    nproc: int
-    disk_mb: int
-    cpu_s: float
-    kill_all: Callable[[], None]
-    call_ruleset: int = -1
-    call_filter: bytes = b""
-    dies_with_parent: bool = False
 
 
 def serve(host: socket.socket, room: Room) -> None:
@@ -80,7 +42,8 @@ def serve(host: socket.socket, room: Room) -> None:
     gc.freeze()
     gc.disable()
     host.send(json.dumps({"op": "ready"}).encode())
-    spare: Spare | None = None
+    spare: Spare | None = None  # waits for the next call
+    session: Spare | None = None  # waits for the next call of a session
     while True:
         spare = spare or prepare(host, room, fault)
         if not select.select([host], [], [], IDLE_S)[0]:  # an idle process holds memory
@@ -92,60 +55,20 @@ def serve(host: socket.socket, room: Room) -> None:
             return
         if message["op"] == "run":
             fault[0] = 0
-            done = _run(host, message, descriptors, room, fault, spare)
-            spare = None
+            if message["kind"] == "session":
+                was_spare = session is None
+                session, done = _run_in_session(host, message, descriptors, room, fault, session or spare)
+                if was_spare or session is None:  # used, or ended with everything else
+                    spare = forget(None if was_spare else spare)
+            else:
+                session = forget(session)
+                done = _run(host, message, descriptors, room, fault, spare)
+                spare = None
             if done is None:
                 return
             host.send(json.dumps(done).encode())
         for descriptor in descriptors:
             os.close(descriptor)
-
-
-@dataclass(slots=True)
-class Spare:
-    """The process of the next call, forked while there is time: it waits for what to run."""
-
-    pid: int
-    link: socket.socket
-    begun: int  # what is said here cannot be taken back: that the program had its turn
-
-    def take(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
-        """Give it its call. Where it is gone, the call ends without having begun."""
-        with suppress(OSError):
-            socket.send_fds(self.link, [json.dumps(message).encode()], descriptors)
-
-    def has_begun(self) -> bool:
-        return select.select([self.begun], [], [], 0)[0] != [] and os.read(self.begun, 1) != b""
-
-    def forget(self) -> None:
-        self.link.close()
-        os.close(self.begun)
-
-
-def prepare(host: socket.socket, room: Room, fault: mmap.mmap) -> Spare:
-    """A process that has done all that comes before a call is known."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    begun, begins = os.pipe()
-    pid = clone(0)  # not os.fork(): its hooks cost more than the call, and seed `random` anew
-    if pid == 0:
-        try:
-            host.close()
-            ours.close()
-            _become_call(theirs, begins, room, fault)
-        finally:
-            _leave(child.NOT_STARTED)  # whatever the program did to its own interpreter
-    theirs.close()
-    os.close(begins)
-    return Spare(pid, ours, begun)
-
-
-def receive(sock: socket.socket) -> tuple[Any, list[int]]:
-    """The next message and its descriptors; (None, []) when the other side has hung up."""
-    try:
-        data, descriptors, _, _ = socket.recv_fds(sock, MAX_MESSAGE, 8)
-    except ConnectionResetError:
-        return None, []
-    return (json.loads(data), descriptors) if data else (None, [])
 
 
 def _run(
@@ -186,6 +109,46 @@ def _run(
         "cpu_s": cpu_s,
         "peak_kb": peak_kb,
     }
+
+
+def _run_in_session(
+    host: socket.socket,
+    message: dict[str, Any],
+    descriptors: list[int],
+    room: Room,
+    fault: mmap.mmap,
+    session: Spare,
+) -> tuple[Spare | None, dict[str, Any] | None]:
+    """One call of a session: the session, unless it has ended, and what the call came to."""
+    started = time.monotonic()
+    ended = os.pidfd_open(session.pid)
+    try:
+        session.take(message, descriptors)
+        answer = await_answer(host, session.link, ended, started + message["wall_s"])
+    finally:
+        os.close(ended)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    descriptors.clear()
+    done = {
+        "op": "done",
+        "status": answer.get("exit", 0) << 8,
+        "begun": True,
+        "timeout": "late" in answer,
+        "memory": bool(fault[0]),
+        "wall_s": time.monotonic() - started,
+        "cpu_s": answer.get("cpu_s", 0.0),
+        "peak_kb": 0,
+    }
+    if "exit" in answer:
+        _reap_strays(session.pid)
+        return session, done
+    room.kill_all()
+    status, cpu_s, peak_kb = _reap(session.pid, room.kill_all)
+    session.forget()
+    if "gone" in answer:
+        return None, None
+    return None, {**done, "status": status, "cpu_s": cpu_s, "peak_kb": peak_kb}
 
 
 def _await_end(host: socket.socket, pid: int, deadline: float) -> tuple[bool, bool, bool]:
@@ -241,33 +204,6 @@ def _reap(call: int, kill_all: Callable[[], None]) -> tuple[int, float, int]:
             return outcome
         if pid == call:
             outcome = (status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
-
-
-def _become_call(link: socket.socket, begins: int, room: Room, fault: mmap.mmap) -> NoReturn:
-    """In the forked process: limits, then the message, its descriptors, and the program."""
-    try:
-        os.setsid()
-        if room.call_ruleset >= 0:
-            landlock_restrict(room.call_ruleset)
-        if room.call_filter:
-            install_seccomp(room.call_filter)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        set_limit(resource.RLIMIT_CPU, max(1, math.ceil(room.cpu_s)), spare=1)  # first a signal that says why
-        if room.dies_with_parent:
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        prctl(PR_SET_DUMPABLE, 1)  # it may look at itself
-        link = make_places(link, begins)
-        child.get_ready(room)
-        message, descriptors = receive(link)
-        if message is None:
-            _leave(child.NOT_STARTED)
-        link.close()
-        put_in_place(message["fds"], descriptors)
-        gc.enable()
-        child.run(message, room, fault)
-    except BaseException as error:
-        os.write(2, f"sandbox: {type(error).__name__}: {error}\n".encode())
-    _leave(child.NOT_STARTED)
 
 
 def limit_processes(room: Room) -> None:

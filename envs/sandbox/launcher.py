@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from envs.sandbox import boxes, usage
-from envs.sandbox.inside import receive
+from envs.sandbox.messages import receive
 from envs.sandbox.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
 from envs.sandbox.warm import warm_up
 

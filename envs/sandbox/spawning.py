@@ -15,7 +15,7 @@ from typing import Any
 
 from envs.sandbox import places
 from envs.sandbox.base import SandboxError
-from envs.sandbox.inside import MAX_MESSAGE
+from envs.sandbox.messages import MAX_MESSAGE
 
 START_S = 20.0
 """For a launcher, and for a sandbox, to start."""
