@@ -183,8 +183,8 @@ class Sandbox(ABC):
         """Run `code` as a script in /work. `wall_s` shortens the limit of this call.
 
         With `repl` the calls share one namespace, as in an interpreter at a prompt, and what they started
-        goes on: until one meets its deadline or a limit (`cpu_s` is the session's) or calls `exit()`, or a call
-        without `repl` comes. The next one then begins anew.
+        goes on: until one meets its deadline or a limit (`cpu_s` is the session's), calls `exit()`, or a
+        call without `repl` comes. The next one then begins anew.
 
         With `max_result_bytes` descriptor 3 of the program is a pipe whose content becomes `result`; None
         when it wrote more than that.
