@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,13 +25,18 @@ GONE_S = 60
 """For whatever ends by itself, or is ended, to be gone."""
 
 
-def folders() -> set[str]:
-    return {name for name in os.listdir("/tmp") if name.startswith(("whetstone-", "vllm_"))}
+def folder_of(family: list[psutil.Process]) -> Path:
+    """The folder of a run's temporary files: the last word of its reaper's command line."""
+    (line,) = [line for line in map(title, family) if "reaper.py" in line]
+    return Path(line.split()[-1])
 
 
-def sessions() -> set[str]:
-    ray = Path("/tmp/ray")
-    return set(os.listdir(ray)) if ray.is_dir() else set()
+def sandboxes_of(family: list[psutil.Process]) -> list[str]:
+    """Folders of sandboxes beside that one, by the pid of their launcher in the name."""
+    pids = {str(process.pid) for process in family}
+    return [
+        name for name in os.listdir("/tmp") if name.startswith("whetstone-box-") and pids & {*name.split("-")}
+    ]
 
 
 def mounts() -> list[str]:
@@ -40,9 +46,17 @@ def mounts() -> list[str]:
 def listening(processes: list[psutil.Process]) -> set[int]:
     ports: set[int] = set()
     for process in processes:
-        connections = process.net_connections(kind="tcp")
+        connections = []
+        with suppress(psutil.NoSuchProcess):  # a sandbox's, which has ended since
+            connections = process.net_connections(kind="tcp")
         ports |= {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
     return ports
+
+
+def title(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def is_open(port: int) -> bool:
@@ -53,22 +67,27 @@ def is_open(port: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nothing_is_left_of_a_run_killed_in_mid_episode(tmp_path: Path):
-    before = folders(), sessions(), mounts()
+    before = mounts()
     with running(tmp_path, SETTINGS) as run:
         run.wait_for_step(400)
         family = run.driver.children(recursive=True)
-        titles = [" ".join(process.cmdline()) for process in family]
-        assert any("envs.sandbox.launcher" in title for title in titles), "no sandbox: this tests nothing"
+        assert any("envs.sandbox.launcher" in title(process) for process in family), (
+            "no sandbox: this tests nothing"
+        )
+        folder = folder_of(family)
+        assert folder.is_dir()
         ports = listening(family)
         assert ports, "no port: this tests nothing"
         ended = run.hurt(run.driver, signal.SIGKILL, timeout_s=30)
         deadline = time.monotonic() + GONE_S
         while time.monotonic() < deadline:
-            living = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-            if not living and (folders(), sessions()) == before[:2]:
+            living = [process for process in family if title(process)]  # a zombie has no command line
+            if not living and not folder.exists():
                 break
             time.sleep(0.5)
-        assert [" ".join(process.cmdline())[:80] for process in living] == []
+        assert [title(process)[:80] for process in living] == []
         assert ended.shared_memory == set()
-        assert (folders(), sessions(), mounts()) == before
+        assert not folder.exists()
+        assert sandboxes_of(family) == []
+        assert mounts() == before
         assert [port for port in ports if is_open(port)] == []

