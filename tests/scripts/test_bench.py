@@ -32,6 +32,7 @@ def test_a_percentile_is_one_of_the_values():
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 def test_both_subjects_measure_what_is_right_and_leak_nothing(tmp_path):
     record = tmp_path / "bench.json"
     command = [sys.executable, "-m", "scripts.bench", "sandbox", "reward", "--json", str(record)]

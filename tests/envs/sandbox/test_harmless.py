@@ -57,7 +57,13 @@ def test_harmless_programs_work_by_the_factory(backend: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "tests", ["test_harmless.py", "test_contract.py", "test_leftovers.py", "test_choosing.py"]
+    "tests",
+    [
+        "test_harmless.py",
+        pytest.param("test_contract.py", marks=pytest.mark.extra),
+        pytest.param("test_leftovers.py", marks=pytest.mark.extra),
+        "test_choosing.py",
+    ],
 )
 def test_an_ordinary_user_finds_the_same(tests: str) -> None:
     """The same tests once more: bwrap, which root's interpreter keeps out, is among them."""
