@@ -11,6 +11,7 @@ import resource
 import select
 import signal
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from envs.sandbox.syscalls import (
     prctl,
     set_limit,
 )
+
+PATIENCE_S = 5.0
+"""For the kernel to forget the processes of the last call."""
 
 _leave = os._exit  # a program may replace what the module holds
 
@@ -59,7 +63,7 @@ def prepare(host: socket.socket, room: Room, fault: mmap.mmap) -> Spare:
     """A process that has done all that comes before a call is known."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     begun, begins = os.pipe()
-    pid = clone(0)  # not os.fork(): its hooks cost more than the call, and seed `random` anew
+    pid = _clone_in_time()
     if pid == 0:
         try:
             host.close()
@@ -70,6 +74,22 @@ def prepare(host: socket.socket, room: Room, fault: mmap.mmap) -> Spare:
     theirs.close()
     os.close(begins)
     return Spare(pid, ours, begun)
+
+
+def _clone_in_time() -> int:
+    """A copy of this process; not os.fork(), whose hooks cost more than the call and seed `random` anew.
+
+    The kernel counts what a call started until it has gone altogether: where that was as much as there may
+    be, there is room a moment later.
+    """
+    ends = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return clone(0)
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(0.002)
 
 
 def forget(spare: Spare | None) -> None:
