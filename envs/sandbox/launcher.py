@@ -22,6 +22,9 @@ from envs.sandbox.messages import receive
 from envs.sandbox.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
 from envs.sandbox.warm import warm_up
 
+LONGEST_POLL_S = 0.25
+"""The same where looking takes long: a bomb that makes it slow must not earn itself time."""
+
 POLL_S = 0.05
 """How often memory, processes and files of running calls are looked at."""
 
@@ -70,7 +73,7 @@ class Launcher:
                         self._look_at(box)
                     # Where looking takes long, looking is not all that is done.
                     now = time.monotonic()
-                    next_look = now + max(POLL_S, 3 * (now - started))
+                    next_look = now + min(max(POLL_S, 3 * (now - started)), LONGEST_POLL_S)
         finally:
             for box in list(self.boxes.values()):
                 self._end(box)
