@@ -47,9 +47,9 @@ def serve(host: socket.socket, room: Room) -> None:
     while True:
         spare = spare or prepare(host, room, fault)
         if not select.select([host], [], [], IDLE_S)[0]:  # an idle process holds memory
-            os.kill(spare.pid, signal.SIGKILL)
-            os.waitid(os.P_PID, spare.pid, os.WEXITED | os.WNOWAIT)
+            spare = forget(spare)
             select.select([host], [], [])
+            spare = prepare(host, room, fault)
         message, descriptors = receive(host)
         if message is None:
             return
@@ -156,7 +156,10 @@ def _await_end(host: socket.socket, pid: int, deadline: float) -> tuple[bool, bo
 
     A word of the host in mid-call is the word to end it, or the host's own end.
     """
-    ended = os.pidfd_open(pid)
+    try:
+        ended = os.pidfd_open(pid)
+    except ProcessLookupError:  # ended before its call came, and collected
+        return False, False, False
     try:
         poll = select.poll()
         poll.register(ended, select.POLLIN)

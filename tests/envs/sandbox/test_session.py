@@ -1,5 +1,7 @@
 """`python(..., repl=True)`: calls that share one namespace, and what ends it."""
 
+import asyncio
+
 import pytest
 
 from envs.sandbox.base import Limits, Sandbox
@@ -88,3 +90,14 @@ async def test_what_a_session_started_ends_with_it(backend):
         assert await say(box, "print(p.poll())") == ("ok", "None\n")
         await box.python("1")
         assert (await say(box, "print('p' in globals())")) == ("ok", "False\n")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_pause_before_or_within_a_session_changes_nothing(backend):
+    await require_backend(backend)
+    async with open_sandbox(backend, LIMITS) as box:
+        await asyncio.sleep(1.3)  # the process that waited for a call is let go after a second
+        assert await say(box, "x = 1") == ("ok", "")
+        await asyncio.sleep(1.3)
+        assert await say(box, "print(x)") == ("ok", "1\n")
+        assert (await box.python("print(2)")).stdout == "2\n"
