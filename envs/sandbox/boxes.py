@@ -10,9 +10,11 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from envs.sandbox import bubblewrap, landlock, namespaces, syscalls, usage
+from envs.sandbox import bubblewrap, landlock, namespaces, owners, syscalls, usage
+from envs.sandbox.cgroups import Group, Groups
 from envs.sandbox.inside import serve
 from envs.sandbox.room import Room
 from envs.sandbox.seccomp import Allowed, seccomp_program
@@ -34,8 +36,11 @@ class Hold:
     shares_pids: bool = False  # its processes outlive its first one, unless each is ended
     is_wrapped: bool = False  # its first process is the child of another program's
     rulesets: list[int] = field(default_factory=list)
+    group: Group | None = None
 
     def release(self) -> None:
+        if self.group is not None:
+            self.group.remove()
         for descriptor in self.rulesets:
             os.close(descriptor)
         self.rulesets.clear()
@@ -46,19 +51,29 @@ class Hold:
             self.uid_lock.close()
 
 
-def start(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, hold: Hold) -> int:
+def start(
+    setup: dict[str, Any],
+    request: dict[str, Any],
+    host: socket.socket,
+    hold: Hold,
+    groups: Groups | None,
+) -> int:
     """Start the sandbox of `request`; returns the pid of its first process, which answers on `host`."""
     if os.getuid() == 0:
         hold.uid, hold.uid_lock = _unused_uid()
+    hold.is_wrapped = setup["backend"] == "bwrap"
+    if groups is not None:
+        num_wrappers = bubblewrap.NUM_PROCESSES if hold.is_wrapped else 0
+        hold.group = groups.make(request["box"], request["limits"], num_wrappers=num_wrappers)
+        request["calls_yield"] = groups.counts_memory
     match setup["backend"]:
         case "ns":
             flags = namespaces.NAMESPACES | (0 if hold.uid >= 0 else syscalls.CLONE_NEWUSER)
-            return _forked(
-                lambda: syscalls.clone(flags), host, lambda: _live_in_ns(setup, request, host, hold)
-            )
+            live = partial(_live_in_ns, setup, request, host, hold)
+            return _forked(lambda: syscalls.clone(flags), host, live, hold.group)
         case "bwrap":
-            hold.is_wrapped = True
-            return _forked(os.fork, host, lambda: bubblewrap.become(setup, request, host, hold.uid))
+            live = partial(bubblewrap.become, setup, request, host, hold.uid)
+            return _forked(os.fork, host, live, hold.group)
         case "landlock" | "rlimits" as name:
             hold.shares_pids = True
             hold.folder = _make_folder(setup, request["box"], hold.uid)
@@ -67,17 +82,24 @@ def start(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, h
                 hold.rulesets[:] = landlock.make_rulesets(
                     abi, tuple(setup["readable"]), tuple(setup["hidden"]), hold.folder
                 )
-            return _forked(os.fork, host, lambda: _live_beside(setup, request, host, hold))
+            live = partial(_live_beside, setup, request, host, hold)
+            return _forked(os.fork, host, live, hold.group)
         case name:
             raise ValueError(f"no backend {name!r} is built in")
 
 
-def _forked(fork: Callable[[], int], host: socket.socket, live: Callable[[], None]) -> int:
+def _forked(
+    fork: Callable[[], int], host: socket.socket, live: Callable[[], None], group: Group | None
+) -> int:
     pid = fork()
     if pid:
+        if group is not None:
+            group.close_entry()
         return pid
     code = 1
     try:
+        if group is not None:
+            group.enter()
         live()
         code = 0
     except BaseException as error:
@@ -99,6 +121,7 @@ def keep_only(*descriptors: int, standard: tuple[int, ...] = (1, 2)) -> None:
 
 def _live_in_ns(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, hold: Hold) -> None:
     keep_only(host.fileno())
+    score = open_oom_score(request)
     limits = request["limits"]
     readable = tuple(setup["readable"])
     home = namespaces.home_beside(readable)
@@ -113,13 +136,14 @@ def _live_in_ns(setup: dict[str, Any], request: dict[str, Any], host: socket.soc
     is_shared = namespaces.enter(walls)
     close_the_door(Allowed(locks=not is_shared, notices=not is_shared))
     room = make_room(setup, request, home=home, temp=namespaces.TEMP)
-    serve(host, replace(room, kill_all=kill_all))
+    serve(host, replace(room, kill_all=kill_all, oom_score=score))
 
 
 def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.socket, hold: Hold) -> None:
     """Without namespaces: by Landlock, or (rlimits) by limits alone."""
     others = 0 if hold.uid >= 0 else usage.num_threads_of(os.getuid()) + _SLACK
     keep_only(host.fileno(), *hold.rulesets)
+    score = open_oom_score(request)
     os.setsid()
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     is_reachable = all(map(is_open_to_all, setup["readable"]))
@@ -128,7 +152,7 @@ def _live_beside(setup: dict[str, Any], request: dict[str, Any], host: socket.so
     keep = 0 if is_reachable or hold.uid < 0 else 1 << syscalls.CAP_DAC_READ_SEARCH
     namespaces.drop_privileges(hold.uid, keep)
     room = make_room(setup, request, home=f"{hold.folder}/work", temp=f"{hold.folder}/tmp")
-    room = replace(room, nproc=room.nproc + others, dies_with_parent=True)
+    room = replace(room, nproc=room.nproc + others, dies_with_parent=True, oom_score=score)
     if not hold.rulesets:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         serve(host, room)
@@ -198,6 +222,17 @@ def make_room(setup: dict[str, Any], request: dict[str, Any], *, home: str, temp
     )
 
 
+def open_oom_score(request: dict[str, Any]) -> int:
+    """Of this process, opened before its walls rise, where its calls are to be ended before it; else -1."""
+    if not request.get("calls_yield"):
+        return -1
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # or the file belongs to root
+    try:
+        return os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+
+
 def kill_all() -> None:
     """End every process that this one may signal, itself excepted: only where that is nobody outside."""
     with suppress(ProcessLookupError):
@@ -238,7 +273,7 @@ def _unused_uid() -> tuple[int, socket.socket]:
 
 
 def _make_folder(setup: dict[str, Any], number: int, uid: int) -> str:
-    folder = f"{setup['temp']}/{_FOLDER}{_namespace()}-{os.getpid()}-{_started(os.getpid())}-{number}"
+    folder = f"{setup['temp']}/{_FOLDER}{owners.own_name()}-{number}"
     os.mkdir(folder, 0o700)
     for path in (folder, f"{folder}/work", f"{folder}/tmp"):
         if path != folder:
@@ -248,32 +283,13 @@ def _make_folder(setup: dict[str, Any], number: int, uid: int) -> str:
     return folder
 
 
-def _started(pid: int) -> str:
-    """When a process began, in clock ticks since boot: with its id it names one process of this boot."""
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[19]
-
-
-def _namespace() -> str:
-    """The namespace that process ids are of: containers may share a folder of temporary files."""
-    return str(os.stat("/proc/self/ns/pid").st_ino)
-
-
 def sweep(temp: str) -> None:
     """Remove the folders of launchers that were themselves killed; what only has such a name stays."""
-    owners = {os.getuid()} | (set(range(_FIRST_UID, _LAST_UID + 1)) if os.getuid() == 0 else set())
+    users = {os.getuid()} | (set(range(_FIRST_UID, _LAST_UID + 1)) if os.getuid() == 0 else set())
     for name in os.listdir(temp):
-        parts = name.removeprefix(_FOLDER).split("-")
-        is_ours = name.startswith(_FOLDER) and len(parts) == 4 and all(map(str.isdecimal, parts))
-        if not is_ours or parts[0] != _namespace():
+        owner, _, number = name.removeprefix(_FOLDER).rpartition("-")
+        if not name.startswith(_FOLDER) or not number.isdecimal() or not owners.is_dead(owner):
             continue
         with suppress(OSError):
-            if os.lstat(f"{temp}/{name}").st_uid in owners and not _is_alive(int(parts[1]), parts[2]):
+            if os.lstat(f"{temp}/{name}").st_uid in users:
                 usage.remove_folder(f"{temp}/{name}")
-
-
-def _is_alive(pid: int, started: str) -> bool:
-    try:
-        return _started(pid) == started
-    except OSError:
-        return False

@@ -18,6 +18,9 @@ from envs.sandbox.places import SYSTEM
 
 _PATHS = ("/usr/bin/bwrap", "/bin/bwrap", "/usr/local/bin/bwrap")
 PROGRAM = next((path for path in _PATHS if os.access(path, os.X_OK)), "")
+NUM_PROCESSES = 2
+"""Of its own, while it starts ours: one of them stays."""
+
 _CODE = "/opt/whetstone"
 _HOME, _TEMP = "/box/work", "/box/tmp"
 _START = (
@@ -90,7 +93,7 @@ def live(words: dict[str, Any]) -> None:
     """Inside bwrap: become the first process of the sandbox."""
     from dataclasses import replace
 
-    from envs.sandbox.boxes import close_the_door, kill_all, make_room
+    from envs.sandbox.boxes import close_the_door, kill_all, make_room, open_oom_score
     from envs.sandbox.inside import serve
     from envs.sandbox.seccomp import Allowed
     from envs.sandbox.warm import warm_up
@@ -99,6 +102,7 @@ def live(words: dict[str, Any]) -> None:
     os.set_inheritable(host.fileno(), False)
     os.dup2(0, 2)
     warm_up()
+    score = open_oom_score(words["request"])
     room = make_room(words["setup"], words["request"], home=_HOME, temp=_TEMP)
     close_the_door(Allowed(locks=False, notices=False))
-    serve(host, replace(room, kill_all=kill_all))
+    serve(host, replace(room, kill_all=kill_all, oom_score=score))

@@ -64,7 +64,18 @@ class BuiltIn:
             except (SandboxError, SandboxFileError, OSError) as error:
                 missing = str(error)
             mend = _MENDS[self.name] if missing else ""
-        return Probe(backend=self.name, level=self.level, missing=missing, mend=mend, details=_details())
+        return Probe(
+            backend=self.name,
+            level=self.level,
+            missing=missing,
+            mend=mend,
+            details=f"{_details()}{self._cgroup()}",
+        )
+
+    def _cgroup(self) -> str:
+        """What its launcher was delegated; nothing where none came up."""
+        controllers = self.launcher.cgroup.get("controllers", ())
+        return f" cgroup={','.join(controllers) or 'none'}" if self.launcher.cgroup else ""
 
 
 _MENDS = {
@@ -246,6 +257,9 @@ async def _main() -> None:
     for name in BUILT_IN:
         probe = await probed(name)
         print(f"{describe(probe)}{': missing ' + probe.missing + '; ' + probe.mend if probe.missing else ''}")
+    reasons = [backend.launcher.cgroup.get("reason") for backend in BUILT_IN.values()]
+    if reason := next(filter(None, reasons), ""):
+        print(f"no cgroup is used: {reason}")
 
 
 if __name__ == "__main__":

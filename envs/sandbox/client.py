@@ -15,7 +15,7 @@ from envs.deadline import in_thread, paused
 from envs.sandbox.base import ExecResult, Limits, Sandbox, SandboxError, SandboxFileError
 from envs.sandbox.child import PAYLOAD, RESULT
 from envs.sandbox.messages import MAX_MESSAGE
-from envs.sandbox.outcomes import cause_of, status_of
+from envs.sandbox.outcomes import after_loss, cause_of, lost_to_memory, status_of
 from envs.sandbox.pump import Pump, memory_file, text_of
 from envs.sandbox.slots import slot
 from envs.sandbox.spawning import START_S, Launcher
@@ -40,6 +40,8 @@ class Box(Sandbox):
         self._socket: socket.socket | None = None
         self._busy = asyncio.Lock()
         self._events: set[str] = set()
+        self._oom_kills = 0  # by the kernel, in all calls so far
+        self._is_lost = False  # a call took the first process along
 
     async def start(self, files: Mapping[str, bytes]) -> None:
         """Bring it up and write `files` into it."""
@@ -207,6 +209,8 @@ class Box(Sandbox):
         max_output: int,
     ) -> ExecResult:
         host = self._require_open()
+        if self._is_lost:
+            return after_loss(self.level)
         kept = self.limits.output_kb << 10
         self._events.clear()
         with contextlib.ExitStack() as open_files:
@@ -226,6 +230,8 @@ class Box(Sandbox):
                 raise SandboxError(f"sandbox {self.backend} has ended: {error}") from error
             pump.close_writers()
             done = await self._outcome(limit_s)
+            before, self._oom_kills = self._oom_kills, self._launcher.oom_kills(self._number)
+            self._events |= {"oom_kill"} if self._oom_kills > before else set()
             outputs = pump.finish()
         return self._result(done, outputs, bool(max_result), bool(max_output), time.monotonic() - started)
 
@@ -246,6 +252,9 @@ class Box(Sandbox):
                             return message
                         case "event":
                             self._events.add(message["what"])
+                        case "dead" if message.get("oom_kills", 0) > self._oom_kills:
+                            self._is_lost = True  # the program's doing: no later call is the world's failure
+                            return lost_to_memory()
                         case _:
                             raise SandboxError(
                                 f"sandbox {self.backend} ended in mid-call: {cause_of(message)}"

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from envs.sandbox import boxes, usage
+from envs.sandbox import boxes, cgroups, delegation, usage
 from envs.sandbox.messages import receive
 from envs.sandbox.syscalls import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
 from envs.sandbox.warm import warm_up
@@ -49,9 +49,12 @@ class Box:
 class Launcher:
     """Serves one host process."""
 
-    def __init__(self, host: socket.socket, setup: dict[str, Any]) -> None:
+    def __init__(
+        self, host: socket.socket, setup: dict[str, Any], groups: cgroups.Groups | None = None
+    ) -> None:
         self.host = host
         self.setup = setup
+        self.groups = groups
         self.boxes: dict[int, Box] = {}
         self.poll = select.poll()
         self.poll.register(host, select.POLLIN)
@@ -78,6 +81,8 @@ class Launcher:
             for box in list(self.boxes.values()):
                 self._end(box)
                 self._bury(box)
+            if self.groups is not None:
+                self.groups.remove()
 
     def _obey(self) -> bool:
         """One request of the host; False when it has hung up."""
@@ -97,7 +102,7 @@ class Launcher:
         host = socket.socket(fileno=descriptors.pop())
         hold = boxes.Hold()
         try:
-            pid = boxes.start(self.setup, request, host, hold)
+            pid = boxes.start(self.setup, request, host, hold, self.groups)
         except (OSError, ValueError) as error:
             hold.release()
             with suppress(OSError):
@@ -111,6 +116,8 @@ class Launcher:
 
     def _end(self, box: Box) -> None:
         """Kill a sandbox: its first process and, where that does not take the others along, each of them."""
+        if box.hold.group is not None:
+            box.hold.group.kill()
         if box.hold.shares_pids:
             usage.kill_tree(box.pid, uid=box.hold.uid)  # an orphan would come to this process, and live
         with suppress(ProcessLookupError):
@@ -124,8 +131,10 @@ class Launcher:
         os.close(box.pidfd)
         if box.hold.shares_pids or box.hold.is_wrapped:
             self._end_strays()
+        group = box.hold.group
+        num_oom_kills = cgroups.oom_kills(group.folder) if group is not None else 0
         box.hold.release()
-        box.tell(op="dead", status=status)
+        box.tell(op="dead", status=status, oom_kills=num_oom_kills)
         box.host.close()
 
     def _end_strays(self) -> None:
@@ -163,7 +172,7 @@ class Launcher:
                     os.kill(process, signal.SIGKILL)
 
 
-def _outlive(launcher: int, temp: str) -> NoReturn:
+def _outlive(launcher: int, temp: str, place: delegation.Place | None) -> NoReturn:
     """Wait for the launcher's end, and end what it could not where it was killed itself."""
     while os.waitpid(-1, 0)[0] != launcher:
         pass
@@ -172,6 +181,7 @@ def _outlive(launcher: int, temp: str) -> NoReturn:
             usage.kill_tree(os.getpid())
             os.waitpid(-1, 0)
     boxes.sweep(temp)
+    cgroups.sweep(place)
     os._exit(0)
 
 
@@ -181,13 +191,19 @@ def main(host: socket.socket, setup: dict[str, Any]) -> None:
         signal.signal(number, signal.SIG_IGN)  # it goes when the host has gone, and cleans up first
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    place, reason = delegation.find(setup.get("controllers") or delegation.CONTROLLERS)
     shares_pids = setup["backend"] in ("landlock", "rlimits")  # no namespace ends with its first process
     if shares_pids and (launcher := os.fork()):
         host.close()
-        _outlive(launcher, setup["temp"])
+        _outlive(launcher, setup["temp"], place)
     warm_up()
     gc.collect()
     gc.freeze()  # what is shared stays shared: a collection would write to it
     boxes.sweep(setup["temp"])
-    host.send(json.dumps({"op": "ready", "pid": os.getpid()}).encode())
-    Launcher(host, setup).serve()
+    cgroups.sweep(place)
+    groups, reason = cgroups.start(place, reason)
+    cgroup = {"reason": reason}
+    if groups is not None:
+        cgroup |= {"folder": groups.folder, "controllers": groups.place.controllers}
+    host.send(json.dumps({"op": "ready", "pid": os.getpid(), "cgroup": cgroup}).encode())
+    Launcher(host, setup, groups).serve()

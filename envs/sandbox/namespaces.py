@@ -24,7 +24,6 @@ NAMESPACES = (
     | syscalls.CLONE_NEWNET
     | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWUTS
-    | syscalls.CLONE_NEWCGROUP
 )
 INSIDE_ID = 1000
 """User and group id inside, where a user namespace maps them."""
@@ -55,6 +54,7 @@ def enter(walls: Walls) -> bool:
     """
     if walls.uid < 0:
         _map_ids()
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # here, in the sandbox's own cgroup: it sees none above it
     owner = INSIDE_ID if walls.uid < 0 else walls.uid
     mount("", "/", "", MS_REC | syscalls.MS_PRIVATE)
     # Opened in the new mount namespace (an older descriptor cannot be bound), before the root hides them.

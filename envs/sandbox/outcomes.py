@@ -7,12 +7,14 @@ import signal
 from collections.abc import Mapping, Set
 from typing import Any
 
-from envs.sandbox.base import Status
+from envs.sandbox.base import ExecResult, Status
 
 
 def status_of(done: Mapping[str, Any], events: Set[str], cpu_bound_s: float) -> Status:
     """The status of a call that ended as `done` tells; `events` is what its monitors said meanwhile."""
     code = os.waitstatus_to_exitcode(done["status"])
+    if "oom_kill" in events:  # of any of its processes, whatever became of the others
+        return "oom"
     was_killed = code == -signal.SIGKILL
     if was_killed and "oom" in events:
         return "oom"
@@ -29,6 +31,23 @@ def status_of(done: Mapping[str, Any], events: Set[str], cpu_bound_s: float) -> 
     if code < 0:
         return "signal"
     return "nonzero" if code else "ok"
+
+
+def lost_to_memory() -> dict[str, Any]:
+    """What a call came to that took the first process along: as if it had ended alone."""
+    return {
+        "status": signal.SIGKILL,
+        "begun": True,
+        "timeout": False,
+        "memory": True,
+        "cpu_s": 0.0,
+        "peak_kb": 0,
+    }
+
+
+def after_loss(level: int) -> ExecResult:
+    """What every later call comes to: the program's doing, so never the world's failure."""
+    return ExecResult(status="oom", stderr="an earlier call ended this sandbox: oom", level=level)
 
 
 def cause_of(message: Mapping[str, Any]) -> str:

@@ -12,7 +12,8 @@ class Room:
 
     `kill_all` ends every process of the sandbox but the first. `call_ruleset` is a Landlock ruleset for calls
     alone (-1: none), `call_filter` a seccomp filter for them: they then cannot reach the first process.
-    `dies_with_parent`: a call ends with the first process, where no namespace sees to it.
+    `oom_score` is a descriptor of the first process's own oom_score_adj (-1: none): with it the kernel ends
+    calls first. `dies_with_parent`: a call ends with the first process, where no namespace sees to it.
     """
 
     home: str
@@ -28,4 +29,5 @@ class Room:
     kill_all: Callable[[], None]
     call_ruleset: int = -1
     call_filter: bytes = b""
+    oom_score: int = -1
     dies_with_parent: bool = False

@@ -13,7 +13,7 @@ import tempfile
 import threading
 from typing import Any
 
-from envs.sandbox import places
+from envs.sandbox import cgroups, places
 from envs.sandbox.base import SandboxError
 from envs.sandbox.messages import MAX_MESSAGE
 
@@ -36,6 +36,9 @@ class Launcher:
     def __init__(self, backend: str, **options: Any) -> None:
         self.backend = backend
         self.pid = 0
+        self.cgroup: dict[
+            str, Any
+        ] = {}  # what the launcher was delegated: folder, controllers; or the reason
         self._options = options
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
@@ -94,6 +97,12 @@ class Launcher:
                     self._process.wait(START_S)
             self._socket = self._process = None
 
+    def oom_kills(self, number: int) -> int:
+        """Processes of a sandbox that the kernel ended so far since the sandbox's memory was full."""
+        if "memory" not in self.cgroup.get("controllers", ()):
+            return 0
+        return cgroups.oom_kills(f"{self.cgroup['folder']}/{number}")
+
     def last_words(self) -> str:
         """The end of what the launcher wrote to its standard error."""
         size = os.fstat(self._errors.fileno()).st_size
@@ -114,13 +123,14 @@ class Launcher:
             self._socket.close()
             self._socket = None
         try:
-            self._socket, self.pid = self._started()
+            self._socket, answer = self._started()
         except OSError as error:
             raise SandboxError(f"the sandbox launcher cannot be started: {error}") from error
+        self.pid, self.cgroup = answer["pid"], answer["cgroup"]
         return self._socket
 
-    def _started(self) -> tuple[socket.socket, int]:
-        """A new launcher's socket and process id."""
+    def _started(self) -> tuple[socket.socket, dict[str, Any]]:
+        """A new launcher's socket, and what it said first."""
         with contextlib.ExitStack() as until_it_runs:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             until_it_runs.enter_context(ours)
@@ -164,7 +174,7 @@ class Launcher:
                 )
             ours.settimeout(SEND_S)
             until_it_runs.pop_all()
-            return ours, json.loads(answer)["pid"]
+            return ours, json.loads(answer)
 
 
 def _setup(backend: str) -> dict[str, Any]:

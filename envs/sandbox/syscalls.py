@@ -55,6 +55,10 @@ def clone(flags: int) -> int:
     return _check(_syscall(_CLONE, ctypes.c_ulong(flags | sigchld), None, None, None, None), "clone")
 
 
+def unshare(flags: int) -> None:
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
     words = (source.encode(), target.encode(), kind.encode() or None)
     result = _libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None)
