@@ -20,7 +20,10 @@ from envs.sandbox.spawning import Launcher
 from tests.envs.sandbox import traces
 
 SMALL = {"mem_mb": 32, "disk_mb": 8, "procs": 8}
-BOMB = "x = bytearray(b'x') * (600 << 20)\nprint('through')"
+BOMB = "x = bytearray(b'x') * (400 << 20)\nprint('through')"
+"""Less than may be mapped, more than the cgroup of `TIGHT` holds."""
+
+TIGHT = Limits(mem_mb=64, disk_mb=8, wall_s=60)
 
 
 async def test_the_line_of_a_run_says_what_this_machine_gives() -> None:
@@ -130,6 +133,7 @@ def test_a_fork_bomb_meets_the_kernel() -> None:
         for n in range(100):
             try:
                 if os.fork() == 0:
+                    os.close(1)
                     time.sleep(300)
             except BlockingIOError:
                 break
@@ -167,7 +171,7 @@ def unwatched(made: BuiltIn) -> Iterator[None]:
 async def test_what_the_kernel_ends_for_memory_is_oom(name: str) -> None:
     by_child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BOMB!r}])"
     with backend(name, require("memory")) as made:
-        async with await made.open(Limits(mem_mb=64, disk_mb=8, wall_s=60), {}, 0) as box:
+        async with await made.open(TIGHT, {}, 0) as box:
             with unwatched(made):
                 assert (await box.python(BOMB)).status == "oom"
                 result = await box.python(by_child)
@@ -185,12 +189,16 @@ async def _fails_in_its_own_way(box: Sandbox) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make the kernel choose the first process")
 async def test_a_call_that_takes_the_sandbox_along_is_the_program_s_failure() -> None:
     with backend("ns", require("memory")) as made:
-        async with await made.open(Limits(mem_mb=64, disk_mb=8, wall_s=60), {}, 0) as box:
+        async with await made.open(TIGHT, {}, 0) as box:
             await box.python("1")
             await asyncio.sleep(0.5)  # until the next call's process is there
             first = usage.children(made.launcher.pid)[0]
             write(f"/proc/{first}", "oom_score_adj", "1000")
-            assert (await box.python(BOMB)).status == "oom"
+            with unwatched(made):
+                lower = "open('/proc/self/oom_score_adj', 'w').write('0')\n"
+                call = asyncio.create_task(box.python(lower + BOMB))
+                assert await asyncio.to_thread(traces.gone, [first]) == []
+            assert (await call).status == "oom"
             assert (await box.python("print(1)")).status == "oom"
             with pytest.raises(SandboxFileError, match="oom"):
                 await box.read_file("a")

@@ -1,4 +1,4 @@
-"""The cgroup that was delegated is found from what the kernel tells of it; where there is none, the reason."""
+"""The cgroup that was delegated is found from what the kernel tells; where there is none, the reason."""
 
 from __future__ import annotations
 
