@@ -100,6 +100,9 @@ async def test_that_of_a_launcher_that_was_killed_goes_with_the_next_start(name:
         tree = list(usage.descendants(launcher))
         os.kill(launcher, signal.SIGKILL)
         assert traces.gone([launcher, *tree]) == []
+        end = time.monotonic() + traces.PATIENCE_S
+        while made.launcher.is_running and time.monotonic() < end:  # noqa: ASYNC110 -- who cleans up after it
+            await asyncio.sleep(0.02)
         async with await made.open(Limits(), {}, 0):
             assert groups_of(launcher, place) == []
             assert len(groups_of(made.launcher.pid, place)) == 1
