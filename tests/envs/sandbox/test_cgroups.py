@@ -180,7 +180,8 @@ async def test_what_the_kernel_ends_for_memory_is_oom(name: str) -> None:
                 result = await box.python(by_child)
                 assert (result.status, result.stdout) == ("oom", "")
                 assert (await box.python("print(1)")).stdout == "1\n"
-                assert (await box.python("import os; os.kill(os.getpid(), 9)")).status == "signal"
+                if name == "ns":  # before ABI 6 of Landlock a call has no signals
+                    assert (await box.python("import os; os.kill(os.getpid(), 9)")).status == "signal"
             await _fails_in_its_own_way(box)
 
 
