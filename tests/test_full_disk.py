@@ -37,7 +37,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("whose", ["driver", "learner"])
+@pytest.mark.parametrize("whose", ["driver", pytest.param("learner", marks=pytest.mark.extra)])
 def test_a_run_whose_disk_fills_says_so_and_goes_on_to_the_same_numbers(
     tmp_path: Path, unbroken: Path, whose: str
 ) -> None:

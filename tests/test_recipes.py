@@ -32,12 +32,19 @@ def sound(finished: FinishedRun, metric: str) -> None:
         assert step["sync/canary_gap_max"] < 1e-4
 
 
-@pytest.mark.parametrize("options", [[], ["--algorithm", "kto"], ["--algorithm", "simpo", "--swap-pairs"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        pytest.param(["--algorithm", "kto"], marks=pytest.mark.extra),
+        ["--algorithm", "simpo", "--swap-pairs"],
+    ],
+)
 def test_preferences(tmp_path: Path, options: list[str]) -> None:
     sound(run_recipe(tmp_path / "run", options, recipe="calc_dpo"), "preference/loss")
 
 
-@pytest.mark.parametrize("algorithm", ["opd", "opsd", "jsd"])
+@pytest.mark.parametrize("algorithm", ["opd", pytest.param("opsd", marks=pytest.mark.extra), "jsd"])
 def test_distillation(tmp_path: Path, algorithm: str) -> None:
     finished = run_recipe(tmp_path / "run", ["--algorithm", algorithm], recipe="calc_distill", timeout_s=500)
     sound(finished, "distill/teacher_kl_k1")
