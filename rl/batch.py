@@ -13,7 +13,7 @@ import numpy as np
 from envs.messages import StopReason
 from rl.accounting import RETRIED, Accounting
 from rl.filters import episode_penalty
-from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
+from rl.layout import PaddedLayout, TokenArrays, pad
 from rl.samples import TrainSample, by_turn, check_shape, trajectory_samples
 from rl.turns import TurnFacts
 from rollout.outcomes import drop_reason
@@ -163,14 +163,14 @@ class TrainBatch:
         owner = np.arange(len(self.trajectory_ids)) * num_minibatches // max(len(self.trajectory_ids), 1)
         return [self.keep(owner == index) for index in range(num_minibatches)]
 
-    def micro_batches(self, micro_batch_size: int) -> Iterator[Self]:
-        """At most `micro_batch_size` samples of like length each. Their loss takes this batch's `counts`."""
-        for rows in rows_of_like_length(self.samples, micro_batch_size):
+    def micro_batches(self, passes: Sequence[Sequence[int]]) -> Iterator[Self]:
+        """The samples of each pass (rl/packing.py). Their loss takes this batch's `counts`."""
+        for rows in passes:
             yield self._rows(rows)
 
-    def padded(self, *, pad_id: int = 0) -> PaddedLayout:
-        """All samples and what has been filled in as tensors."""
-        return pad(self.samples, pad_id=pad_id, **self.token_arrays)
+    def padded(self, *, pad_id: int = 0, layout: str = "padded") -> PaddedLayout:
+        """All samples and what has been filled in as tensors; `layout` as in rl/layout.py, pad."""
+        return pad(self.samples, pad_id=pad_id, layout=layout, **self.token_arrays)
 
     def trajectory_sums(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """Σ over each trajectory's trained tokens of `values`, one array (T,) a sample: float64 (N,).

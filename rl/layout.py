@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rl.samples import TrainSample
+from rl.trie import Trie, make_trie
 
 TokenArrays = tuple[np.ndarray, ...]
 """One array (T,) a sample."""
@@ -46,11 +47,12 @@ class PaddedLayout:
     returns: Tensor | None = None  # (B, T) float32
     kept_ids: Tensor | None = None  # (B, T, K) int32, TrainSample.kept_ids, -1 where there is none
     routed_experts: Tensor | None = None  # (B, T, layers, top_k) int16, -1 where not known
+    trie: Trie | None = None  # the same tokens as a model computes them; None: row by row, padded
 
     def to(self, device: torch.device | str) -> PaddedLayout:
         """The same layout on `device`."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: x.to(device) for name, x in tensors.items() if x is not None})
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: x.to(device) for name, x in parts.items() if x is not None})
 
     def unpad(self, values: Tensor) -> TokenArrays:
         """Row by row the first T_i entries of `values` (B, T), as float32 arrays: the inverse of padding."""
@@ -58,8 +60,13 @@ class PaddedLayout:
         return tuple(row[:n] for row, n in zip(values.detach().float().cpu().numpy(), lengths, strict=True))
 
 
-def pad(samples: Sequence[TrainSample], *, pad_id: int = 0, **token_arrays: TokenArrays) -> PaddedLayout:
+def pad(
+    samples: Sequence[TrainSample], *, pad_id: int = 0, layout: str = "padded", **token_arrays: TokenArrays
+) -> PaddedLayout:
     """The samples as a PaddedLayout, with those of TOKEN_ARRAYS that are given.
+
+    `layout` says how a model computes them: "padded", row by row; "trie", without padding, what several
+    share once; "packed", without padding, each by itself. Losses see the same rows in all three.
 
     Any `pad_id` in the vocabulary will do: a causal model's real tokens never see what stands to their right.
 
@@ -83,6 +90,7 @@ def pad(samples: Sequence[TrainSample], *, pad_id: int = 0, **token_arrays: Toke
             for name, rows in floats.items()
         },
         kept_ids=_padded_kept([sample.kept_ids for sample in samples], real),
+        trie=None if layout == "padded" else make_trie(samples, shares=layout == "trie"),
     )
 
 

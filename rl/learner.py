@@ -20,13 +20,15 @@ from rl.checkpoint import save_checkpoint
 from rl.determinism import use_exact_kernels
 from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
-from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
+from rl.layout import PaddedLayout, TokenArrays, pad
 from rl.learner_spec import LearnerSpec
 from rl.learner_state import learner_state, restore_learner
 from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
 from rl.numerics import MetricSums, add_metrics, max_share, select
 from rl.optimizer import Optimizer
+from rl.packing import passes
 from rl.samples import TrainSample
+from rl.trie_attention import drivable_layout
 from rl.weights import SharedWeights, perturb, sketch_weights, wire_tensors
 from rollout.manifest import Manifest
 from rollout.renderer import ChatMLRenderer
@@ -62,6 +64,8 @@ class Learner:
         self.teacher = self._load_policy(spec.teacher) if spec.algorithm.loads_teacher else None
         has_own_body = spec.algorithm.critic == "separate"
         self.critic = ValueModel(load_causal_lm(spec.model)).to(self.device) if has_own_body else None
+        modules = (self.policy, self.reference, self.teacher, self.critic)
+        self.layout = drivable_layout(spec.layout, [one.model for one in modules if one is not None])
         self.optimizer = Optimizer(
             [
                 (list(self.model.parameters()), spec.learning_rate),
@@ -135,8 +139,8 @@ class Learner:
         counts = minibatch.counts
         self.optimizer.zero_grad()
         parts: list[MetricSums] = []
-        for micro_batch in minibatch.micro_batches(self.spec.micro_batch_size):
-            layout = micro_batch.padded().to(self.device)
+        for micro_batch in minibatch.micro_batches(self.passes(minibatch.samples)):
+            layout = micro_batch.padded(layout=self.layout).to(self.device)
             outputs = self.evaluate(layout, self._compared)
             loss, sums = self.spec.algorithm.loss(outputs, layout, counts)
             self.optimizer.backward(loss)
@@ -233,6 +237,7 @@ class Learner:
             entropy_gradient=self.spec.algorithm.entropy_gradient,
             value_head=self.spec.algorithm.critic == "head",
             jsd_beta=self.spec.algorithm.jsd_beta,
+            needs_log_z=self.spec.algorithm.needs_log_z,
             router_loss=self.spec.algorithm.uses_router_loss,
             # A reference replays too: at the start it is the policy, and its KL 0. A teacher may be anything.
             replay_routing=self.spec.replay_routing and not path,
@@ -243,19 +248,28 @@ class Learner:
         dtype = self.spec.precision.model_dtype
         return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
 
-    def evaluate(self, layout: PaddedLayout, teacher: PolicyModel | None = None) -> TokenOutputs:
+    def passes(self, samples: Sequence[TrainSample]) -> list[list[int]]:
+        """Which of `samples` go through the model together (rl/packing.py)."""
+        spec = self.spec
+        return passes(
+            samples, num_rows=spec.micro_batch_size, num_tokens=spec.micro_batch_tokens, layout=self.layout
+        )
+
+    def evaluate(
+        self, layout: PaddedLayout, teacher: PolicyModel | None = None, *, wants_entropy: bool = True
+    ) -> TokenOutputs:
         """The policy's outputs, with the critic's values where there is one."""
         with self._autocast():
-            outputs: TokenOutputs = self.policy(layout, teacher)
+            outputs: TokenOutputs = self.policy(layout, teacher, wants_entropy=wants_entropy)
             return outputs if self.critic is None else outputs._replace(values=self.critic(layout))
 
     def _own_scores(self, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
-        outputs = self.evaluate(layout)
+        outputs = self.evaluate(layout, wants_entropy=False)
         return (outputs.logprobs,) if outputs.values is None else (outputs.logprobs, outputs.values)
 
     def _scores_of(self, model: PolicyModel, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
         with self._autocast():
-            return (model(layout).logprobs,)
+            return (model(layout, wants_entropy=False).logprobs,)
 
     def _hinted_logprobs(self, samples: Sequence[TrainSample]) -> TokenArrays:
         """The policy's own log-probs of each sample's tokens behind the row's hint: float32 (T,) each."""
@@ -273,8 +287,8 @@ class Learner:
     ) -> dict[str, TokenArrays]:
         """The tensors (B, T) that `compute` gives, by name, as one array (T,) a sample."""
         arrays = {name: [np.zeros(0, np.float32)] * len(samples) for name in names}
-        for rows in rows_of_like_length(samples, self.spec.micro_batch_size):
-            tensors = compute(pad([samples[row] for row in rows]).to(self.device))
+        for rows in self.passes(samples):
+            tensors = compute(pad([samples[row] for row in rows], layout=self.layout).to(self.device))
             for name, tensor in zip(names, tensors, strict=True):
                 for row, padded in zip(rows, tensor.cpu().numpy(), strict=True):
                     arrays[name][row] = padded[: len(samples[row].token_ids)]

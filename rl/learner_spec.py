@@ -17,7 +17,9 @@ class LearnerSpec:
     one. `replay_routing` sends every token to the experts of the batch (rl/router_replay.py). `plugin`
     names a user's own algorithm, `file.py:ROW`: its file registers, in the learner's process too, what
     the row is made of. In the folder `incidents` the batches of updates that were not applied are kept;
-    "" keeps none. With `exact` only kernels that repeat themselves to the bit are used.
+    "" keeps none. With `exact` only kernels that repeat themselves to the bit are used. `layout` says how a
+    batch is computed (rl/layout.py, pad), in passes of `micro_batch_size` samples, or of `micro_batch_tokens`
+    tokens where that is not 0.
     """
 
     model: str
@@ -32,6 +34,8 @@ class LearnerSpec:
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     micro_batch_size: int = 32
+    micro_batch_tokens: int = 0
+    layout: str = "trie"
     device: str = "cpu"
     precision: Precision = field(default_factory=Precision)
     num_threads: int = 1

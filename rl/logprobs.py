@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -42,6 +44,33 @@ def entropy_of_logits(logits: Tensor) -> Tensor:
     lse = logits.logsumexp(-1, keepdim=True)
     surprise = torch.where(logits.isneginf(), 0.0, lse - logits)
     return ((logits - lse).exp() * surprise).sum(-1)
+
+
+def chosen_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk_size: int = 256
+) -> Tensor:
+    """log softmax(hidden weightᵀ / temperature) at the targets (N,) and nothing else, in float32 or wider.
+
+    torch's chunked cross-entropy of a head, about half the time of `token_logprobs`; `chunk_size` rows of
+    logits exist at a time. Arguments as there. Gradients of gradients are not to be had.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk_size, chunking_method=None)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return -functional.linear_cross_entropy(
+            hidden.to(wide) / temperature, weight.to(wide), targets, reduction="none", options=options
+        )
+
+
+def sampled_entropies(entropies: Callable[[Tensor], Tensor], num_tokens: int, at_most: int) -> Tensor:
+    """Entropies (N,) of every k-th token, NaN elsewhere: the least k that leaves `at_most` or fewer.
+
+    Entropy costs a product with the head, and as a metric it is an average.
+    """
+    out = torch.full((num_tokens,), torch.nan)
+    rows = torch.arange(0, num_tokens, max(1, -(-num_tokens // at_most)))
+    values = entropies(rows)
+    return out.to(values).index_copy(0, rows.to(values.device), values)
 
 
 def token_logprobs(

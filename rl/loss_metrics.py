@@ -36,7 +36,7 @@ LARGE_ADVANTAGE = 5.0
 def token_metrics(x: LossTokens, loss_mask: Tensor) -> MetricSums:
     """What the trained tokens are like, and how far the policy is from the anchor on them."""
     return {
-        "policy/entropy": mean_share(x.entropy, x.kept),
+        "policy/entropy": mean_share(x.entropy, x.measured),
         "policy/advantage_mean": mean_share(x.advantages, x.kept),
         "policy/advantage_std": std_share(x.advantages, x.kept),
         "policy/advantage_abs_max": max_share(x.advantages.abs(), x.kept),
@@ -141,8 +141,9 @@ LOSS_METRICS = {
     "policy/loss": "the loss that was minimised",
     "policy/pg_loss": "its policy-gradient term",
     "policy/kl_loss": "its KL term before kl_loss_coef; only where the row has one",
-    "policy/entropy": "mean entropy of the policy over trained tokens, nats; with replay_sampling_mask, of "
-    "the distribution over what could be drawn",
+    "policy/entropy": "mean entropy of the policy over trained tokens (of 2,048 a micro-batch "
+    "where the loss has no part of it), nats; with replay_sampling_mask, of the distribution over what could "
+    "be drawn",
     "policy/advantage_mean": "mean advantage over trained tokens",
     "policy/advantage_std": "population standard deviation of the advantage over trained tokens",
     "policy/advantage_abs_max": "largest |advantage| of a trained token",

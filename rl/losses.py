@@ -38,6 +38,7 @@ class LossTokens:
 
     `kept`: trained tokens whose inputs are all finite. `known`: trained tokens with finite log-probs of
     learner and engine; there `rollout_logprobs` are the engine's, and `log_weight` the learner's less them.
+    `measured`: kept tokens whose entropy is known.
     """
 
     kept: Tensor
@@ -46,6 +47,7 @@ class LossTokens:
     log_ratio: Tensor
     advantages: Tensor
     entropy: Tensor
+    measured: Tensor
     rollout_logprobs: Tensor
     log_weight: Tensor
     ref_logprobs: Tensor | None

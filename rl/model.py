@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,16 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from rl.distributions import generalized_jsd_of_states
 from rl.layout import PaddedLayout
-from rl.logprobs import next_token_targets, scatter_tokens, token_logprobs
+from rl.logprobs import (
+    chosen_logprobs,
+    next_token_targets,
+    sampled_entropies,
+    scatter_tokens,
+    token_logprobs,
+)
 from rl.outputs import TokenOutputs
 from rl.router_replay import replayed, routers_of
+from rl.trie import trie_options
 
 
 class PolicyModel(nn.Module):
@@ -37,6 +45,8 @@ class PolicyModel(nn.Module):
         replay_routing: bool = False,
         head_dtype: torch.dtype = torch.float32,
         chunk_size: int = 4096,
+        entropy_tokens: int = 2048,
+        needs_log_z: bool = False,
     ) -> None:
         super().__init__()
         self.model: Any = model
@@ -48,30 +58,31 @@ class PolicyModel(nn.Module):
         self.replay_routing = replay_routing
         self.head_dtype = head_dtype
         self.chunk_size = chunk_size
+        self.entropy_tokens = entropy_tokens
+        self.needs_log_z = needs_log_z
 
-    def forward(self, layout: PaddedLayout, teacher: PolicyModel | None = None) -> TokenOutputs:
+    def forward(
+        self,
+        layout: PaddedLayout,
+        teacher: PolicyModel | None = None,
+        *,
+        wants_entropy: bool = True,
+    ) -> TokenOutputs:
         """Log-probabilities, entropies and, with a value head, values of the sampled tokens.
 
         Args:
             layout: B right-padded rows of T tokens.
             teacher: a model over the same vocabulary, to compare whole distributions with.
+            wants_entropy: whether anything reads it; without, it is NaN.
 
         Returns:
-            Nats; position t describes token t given tokens < t. Entropy carries a gradient only with
-            `entropy_gradient`. With layout.kept_ids, log-probs, entropy and log Z are of the distribution
-            over these ids.
+            Nats; position t describes token t given tokens < t. Entropy carries a gradient, and is that of
+            every token, only with `entropy_gradient`; otherwise of `entropy_tokens` of them at most, evenly
+            spread, and NaN at the others. With layout.kept_ids, log-probs, entropy and log Z are of the
+            distribution over these ids.
         """
         states, targets, head, router_loss = self._heads(layout, router_loss=self.router_loss)
-        logprobs, entropy, log_z = token_logprobs(
-            states,
-            head,
-            targets,
-            temperature=self.temperature,
-            chunk_size=self.chunk_size,
-            entropy_gradient=self.entropy_gradient,
-            head_dtype=self.head_dtype,
-            kept_ids=None if layout.kept_ids is None else layout.kept_ids[layout.loss_mask],
-        )
+        logprobs, entropy, log_z = self._logprobs(layout, states, head, targets, wants_entropy)
         values = None
         if self.value_head is not None:
             values = scatter_tokens(self.value_head(states), layout.loss_mask)
@@ -83,18 +94,48 @@ class PolicyModel(nn.Module):
             scatter_tokens(entropy, layout.loss_mask),
             values,
             divergence,
-            scatter_tokens(log_z, layout.loss_mask),
+            None if log_z is None else scatter_tokens(log_z, layout.loss_mask),
             router_loss,
         )
+
+    def _logprobs(
+        self,
+        layout: PaddedLayout,
+        states: torch.Tensor,
+        head: torch.Tensor,
+        targets: torch.Tensor,
+        wants_entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Log-probs, entropies and log Z (N,), the last only where it is needed."""
+        kept_ids = None if layout.kept_ids is None else layout.kept_ids[layout.loss_mask]
+        whole = partial(
+            token_logprobs,
+            temperature=self.temperature,
+            chunk_size=self.chunk_size,
+            head_dtype=self.head_dtype,
+        )
+        is_narrow = self.head_dtype is not torch.float32 and head.dtype is not torch.float64
+        if kept_ids is not None or self.needs_log_z or self.entropy_gradient or is_narrow:
+            return whole(states, head, targets, kept_ids=kept_ids, entropy_gradient=self.entropy_gradient)
+        logprobs = chosen_logprobs(states, head, targets, temperature=self.temperature)
+        if not wants_entropy:
+            return logprobs, torch.full_like(logprobs, torch.nan), None
+
+        def entropies(rows: torch.Tensor) -> torch.Tensor:
+            rows = rows.to(states.device)
+            with torch.no_grad():
+                return whole(states[rows], head, targets[rows])[1]
+
+        return logprobs, sampled_entropies(entropies, len(targets), self.entropy_tokens), None
 
     def _heads(
         self, layout: PaddedLayout, *, router_loss: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """States (N, H) that predict the sampled tokens, those tokens (N,), the head (V, H), router loss."""
-        replay = replayed(self.model, layout.routed_experts) if self.replay_routing else nullcontext()
-        with replay:
+        experts = layout.routed_experts if layout.trie is None else layout.trie.routed_experts
+        with replayed(self.model, experts) if self.replay_routing else nullcontext():
             hidden, balance = (routed_states if router_loss else plain_states)(self.model, layout)
-        states, targets = next_token_targets(hidden, layout.token_ids, layout.loss_mask)
+        states, targets = sampled_states(hidden, layout)
         return states, targets, self.model.get_output_embeddings().weight, balance
 
     def _divergence(
@@ -133,14 +174,20 @@ class ValueModel(nn.Module):
 
     def forward(self, layout: PaddedLayout) -> torch.Tensor:
         """Values (B, T) of the states before the sampled tokens, float32; 0 where loss_mask is 0."""
-        hidden = hidden_states(self.model, layout)
-        states, _ = next_token_targets(hidden, layout.token_ids, layout.loss_mask)
+        states, _ = sampled_states(hidden_states(self.model, layout), layout)
         return scatter_tokens(self.value_head(states), layout.loss_mask)
 
 
 def hidden_states(model: Any, layout: PaddedLayout) -> torch.Tensor:
-    """The last layer's states (B, T, H), before the head."""
+    """The last layer's states before the head: (B, T, H), or (1, U, H) of a trie."""
     return _body(model, layout).last_hidden_state
+
+
+def sampled_states(hidden: torch.Tensor, layout: PaddedLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states (N, H) that predict the sampled tokens, and these tokens (N,), row by row."""
+    if layout.trie is None:
+        return next_token_targets(hidden, layout.token_ids, layout.loss_mask)
+    return hidden[0, layout.trie.predictors], layout.token_ids[layout.loss_mask]
 
 
 def plain_states(model: Any, layout: PaddedLayout) -> tuple[torch.Tensor, None]:
@@ -151,13 +198,15 @@ def plain_states(model: Any, layout: PaddedLayout) -> tuple[torch.Tensor, None]:
 def routed_states(model: Any, layout: PaddedLayout) -> tuple[torch.Tensor, torch.Tensor]:
     """`hidden_states` of a mixture of experts, and its load-balancing loss (arXiv 2101.03961, eq. 4 to 6).
 
-    Over real tokens, padding left out. Where every expert gets an equal share it is num_experts_per_tok:
-    transformers sums over the experts of a token, the paper has one.
+    Over real tokens, padding left out; one that several samples share counts once for each. Where every
+    expert gets an equal share it is num_experts_per_tok: transformers sums over the experts of a token, the
+    paper has one.
     """
     config = model.config.get_text_config()
     outputs = _body(model, layout, output_router_logits=True)
+    counts = layout.attention_mask.long() if layout.trie is None else layout.trie.counts
     loss = load_balancing_loss_func(
-        outputs.router_logits, config.num_experts, config.num_experts_per_tok, layout.attention_mask.long()
+        outputs.router_logits, config.num_experts, config.num_experts_per_tok, counts
     )
     return outputs.last_hidden_state, torch.as_tensor(loss)
 
@@ -168,8 +217,10 @@ def has_router(model: Any) -> bool:
 
 
 def _body(model: Any, layout: PaddedLayout, **options: bool) -> Any:
-    # Right padding: a causal model's real tokens never see it, so no attention mask has to be built.
     backbone: Any = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    if layout.trie is not None:
+        return backbone(**trie_options(layout.trie), use_cache=False, **options)
+    # Right padding: a causal model's real tokens never see it, so no attention mask has to be built.
     return backbone(input_ids=layout.token_ids, position_ids=layout.position_ids, use_cache=False, **options)
 
 

@@ -13,7 +13,8 @@ class Objective:
     `entropy_gradient` says whether the loss differentiates the entropy, `uses_teacher` whether there is a
     teacher, `loads_teacher` whether that is a model of its own and not the policy itself, told `hint`, and
     `compares_distributions` whether the loss compares its whole distribution with the policy's, by the
-    generalized JSD of `jsd_beta`; `uses_router_loss`, whether it balances a mixture's experts.
+    generalized JSD of `jsd_beta`; `uses_router_loss`, whether it balances a mixture's experts; `needs_log_z`,
+    whether the size of the logits is part of it.
     `dynamic_sampling` asks the collector for other groups in place of those whose rewards are all equal.
     `least_group` scored members are what a group needs to be learned from.
     """
@@ -44,6 +45,10 @@ class Objective:
 
     @property
     def uses_router_loss(self) -> bool:
+        return False
+
+    @property
+    def needs_log_z(self) -> bool:
         return False
 
     @property

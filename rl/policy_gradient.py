@@ -170,6 +170,11 @@ class PolicyGradient(Objective):
         return self.router_aux_loss_coef != 0
 
     @property
+    def needs_log_z(self) -> bool:
+        """Whether the loss holds log Σ exp of the logits near 0."""
+        return self.z_loss_coef != 0
+
+    @property
     def bounds(self) -> Bounds | None:
         """The rule as an interval of the log-ratio (open ends are None); None for a rule that is not one."""
         low = log1p(-self.clip_ratio_low) if self.clip_ratio_low < 1 else None

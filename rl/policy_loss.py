@@ -126,6 +126,7 @@ def _tokens(row: PolicyGradient, logprobs: Tensor, entropy: Tensor, layout: Padd
         inputs.append(entropy)
     kept = mask & torch.stack([x.isfinite() for x in inputs]).all(0)
     known = mask & learner.isfinite() & rollout.isfinite()
+    measured = kept & entropy.isfinite()
     policy = select(kept, logprobs)
     return LossTokens(
         kept=kept,
@@ -133,7 +134,8 @@ def _tokens(row: PolicyGradient, logprobs: Tensor, entropy: Tensor, layout: Padd
         logprobs=policy,
         log_ratio=policy - select(kept, anchor),
         advantages=select(kept, advantages),
-        entropy=select(kept & entropy.isfinite(), entropy),
+        entropy=select(measured, entropy),
+        measured=measured,
         rollout_logprobs=select(known, rollout),
         log_weight=select(known, learner) - select(known, rollout),
         ref_logprobs=select(kept, ref) if row.kl_loss_coef and ref is not None else None,

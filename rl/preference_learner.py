@@ -77,8 +77,8 @@ class PreferenceLearner(Learner):
         parts: list[MetricSums] = []
         anchor = self._reference_point(minibatch)
         for micro_batch in minibatch.micro_batches(max(1, self.spec.micro_batch_size // 2)):
-            layout = micro_batch.batch.padded().to(self.device)
-            logprobs = self.evaluate(layout).logprobs
+            layout = micro_batch.batch.padded(layout=self.layout).to(self.device)
+            logprobs = self.evaluate(layout, wants_entropy=False).logprobs
             loss, sums = pair_loss(
                 objective.loss, logprobs, layout, micro_batch, num_pairs=len(minibatch.pairs), z0=anchor
             )

@@ -41,11 +41,12 @@ class Supervised(Objective):
         A token whose log-prob is not finite leaves the loss, stays in the denominator and is counted.
         """
         kept = layout.loss_mask & outputs.logprobs.isfinite()
+        measured = kept & outputs.entropy.isfinite()
         per_token = -select(kept, outputs.logprobs)
         loss = per_token.double().sum() / max(counts.num_tokens, 1)
         metrics = {
             "sft/loss": sum_share(loss),
-            "policy/entropy": mean_share(select(kept, outputs.entropy), kept),
+            "policy/entropy": mean_share(select(measured, outputs.entropy), measured),
             "policy/nonfinite_token_frac": mean_share(layout.loss_mask & ~kept, layout.loss_mask),
         }
         return loss, on_host(metrics)

@@ -169,7 +169,7 @@ def test_what_is_known_of_trajectories_stays_with_them():
 
 def test_micro_batches_are_slices_of_the_samples():
     batch = make_batch([group(*many(5))])
-    parts = list(batch.micro_batches(2))
+    parts = list(batch.micro_batches([[0, 1], [2, 3], [4]]))
     assert [[s.trajectory_id for s in part.samples] for part in parts] == [["t0", "t1"], ["t2", "t3"], ["t4"]]
 
 

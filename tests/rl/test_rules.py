@@ -250,7 +250,7 @@ def test_an_alias_is_its_rule():
 
 def test_the_tokens_of_a_rule_are_those_of_the_loss():
     names = ("kept", "known", "logprobs", "log_ratio", "advantages", "entropy", "rollout_logprobs")
-    names += ("log_weight",)
+    names += ("log_weight", "measured")
     loss_tokens = LossTokens(**{name: torch.tensor([i]) for i, name in enumerate(names)}, ref_logprobs=None)
     x = RuleTokens.of(loss_tokens)
     assert (x.kept, x.logprobs, x.log_ratio, x.advantages, x.anchor_logprobs) == (0, 2, 3, 4, 2 - 3)
