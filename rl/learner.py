@@ -23,7 +23,7 @@ from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad
 from rl.learner_spec import LearnerSpec
 from rl.learner_state import learner_state, restore_learner
-from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
+from rl.model import PolicyModel, TokenOutputs, ValueModel, checkpoint_layers, load_causal_lm
 from rl.numerics import MetricSums, add_metrics, max_share, select
 from rl.optimizer import Optimizer
 from rl.packing import passes
@@ -65,6 +65,8 @@ class Learner:
         has_own_body = spec.algorithm.critic == "separate"
         self.critic = ValueModel(load_causal_lm(spec.model)).to(self.device) if has_own_body else None
         modules = (self.policy, self.reference, self.teacher, self.critic)
+        if spec.activation_checkpointing:
+            checkpoint_layers(self.model)
         self.layout = drivable_layout(spec.layout, [one.model for one in modules if one is not None])
         self.optimizer = Optimizer(
             [

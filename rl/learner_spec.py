@@ -19,7 +19,8 @@ class LearnerSpec:
     the row is made of. In the folder `incidents` the batches of updates that were not applied are kept;
     "" keeps none. With `exact` only kernels that repeat themselves to the bit are used. `layout` says how a
     batch is computed (rl/layout.py, pad), in passes of `micro_batch_size` samples, or of `micro_batch_tokens`
-    tokens where that is not 0.
+    tokens where that is not 0; with `activation_checkpointing` the policy's layers are computed again in the
+    backward pass.
     """
 
     model: str
@@ -36,6 +37,7 @@ class LearnerSpec:
     micro_batch_size: int = 32
     micro_batch_tokens: int = 0
     layout: str = "trie"
+    activation_checkpointing: bool = False
     device: str = "cpu"
     precision: Precision = field(default_factory=Precision)
     num_threads: int = 1

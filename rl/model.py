@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from rl.distributions import generalized_jsd_of_states
@@ -268,6 +269,23 @@ def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32) -> Any:
         ).eval()
     except (OSError, ValueError) as error:
         raise _unloadable(path, error) from error
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Compute a model's layers again in the backward pass, and keep only what goes into each.
+
+    Raises:
+        ValueError: the architecture has no such layers.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"activation_checkpointing: {type(model).__name__} has no layers that can be computed again; "
+            "leave it out"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True  # what transformers asks; what is inside stays without dropout
 
 
 def _unloadable(path: str, error: Exception) -> ValueError:

@@ -108,10 +108,16 @@ def batch_lines(config: Config) -> Iterator[str]:
         f"{config.num_trajectories} trajectories / {config.num_minibatches} minibatches"
         f" = {config.num_minibatch_trajectories} trajectories an optimizer update"
     )
-    yield (
-        f"{config.num_minibatch_trajectories} trajectories / {config.micro_batch_size} in a forward pass"
-        f" = {config.num_micro_batches} micro-batches an update"
-    )
+    if config.micro_batch_tokens:
+        yield (
+            f"{config.num_minibatch_trajectories} trajectories in forward passes of at most "
+            f"{config.micro_batch_tokens:,} tokens"
+        )
+    else:
+        yield (
+            f"{config.num_minibatch_trajectories} trajectories / {config.micro_batch_size} in a forward pass"
+            f" = {config.num_micro_batches} micro-batches an update"
+        )
     yield (
         f"{config.num_steps} steps x {config.num_minibatches} updates"
         f" = {config.num_optimizer_steps} optimizer updates,"

@@ -13,6 +13,7 @@ from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
 from rl.defaults import resolve
 from rl.determinism import determinism_problems
+from rl.layout_settings import layout_problems
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
@@ -81,6 +82,7 @@ def _range_problem(value: object, allowed: Range) -> str | None:
 
 def fit_problems(config: Config, machine: Machine) -> Iterator[str]:
     """Values that are fine alone and wrong together, or too much for this machine."""
+    yield from layout_problems(config)
     yield from _batch_problems(config)
     yield from _length_problems(config)
     yield from _schedule_problems(config)
@@ -98,7 +100,7 @@ def _batch_problems(config: Config) -> Iterator[str]:
     if total % minibatches:
         nearest = _nearest_divisor(total, minibatches)
         yield f"num_minibatches = {minibatches} does not divide {batch}; use {nearest}"
-    elif share % config.micro_batch_size:
+    elif not config.micro_batch_tokens and share % config.micro_batch_size:
         nearest = _nearest_divisor(share, config.micro_batch_size)
         yield (
             f"micro_batch_size = {config.micro_batch_size} does not divide the {share} trajectories of a "

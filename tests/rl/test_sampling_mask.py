@@ -118,7 +118,8 @@ def test_kept_ids_stand_at_their_own_tokens_in_samples_turns_and_layouts() -> No
     assert second.kept_ids is not None
     assert first.kept_ids.tolist() == [nothing, nothing, [10, 7, 8], [11, -1, -1]]
     assert second.kept_ids.tolist() == [nothing] * 5 + [[12, 9, -1]]
-    for whole in (batch, batch.keep(np.array([True])), *batch.micro_batches([[row] for row in range(len(batch.samples))]), batch.by_turn()):
+    rows = [[row] for row in range(len(batch.samples))]
+    for whole in (batch, batch.keep(np.array([True])), *batch.micro_batches(rows), batch.by_turn()):
         kept = whole.padded().kept_ids
         assert kept is not None
         assert kept[-1, -1].tolist() == [12, 9, -1]

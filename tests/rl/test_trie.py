@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from transformers import (
 
 from rl.layout import pad
 from rl.learner import Learner
-from rl.model import PolicyModel
+from rl.model import PolicyModel, checkpoint_layers
 from rl.packing import passes
 from rl.samples import TrainSample
 from rl.trie import make_trie, num_trie_tokens
@@ -33,15 +34,15 @@ from rl.trie_attention import _Segments, drivable_layout, drive
 from tests.rl.test_learner import learner, multi_turn_batch, weights
 from tests.tiny import make_tiny_model
 
-SIZES: dict[str, Any] = dict(
-    vocab_size=97,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-)
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
 
 
 def llama() -> nn.Module:
@@ -54,7 +55,7 @@ def qwen3() -> nn.Module:
 
 def mixture() -> nn.Module:
     sizes = SIZES | {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, head_dim=32))
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **{"head_dim": 32}))
 
 
 MODELS = {"llama": llama, "qwen3": qwen3, "mixture": mixture}
@@ -165,8 +166,8 @@ def test_every_way_of_attention_is_the_masked_one(dtype):
     for x, y in zip(torch.autograd.grad(found, (query, key, value), grad), wanted_grads, strict=True):
         torch.testing.assert_close(x, y, atol=10 * tolerance, rtol=0)
     if dtype is torch.float32:  # CUDA's way; on a CPU it has no backward pass
-        inputs = (x.detach() for x in (query, key, value))
-        by_block = flex_attention(*inputs, block_mask=trie.block_mask, scale=0.25, enable_gqa=True)
+        query, key, value = (x.detach() for x in (query, key, value))
+        by_block = flex_attention(query, key, value, block_mask=trie.block_mask, scale=0.25, enable_gqa=True)
         torch.testing.assert_close(by_block, wanted, atol=tolerance, rtol=0)
 
 
@@ -206,13 +207,30 @@ def test_in_bfloat16_it_stays_within_two_hundredths():
 
 def test_activation_checkpointing_computes_the_same_gradient():
     torch.manual_seed(0)
-    model = qwen3()
+    model = qwen3().eval()
     assert drive(model) == ""
-    _, wanted = logprobs_and_gradient(model, ragged(), "trie")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()  # transformers checkpoints in training mode alone
-    _, grad = logprobs_and_gradient(model, ragged(), "trie")
+    with saved_bytes() as plain:
+        _, wanted = logprobs_and_gradient(model, ragged(), "trie")
+    checkpoint_layers(model)
+    with saved_bytes() as lean:
+        _, grad = logprobs_and_gradient(model, ragged(), "trie")
     torch.testing.assert_close(grad, wanted)
+    assert lean[0] < 0.5 * plain[0]
+
+
+@contextmanager
+def saved_bytes() -> Iterator[list[int]]:
+    """Bytes that are kept for a backward pass, each tensor once."""
+    kept: dict[int, int] = {}
+    total = [0]
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        total[0] = sum(kept.values())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        yield total
 
 
 def test_a_leak_between_siblings_shows():
@@ -271,9 +289,7 @@ def test_an_update_is_the_same_in_every_layout(tmp_path_factory, layout, micro_b
 
 def test_passes_of_tokens_hold_each_sample_once_and_are_full():
     rng = np.random.default_rng(0)
-    samples = [
-        s for number in range(32) for s in group(rng, 128, rng.integers(4, 64, 8).tolist(), number)
-    ]
+    samples = [s for number in range(32) for s in group(rng, 128, rng.integers(4, 64, 8).tolist(), number)]
     found = passes(samples, num_rows=1, num_tokens=4096)
     sizes = [num_trie_tokens([samples[row] for row in rows]) for rows in found]
     assert sorted(row for rows in found for row in rows) == list(range(len(samples)))
