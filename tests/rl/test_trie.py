@@ -45,17 +45,29 @@ SIZES: dict[str, Any] = {
 }
 
 
+def sizes(**others: Any) -> dict[str, Any]:
+    return SIZES | others
+
+
+SLIDING: dict[str, Any] = {
+    "head_dim": 32,
+    "use_sliding_window": True,
+    "sliding_window": 8,
+    "max_window_layers": 1,
+}
+
+
 def llama() -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
+    return LlamaForCausalLM(LlamaConfig(**sizes(tie_word_embeddings=True)))
 
 
 def qwen3() -> nn.Module:
-    return Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32))
+    return Qwen3ForCausalLM(Qwen3Config(**sizes(head_dim=32)))
 
 
 def mixture() -> nn.Module:
-    sizes = SIZES | {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **{"head_dim": 32}))
+    experts = {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes(head_dim=32, **experts)))
 
 
 MODELS = {"llama": llama, "qwen3": qwen3, "mixture": mixture}
@@ -254,13 +266,9 @@ def test_a_leak_between_siblings_shows():
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)), "no full attention"),
+        (MistralForCausalLM(MistralConfig(**sizes(sliding_window=16))), "no full attention"),
         (
-            Qwen3ForCausalLM(
-                Qwen3Config(
-                    **SIZES, head_dim=32, use_sliding_window=True, sliding_window=8, max_window_layers=1
-                )
-            ),
+            Qwen3ForCausalLM(Qwen3Config(**sizes(**SLIDING))),
             "no full attention",
         ),
     ],
