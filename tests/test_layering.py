@@ -35,6 +35,7 @@ HEAVY = {
         "rollout/tokenizer.py",
         "rewards/reward_model.py",
         "rl/model*.py",
+        "rl/trie_attention.py",  # registers attention with it
         "rl/weights.py",  # a checkpoint's names for what a model holds under others
         "recipes/*.py",
     ),
