@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,9 +20,9 @@ from rl.backends.trained import TrainedModel, nothing_of
 from rl.batch import TrainBatch
 from rl.checkpoint import save_checkpoint
 from rl.determinism import use_exact_kernels
+from rl.first_ratio import first_ratio_error
 from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
-from rl.first_ratio import first_ratio_error
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
 from rl.learner_spec import LearnerSpec
 from rl.learner_state import learner_state, restore_learner
@@ -261,10 +260,6 @@ class Learner:
             head_dtype=self.spec.precision.head_dtype,
         ).to(self.device)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        dtype = self.spec.precision.model_dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
-
     def evaluate(self, layout: PaddedLayout, teacher: PolicyModel | None = None) -> TokenOutputs:
         """The policy's outputs, with the critic's values where there is one."""
         return self._forward(layout, teacher)
@@ -274,7 +269,8 @@ class Learner:
         return (outputs.logprobs,) if outputs.values is None else (outputs.logprobs, outputs.values)
 
     def _scores_of(self, model: Forward, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
-        with self._autocast():
+        dtype = self.spec.precision.model_dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
             return (model(layout).logprobs,)
 
     def _hinted_logprobs(self, samples: Sequence[TrainSample]) -> TokenArrays:

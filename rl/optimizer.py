@@ -103,9 +103,7 @@ class Optimizer:
             return self.advance(rate)
         scale = self.scaler.get_scale()
         self.scaler.unscale_(self.adamw)
-        norms = [
-            clip_gradients(group["params"], self.max_grad_norm) for group in self.adamw.param_groups
-        ]
+        norms = [clip_gradients(group["params"], self.max_grad_norm) for group in self.adamw.param_groups]
         is_finite = all(math.isfinite(norm) for norm in norms)
         self.was_skipped = not is_finite
         if is_finite:

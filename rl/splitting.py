@@ -38,7 +38,7 @@ def balanced(costs: Sequence[int], num_parts: int) -> list[list[int]]:
 
 
 def rows_by_rank(samples: Sequence[TrainSample], num_ranks: int) -> list[list[int]]:
-    """The samples of each rank, balanced by tokens: whole groups, which share their prompt, where they fit."""
+    """The samples of each rank, balanced by tokens; whole groups, which share a prompt, where they fit."""
     tokens = [len(sample.token_ids) for sample in samples]
     groups: defaultdict[int, list[int]] = defaultdict(list)
     for row, sample in enumerate(samples):

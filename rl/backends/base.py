@@ -76,7 +76,7 @@ class Backend(Protocol):
         ...
 
     def whole_model(self, model: Any) -> Any:
-        """A Hugging Face model with all of its weights, to be saved; on other ranks than the main one None."""
+        """A Hugging Face model with all of its weights, to be saved; None on ranks but the main one."""
         ...
 
 

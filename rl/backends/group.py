@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore  # torch.distributed has it, and says so to no type checker
 
 COLLECTIVES = {"cpu": "gloo", "cuda": "nccl"}
 """torch's name of the communicator of each device."""
@@ -27,15 +28,15 @@ class Meeting:
     port: int
 
 
-def open_store(host: str, num_ranks: int, timeout_s: float) -> dist.TCPStore:
+def open_store(host: str, num_ranks: int, timeout_s: float) -> TCPStore:
     """Rank 0's store, on a port that the system chooses: no other process can take it in between."""
-    return dist.TCPStore(
+    return TCPStore(
         host, 0, num_ranks, is_master=True, timeout=timedelta(seconds=timeout_s), wait_for_workers=False
     )
 
 
 def join(
-    meeting: Meeting, *, rank: int, num_ranks: int, device: str, timeout_s: float, store: dist.TCPStore | None
+    meeting: Meeting, *, rank: int, num_ranks: int, device: str, timeout_s: float, store: TCPStore | None
 ) -> None:
     """Become rank `rank` of the process's default group; no collective waits longer than `timeout_s`.
 
@@ -44,7 +45,7 @@ def join(
     """
     timeout = timedelta(seconds=timeout_s)
     if store is None:
-        store = dist.TCPStore(
+        store = TCPStore(
             meeting.host, meeting.port, num_ranks, is_master=False, timeout=timeout, wait_for_workers=False
         )
     if device == "cuda":

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, detached; the tensor itself where it is not sharded, else a copy that is gathered."""
     if isinstance(tensor, DTensor):
-        return tensor.detach().full_tensor()
+        return tensor.full_tensor().detach()
     if hasattr(tensor, "ds_id"):
         from rl.backends.zero import gathered  # DeepSpeed is imported only where it is used
 
@@ -33,7 +33,7 @@ def num_elements(tensor: Tensor) -> int:
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this rank holds, detached; in place."""
     if isinstance(tensor, DTensor):
-        return tensor.detach().to_local()
+        return tensor.to_local().detach()
     return getattr(tensor, "ds_tensor", tensor).detach()
 
 
