@@ -102,7 +102,7 @@ def test_a_rank_with_nothing_changes_no_gradient(folder: Path, backend: str, sta
 @pytest.mark.parametrize(
     ("backend", "stage", "share"),
     [
-        pytest.param("fsdp", 0, 0.5, id="fsdp"),
+        pytest.param("fsdp", 0, 0.5, id="fsdp", marks=pytest.mark.slow),
         pytest.param("deepspeed", 3, 0.5, id="zero-3", marks=pytest.mark.slow),
         pytest.param("deepspeed", 2, 1.0, id="zero-2", marks=pytest.mark.slow),
     ],

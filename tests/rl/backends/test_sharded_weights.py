@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rl.splitting import rows_by_rank
+from rollout.weight_sketch import compare_sketches
 from tests.rl.backends.working import run_ranks, served, tiny_spec, uneven_batch
 from tests.tiny import make_tiny_model
 
@@ -21,7 +22,7 @@ BACKENDS = [
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("backend", "stage"), BACKENDS)
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "untied"])
 def test_what_ranks_serve_is_what_one_serves(tmp_path: Path, backend: str, stage: int, tied: bool) -> None:
     spec = tiny_spec(make_tiny_model(tmp_path / "model", tied=tied), "grpo")
     batch = uneven_batch(tmp_path / "model")
@@ -33,7 +34,8 @@ def test_what_ranks_serve_is_what_one_serves(tmp_path: Path, backend: str, stage
     assert [rank["restored"] for rank in (alone, *ranks)] == [True] * 3
     assert ranks[0]["crcs"] == alone["crcs"]  # every bit of every tensor
     assert ranks[1]["crcs"] is None
-    assert ranks[0]["sketches"] == alone["sketches"]
+    assert ranks[0]["sketches"].keys() == alone["sketches"].keys()
+    compare_sketches(ranks[0]["sketches"], alone["sketches"], dtype="float32", who="rank 0")
     for rank in ranks:
         assert all(np.array_equal(x, alone["moved"][name]) for name, x in rank["moved"].items())
         for found, expected in zip(rank["canaries"], alone["canaries"], strict=True):
