@@ -21,7 +21,7 @@ from envs.base import WorldError
 from envs.registry import resolve_env
 from recipes.cli import refuse
 from recipes.leftovers import keep_logs
-from recipes.placement import CHANNELS, make_learner_spec, make_rollouts, start_facts, start_ray
+from recipes.placement import CHANNELS, make_learner, make_learner_spec, make_rollouts, start_facts, start_ray
 from recipes.stopping import INTERRUPTED, REFUSALS, STOPPED, StopRequest, run_interruptibly, stop_of
 from recipes.training import Run, train_and_judge
 from rewards.base import resolve_reward
@@ -48,7 +48,6 @@ from rl.tracking import Trackers, start_trackers
 from rl.train import TrainStep, train_step
 from rl.validation import ConfigError
 from rl.weight_sync import WeightSync
-from rl.workers import RemoteLearner
 from rollout.collector import Collector, CollectorSpec
 from rollout.failures import world_cause
 from rollout.task_stream import TaskStream
@@ -206,12 +205,7 @@ async def _run(
         config, algorithm, run_name=directory.path.name, incidents=str(directory.incidents)
     )
     engines = make_rollouts(config)
-    learner = RemoteLearner(
-        learner_spec,
-        deadline_s=config.learner_deadline_s,
-        sync_s=config.sync_deadline_s,
-        kind=method.learner,
-    )
+    learner = make_learner(config, learner_spec, method.learner)
     try:
         starts = asyncio.gather(*(engine.start() for engine in engines))
         facts, _ = await asyncio.gather(learner.start(), starts)

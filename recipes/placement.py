@@ -5,23 +5,27 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray._private import worker as ray_worker
 
 from recipes.leftovers import leftovers
+from rl.backends.group import COLLECTIVES
 from rl.config import Config
+from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
 from rl.machine import Machine, stack_versions
 from rl.objective import Objective
 from rl.precision import Precision
+from rl.ranks import ShardedLearner
 from rl.reward_checks import reward_facts
 from rl.run_dir import RunDir
 from rl.sandbox_checks import sandbox_line
 from rl.screens import Link, Role, StartFacts
 from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
+from rl.workers import LearnerClient, RemoteLearner
 from rollout.engine import EngineSpec
 from rollout.failures import PeerFailedError
 from rollout.limits import Limits
@@ -53,6 +57,8 @@ def gpu_shares(config: Config) -> tuple[float, float]:
     """GPUs of the learner and of each engine: Ray fills one GPU before the next, so shares meet on one."""
     if config.device == "cpu":
         return 0.0, 0.0
+    if config.backend != "plain":
+        return 1.0, 1.0
     return (1.0, 1.0) if CHANNELS[config.sync_backend].own_gpus else (0.5, 0.5 / config.engines)
 
 
@@ -140,6 +146,13 @@ def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str, in
     )
 
 
+def make_learner(config: Config, spec: LearnerSpec, kind: type[Learner]) -> LearnerClient:
+    """A learner of the class `kind` in the processes that `config` says; not started yet."""
+    spec = replace(spec, backend=config.backend, zero_stage=config.zero_stage, num_ranks=config.learner_ranks)
+    client = RemoteLearner if config.backend == "plain" else ShardedLearner
+    return client(spec, deadline_s=config.learner_deadline_s, sync_s=config.sync_deadline_s, kind=kind)
+
+
 def start_ray(config: Config) -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine, for this run only.
 
@@ -150,7 +163,8 @@ def start_ray(config: Config) -> None:
     ray_worker._worker_logs_enabled = False
     # Engines idle while the learner works and the other way round, so their threads may add up to more than
     # the cores; Ray would otherwise wait for ever for a core that is never free.
-    logical_cores = config.engines * config.engine_threads + config.learner_threads
+    learner_cores = config.learner_ranks * config.learner_threads
+    logical_cores = config.engines * config.engine_threads + learner_cores
     joins = bool(os.environ.get("RAY_ADDRESS"))
     own_cluster = {
         "num_cpus": max(logical_cores, os.cpu_count() or 1),
@@ -175,36 +189,75 @@ def _init_ray(options: Mapping[str, Any]) -> None:
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
+def rank_names(config: Config) -> list[str]:
+    """What the start screen calls each of the learner's processes."""
+    if config.backend == "plain":
+        return ["learner"]
+    return [f"learner {rank}" for rank in range(config.learner_ranks)]
+
+
+def held(config: Config, learner: Mapping[str, float]) -> str:
+    """How many of the parameters a rank holds between two passes; "" with one process."""
+    if config.backend == "plain":
+        return ""
+    return f", holds {int(learner['held_parameters']):,} of {int(learner['num_parameters']):,} parameters"
+
+
+def communicators(config: Config) -> list[Link]:
+    """The collectives of the learner's ranks, and what carries them."""
+    if config.backend == "plain":
+        return [Link(name="gradients", between="learner", by="none: one rank")]
+    names = rank_names(config)
+    between = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+    carrier = COLLECTIVES[config.device]
+    kind = f"DeepSpeed ZeRO {config.zero_stage}" if config.backend == "deepspeed" else "FSDP2"
+    shards_gradients = config.zero_stage != 1
+    sums = "reduce-scatter" if shards_gradients else "all-reduce"
+    return [
+        Link(name="gradients", between=between, by=f"{carrier}, {sums} ({kind})"),
+        Link(name="weights", between=between, by=f"{carrier}, all-gather ({kind})"),
+        Link(name="passes", between=between, by=f"{carrier}, all-reduce of one number"),
+    ]
+
+
 def start_facts(
     config: Config, machine: Machine, learner: Mapping[str, float], directory: RunDir
 ) -> StartFacts:
     """What the start screen tells."""
     names = [f"engine {number}" for number in range(config.engines)]
-    devices = ["cpu"] * (1 + len(names))
+    ranks = rank_names(config)
+    devices = ["cpu"] * (len(ranks) + len(names))
     if config.device == "cuda":
-        own_gpus = CHANNELS[config.sync_backend].own_gpus
-        devices = [f"cuda:{number if own_gpus else 0}" for number in range(1 + len(names))]
+        own_gpus = CHANNELS[config.sync_backend].own_gpus or config.backend != "plain"
+        devices = [f"cuda:{number if own_gpus else 0}" for number in range(len(ranks) + len(names))]
     agents = f"vLLM, {config.engine_dtype}; up to {config.num_concurrent} agents and their environments"
     return StartFacts(
         title=f"whetstone: {config.algorithm} on {config.env}",
         config=config,
         roles=[
-            Role(
-                name="learner",
-                device=devices[0],
-                num_threads=config.learner_threads,
-                detail=f"rank 0 of 1, {config.learner_dtype}; idle while engines sample",
+            *(
+                Role(
+                    name=name,
+                    device=device,
+                    num_threads=config.learner_threads,
+                    detail=f"rank {rank} of {len(ranks)}, {config.learner_dtype}"
+                    f"{held(config, learner)}; idle while engines sample",
+                )
+                for rank, (name, device) in enumerate(zip(ranks, devices, strict=False))
             ),
             *(
                 Role(name=name, device=device, num_threads=config.engine_threads, detail=agents)
-                for name, device in zip(names, devices[1:], strict=True)
+                for name, device in zip(names, devices[len(ranks) :], strict=True)
             ),
         ],
         channels=[
-            *(Link(name="weights", between=f"learner -> {name}", by=config.sync_backend) for name in names),
+            *(
+                Link(name="weights", between=f"{ranks[0]} -> {name}", by=config.sync_backend)
+                for name in names
+            ),
             *(Link(name="groups", between=f"{name} -> learner", by="Ray object store") for name in names),
         ],
-        communicators=[Link(name="gradients", between="learner", by="none: one rank")],
+        communicators=communicators(config),
         num_parameters=int(learner["num_parameters"]),
         sync_bytes=int(learner["sync_bytes"]),
         num_cores=machine.cores,

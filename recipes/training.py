@@ -23,7 +23,7 @@ from rl.sandbox_checks import sandbox_line
 from rl.screens import EndFacts
 from rl.train import TrainStep, train
 from rl.weight_sync import WeightSync
-from rl.workers import RemoteLearner
+from rl.workers import LearnerClient
 from rollout.collector import Collector
 from rollout.workers import RemoteRollouts
 
@@ -36,7 +36,7 @@ class Run:
     recipe: str
     take_step: TrainStep
     algorithm: Objective
-    learner: RemoteLearner
+    learner: LearnerClient
     collector: Collector[RemoteRollouts]
     sync: WeightSync
     console: RunConsole

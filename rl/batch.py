@@ -63,6 +63,7 @@ class TrainBatch:
     old_values: TokenArrays | None = None  # of the critic, before the update
     advantages: TokenArrays | None = None
     returns: TokenArrays | None = None  # what the critic learns
+    totals: LossCounts | None = None  # of the optimizer step that this is one rank's part of; None: all of it
 
     def __post_init__(self) -> None:
         for name in ("group_ids", "rewards", "lengths", "truncated"):
@@ -88,7 +89,9 @@ class TrainBatch:
 
     @property
     def counts(self) -> LossCounts:
-        """This batch's own denominators."""
+        """The denominators of this batch's loss: its own, or those of the whole that it is a part of."""
+        if self.totals is not None:
+            return self.totals
         trained = [sample for sample in self.samples if sample.loss_mask.any()]
         return LossCounts(
             num_tokens=sum(int(sample.loss_mask.sum()) for sample in trained),
@@ -167,6 +170,10 @@ class TrainBatch:
         """The samples of each pass (rl/packing.py). Their loss takes this batch's `counts`."""
         for rows in passes:
             yield self._rows(rows)
+
+    def split(self, parts: Sequence[Sequence[int]]) -> list[Self]:
+        """The samples at each of `parts`, one batch each, with the denominators of this one."""
+        return [replace(self._rows(rows), totals=self.counts) for rows in parts]
 
     def padded(self, *, pad_id: int = 0, layout: str = "padded") -> PaddedLayout:
         """All samples and what has been filled in as tensors; `layout` as in rl/layout.py, pad."""

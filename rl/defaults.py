@@ -36,7 +36,8 @@ def resolve(config: C, machine: Machine) -> C:
     """
     device = _chosen(config.device, "cuda" if machine.gpus else "cpu")
     on_gpu = device == "cuda"
-    gpu_backend = "nccl" if len(machine.gpus) > config.engines else "ipc"
+    # Several ranks have a GPU each and the engines others, so they meet in no GPU.
+    gpu_backend = "nccl" if len(machine.gpus) > config.engines or config.backend != "plain" else "ipc"
     overrides, _ = converted(config.overrides)
     return replace(
         config,
@@ -45,7 +46,8 @@ def resolve(config: C, machine: Machine) -> C:
         engine_dtype=_chosen(config.engine_dtype, "bfloat16" if on_gpu else "float32"),
         sync_backend=_chosen(config.sync_backend, gpu_backend if on_gpu else "shm"),
         engine_threads=config.engine_threads or 1,
-        learner_threads=config.learner_threads or min(machine.cores, 8),
+        learner_threads=config.learner_threads or min(max(1, machine.cores // config.learner_ranks), 8),
+        zero_stage=config.zero_stage or (3 if config.backend == "deepspeed" else 0),
         reward_workers=config.reward_workers or _reward_workers(config, machine),
         num_concurrent=config.num_concurrent or -(-config.num_trajectories // config.engines),
         save_every=config.save_every or max(1, config.num_steps // 10),

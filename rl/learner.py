@@ -1,8 +1,7 @@
-"""The learner: scores batches, updates the policy, publishes its weights. One process, one device."""
+"""The learner: scores batches, updates the policy, publishes its weights. One process, one rank."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,19 +14,24 @@ import torch
 from torch import nn
 
 from envs.names import load_object
+from rl.backends.base import Forward, make_backend
+from rl.backends.tensors import local, num_elements, put_back
+from rl.backends.trained import TrainedModel, nothing_of
 from rl.batch import TrainBatch
 from rl.checkpoint import save_checkpoint
 from rl.determinism import use_exact_kernels
+from rl.first_ratio import first_ratio_error
 from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad
 from rl.learner_spec import LearnerSpec
 from rl.learner_state import learner_state, restore_learner
 from rl.model import PolicyModel, TokenOutputs, ValueModel, checkpoint_layers, load_causal_lm
-from rl.numerics import MetricSums, add_metrics, max_share, select
+from rl.numerics import MetricSums, add_metrics
 from rl.optimizer import Optimizer
 from rl.packing import passes
 from rl.samples import TrainSample
+from rl.splitting import nothing_to_train, split_batch
 from rl.trie_attention import drivable_layout
 from rl.weights import SharedWeights, perturb, sketch_weights, wire_tensors
 from rollout.manifest import Manifest
@@ -37,14 +41,6 @@ from rollout.weight_sketch import Sketch
 
 if TYPE_CHECKING:
     from rollout.weight_transfer_device import DeviceWeights, VLLMWeightSyncClient
-
-
-def first_ratio_error(logprobs: torch.Tensor, layout: PaddedLayout) -> MetricSums:
-    """|ratio - 1| of the policy to itself: scoring and updating must compute the same log-probs."""
-    if layout.old_logprobs is None:
-        return {}
-    difference = select(layout.loss_mask, logprobs.detach()) - select(layout.loss_mask, layout.old_logprobs)
-    return {"policy/first_ratio_error": max_share(torch.expm1(difference).abs(), layout.loss_mask)}
 
 
 class Learner:
@@ -68,19 +64,13 @@ class Learner:
         if spec.activation_checkpointing:
             checkpoint_layers(self.model)
         self.layout = drivable_layout(spec.layout, [one.model for one in modules if one is not None])
-        self.optimizer = Optimizer(
-            [
-                (list(self.model.parameters()), spec.learning_rate),
-                (self._critic_parameters(), spec.critic_lr),
-            ],
-            betas=spec.adam_betas,
-            weight_decay=spec.weight_decay,
-            max_grad_norm=spec.max_grad_norm,
-            schedule=spec.lr_schedule,
-            num_updates=spec.num_updates,
-            warmup_updates=spec.warmup_updates,
-            scales_loss=spec.precision.scales_loss,
-        )
+        self.backend = make_backend(spec)
+        self.trained = TrainedModel(self.policy, self.critic, spec.precision.model_dtype)
+        self.backend.shard(self.trained)
+        policy, critic = list(self.model.parameters()), self._critic_parameters()
+        optimizer = Optimizer.of(spec, [(policy, spec.learning_rate), (critic, spec.critic_lr)])
+        self._forward, self.optimizer = self.backend.start(self.trained, optimizer)
+        self._reference = None if self.reference is None else self.backend.freeze(self.reference)
         self._wire_dtype = spec.precision.engine_dtype
         self._outlet: SharedWeights | DeviceWeights | None = None
         self._kept: list[torch.Tensor] | None = None
@@ -99,10 +89,11 @@ class Learner:
     def facts(self) -> dict[str, float]:
         """What the start screen tells of this learner."""
         parameters = list(self.model.parameters())
-        num_parameters = sum(p.numel() for p in parameters)
+        num_parameters = sum(num_elements(p) for p in parameters)
         return {
             "num_parameters": float(num_parameters),
             "num_tensors": float(len(parameters)),
+            "held_parameters": float(sum(local(p).numel() for p in parameters)),
             "sync_bytes": float(num_parameters * self._wire_dtype.itemsize),
         }
 
@@ -117,12 +108,12 @@ class Learner:
         own = ("old_logprobs", "old_values") if has_critic else ("old_logprobs",)
         arrays = self._per_sample(own, self._own_scores, batch.samples)
         if "ref_logprobs" in needs:
-            if self.reference is None:
+            if self._reference is None:
                 raise ValueError(
                     "ref_logprobs are needed, but this learner was made for a row without a reference"
                 )
             arrays |= self._per_sample(
-                ("ref_logprobs",), partial(self._scores_of, self.reference), batch.samples
+                ("ref_logprobs",), partial(self._scores_of, self._reference), batch.samples
             )
         if "teacher_logprobs" in needs and self.spec.algorithm.hint:
             arrays |= {"teacher_logprobs": self._hinted_logprobs(batch.samples)}
@@ -141,7 +132,9 @@ class Learner:
         counts = minibatch.counts
         self.optimizer.zero_grad()
         parts: list[MetricSums] = []
-        for micro_batch in minibatch.micro_batches(self.passes(minibatch.samples)):
+        passes = self.passes(minibatch.samples)
+        num_passes = self.backend.largest(len(passes))
+        for micro_batch in minibatch.micro_batches(passes):
             layout = micro_batch.padded(layout=self.layout).to(self.device)
             outputs = self.evaluate(layout, self._compared)
             loss, sums = self.spec.algorithm.loss(outputs, layout, counts)
@@ -149,7 +142,14 @@ class Learner:
             if self.is_first_update:
                 sums |= first_ratio_error(outputs.logprobs, layout)
             parts.append(sums)
-        self.is_first_update &= not parts
+        return self.finish(parts, minibatch, num_passes)
+
+    def finish(self, parts: Sequence[MetricSums], minibatch: Any, num_passes: int) -> MetricSums:
+        """Keep the other ranks company until each has made `num_passes` passes, then apply the gradients."""
+        for _ in range(num_passes - len(parts)):
+            outputs = self.evaluate(nothing_to_train().to(self.device))
+            self.optimizer.backward(nothing_of(outputs))
+        self.is_first_update &= not num_passes
         return self.apply(parts, minibatch)
 
     def apply(self, parts: Sequence[MetricSums], minibatch: Any) -> MetricSums:
@@ -166,11 +166,19 @@ class Learner:
         # vLLM takes seconds to import, and a learner without a device channel never needs it.
         from rollout.weight_transfer_device import DeviceWeights
 
+        if not self.backend.is_main:
+            return
         tensors = partial(wire_tensors, self.model, self._wire_dtype)
         self._outlet = DeviceWeights(backend, tensors, engines, num_engines)
 
-    def publish(self, version: int) -> Manifest:
-        """Say what this version is made of; with shared memory every weight lies there when this returns."""
+    def publish(self, version: int) -> Manifest | None:
+        """Say what this version is made of; with shared memory every weight lies there when this returns.
+
+        With several ranks all gather, the main one writes, and the others return None.
+        """
+        if not self.backend.is_main:
+            self._gather()
+            return None
         if self._outlet is None:
             name = f"{self.spec.run_name}-{os.getpid()}"
             self._outlet = SharedWeights(name, self.model, self._wire_dtype)
@@ -178,6 +186,9 @@ class Learner:
 
     def send_weights(self) -> None:
         """Push the weights over the device channel into every engine, between its prepare and its serve."""
+        if not self.backend.is_main:
+            self._gather()
+            return
         if self._outlet is None or isinstance(self._outlet, SharedWeights):
             raise ValueError(
                 "send_weights without a connect before it: engines load shared memory themselves"
@@ -194,15 +205,12 @@ class Learner:
         scores = []
         for ids in sequences:
             tokens = torch.tensor([list(ids)], device=self.device)
-            with self._autocast():
-                logits = self.model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-            picked = torch.log_softmax(logits, dim=-1).gather(1, tokens[0, 1:, None])[:, 0]
-            scores.append(picked.cpu().numpy())
+            scores.append(self._forward(token_ids=tokens).cpu().numpy())
         return scores
 
     def perturb(self, scale: float, seed: int) -> None:
         """Add noise to every weight (rl/weights.py: perturb); `restore` takes it back exactly."""
-        self._kept = [p.detach().clone() for p in self.policy.parameters()]
+        self._kept = [local(p).clone() for p in self.policy.parameters()]
         perturb(self.model, scale, seed)
 
     @torch.no_grad()
@@ -211,12 +219,14 @@ class Learner:
         if self._kept is None:
             raise ValueError("restore without a perturb before it")
         for parameter, kept in zip(self.policy.parameters(), self._kept, strict=True):
-            parameter.copy_(kept)
+            put_back(parameter, kept)
         self._kept = None
 
     def checkpoint(self, path: str, run_state: dict[str, Any]) -> None:
         """Save all that a resume needs, the driver's `run_state` with it: whole or not at all."""
-        save_checkpoint(self.model, self.tokenizer, learner_state(self), run_state, Path(path))
+        state, model = learner_state(self), self.backend.whole_model(self.model)
+        if self.backend.is_main:
+            save_checkpoint(model, self.tokenizer, state, run_state, Path(path))
 
     def resume(self, path: str) -> None:
         """Go on from a checkpoint of this run; the reference stays the policy that the run started from."""
@@ -226,6 +236,17 @@ class Learner:
         """Give back what outlives the process."""
         if self._outlet is not None:
             self._outlet.close()
+
+    @staticmethod
+    def split(minibatch: Any, num_ranks: int, algorithm: Any) -> list[Any]:
+        """A minibatch as one part a rank, each with the denominators of the whole."""
+        del algorithm
+        return split_batch(minibatch, num_ranks)
+
+    def _gather(self) -> None:
+        """This rank's part in the gathering of every weight."""
+        for _ in wire_tensors(self.model, self._wire_dtype):
+            pass
 
     @property
     def _compared(self) -> PolicyModel | None:
@@ -246,10 +267,6 @@ class Learner:
             head_dtype=self.spec.precision.head_dtype,
         ).to(self.device)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        dtype = self.spec.precision.model_dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32)
-
     def passes(self, samples: Sequence[TrainSample]) -> list[list[int]]:
         """Which of `samples` go through the model together (rl/packing.py)."""
         spec = self.spec
@@ -261,23 +278,22 @@ class Learner:
         self, layout: PaddedLayout, teacher: PolicyModel | None = None, *, wants_entropy: bool = True
     ) -> TokenOutputs:
         """The policy's outputs, with the critic's values where there is one."""
-        with self._autocast():
-            outputs: TokenOutputs = self.policy(layout, teacher, wants_entropy=wants_entropy)
-            return outputs if self.critic is None else outputs._replace(values=self.critic(layout))
+        return self._forward(layout, teacher, wants_entropy=wants_entropy)
 
     def _own_scores(self, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
         outputs = self.evaluate(layout, wants_entropy=False)
         return (outputs.logprobs,) if outputs.values is None else (outputs.logprobs, outputs.values)
 
-    def _scores_of(self, model: PolicyModel, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
-        with self._autocast():
+    def _scores_of(self, model: Forward, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
+        dtype = self.spec.precision.model_dtype
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
             return (model(layout, wants_entropy=False).logprobs,)
 
     def _hinted_logprobs(self, samples: Sequence[TrainSample]) -> TokenArrays:
         """The policy's own log-probs of each sample's tokens behind the row's hint: float32 (T,) each."""
         renderer, hint = ChatMLRenderer(self.tokenizer), self.spec.algorithm.hint
         told = [hinted(sample, [hint_message(hint, sample.answer)], renderer) for sample in samples]
-        arrays = self._per_sample(("hinted",), partial(self._scores_of, self.policy), told)["hinted"]
+        arrays = self._per_sample(("hinted",), self._own_scores, told)["hinted"]
         pairs = zip(arrays, samples, strict=True)
         return tuple(array[len(array) - len(sample.token_ids) :] for array, sample in pairs)
 
@@ -289,7 +305,10 @@ class Learner:
     ) -> dict[str, TokenArrays]:
         """The tensors (B, T) that `compute` gives, by name, as one array (T,) a sample."""
         arrays = {name: [np.zeros(0, np.float32)] * len(samples) for name in names}
-        for rows in self.passes(samples):
+        chosen = self.passes(samples)
+        for _ in range(self.backend.largest(len(chosen)) - len(chosen)):
+            compute(nothing_to_train().to(self.device))  # the other ranks wait for this one's part
+        for rows in chosen:
             tensors = compute(pad([samples[row] for row in rows], layout=self.layout).to(self.device))
             for name, tensor in zip(names, tensors, strict=True):
                 for row, padded in zip(rows, tensor.cpu().numpy(), strict=True):

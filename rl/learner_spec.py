@@ -17,10 +17,11 @@ class LearnerSpec:
     one. `replay_routing` sends every token to the experts of the batch (rl/router_replay.py). `plugin`
     names a user's own algorithm, `file.py:ROW`: its file registers, in the learner's process too, what
     the row is made of. In the folder `incidents` the batches of updates that were not applied are kept;
-    "" keeps none. With `exact` only kernels that repeat themselves to the bit are used. `layout` says how a
-    batch is computed (rl/layout.py, pad), in passes of `micro_batch_size` samples, or of `micro_batch_tokens`
-    tokens where that is not 0; with `activation_checkpointing` the policy's layers are computed again in the
-    backward pass.
+    "" keeps none. With `exact` only kernels that repeat themselves to the bit are used. `backend` and
+    `zero_stage` say how the weights lie on the `num_ranks` ranks, of which this is `rank` (rl/backends).
+    `layout` says how a batch is computed (rl/layout.py, pad), in passes of `micro_batch_size` samples, or of
+    `micro_batch_tokens` tokens where that is not 0; with `activation_checkpointing` the policy's layers are
+    computed again in the backward pass.
     """
 
     model: str
@@ -49,3 +50,7 @@ class LearnerSpec:
     plugin: str = ""
     incidents: str = ""
     exact: bool = False
+    backend: str = "plain"
+    zero_stage: int = 0
+    rank: int = 0
+    num_ranks: int = 1

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from rl.backends.tensors import assign, whole
 from rl.checkpoint import CheckpointError, LearnerState, load_learner_state
 from rl.model import load_causal_lm
 
 if TYPE_CHECKING:
+    from rl.backends.base import Steps
     from rl.learner import Learner
-    from rl.optimizer import Optimizer
+
+NUM_NAMED = 5
+"""Parameters that an error names before it counts the rest."""
 
 
 def learner_state(learner: Learner) -> LearnerState:
-    """Optimizer, schedule, loss scale, critic and torch's random state of a learner."""
-    tensors = {f"critic.{name}": tensor for name, tensor in _critic_tensors(learner)}
-    moments, numbers = _optimizer_state(learner.optimizer)
-    tensors |= moments | {"rng.cpu": torch.get_rng_state()}
+    """Optimizer, schedule, loss scale, critic and torch's random state of a learner.
+
+    Every tensor is whole, whatever the number of ranks, and under its parameter's name: any backend resumes
+    from it. All ranks must call this; what others than the main one return is not complete.
+    """
+    keeps = learner.backend.is_main
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _critic_tensors(learner):
+        gathered = whole(tensor)
+        tensors |= {f"critic.{name}": gathered.cpu()} if keeps else {}
+    for name, parameter in learner.trained.named_parameters():
+        for moment, value in learner.backend.moments(learner.optimizer, parameter).items():
+            tensors |= {f"adamw.{name}.{moment}": value.cpu()} if keeps else {}
+    tensors["rng.cpu"] = torch.get_rng_state()
     if learner.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(learner.device)
-    return LearnerState(tensors=tensors, numbers=numbers)
+    return LearnerState(tensors=tensors, numbers=_optimizer_numbers(learner.optimizer))
 
 
 @torch.no_grad()
@@ -31,16 +46,46 @@ def restore_learner(learner: Learner, path: Path) -> None:
     """Make `learner` what it was when the checkpoint `path` was saved; its reference and teacher stay.
 
     Raises:
-        CheckpointError: the checkpoint is of a learner with other parameters.
+        CheckpointError: the checkpoint is of a learner with other parameters; those that differ are named.
     """
     state = load_learner_state(path)
-    learner.model.load_state_dict(load_causal_lm(str(path)).state_dict())
+    own = dict(learner.model.named_parameters()) | dict(learner.model.named_buffers())
+    saved = load_causal_lm(str(path))
+    new = dict(saved.named_parameters()) | dict(saved.named_buffers())
+    _require_same(own, new, str(path))
+    for name, tensor in own.items():
+        assign(tensor, new[name])
     for name, tensor in _critic_tensors(learner):
-        tensor.copy_(_of(state, f"critic.{name}"))
-    _restore_optimizer(learner.optimizer, state)
+        assign(tensor, _of(state, f"critic.{name}"))
+    _restore_optimizer(learner, state)
     torch.set_rng_state(_of(state, "rng.cpu"))
     if learner.device.type == "cuda":
         torch.cuda.set_rng_state(_of(state, "rng.cuda"), learner.device)
+
+
+def _require_same(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: str) -> None:
+    """Raise CheckpointError with the tensors that only one has, or that have another shape."""
+    shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in own.items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    kinds = {
+        "only in the checkpoint": [name for name in theirs if name not in shapes],
+        "only in this run's model": [name for name in shapes if name not in theirs],
+        "of another shape": [
+            f"{name} {theirs[name]}, here {shapes[name]}"
+            for name in theirs
+            if name in shapes and theirs[name] != shapes[name]
+        ],
+    }
+    if lines := [f"{what}: {_some(names)}" for what, names in kinds.items() if names]:
+        raise CheckpointError(
+            f"checkpoint {path} is of another architecture than this run's model: {'; '.join(lines)}. "
+            "Resume the run that it is of"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(names[:NUM_NAMED]) + more
 
 
 def _critic_tensors(learner: Learner) -> list[tuple[str, Tensor]]:
@@ -49,42 +94,40 @@ def _critic_tensors(learner: Learner) -> list[tuple[str, Tensor]]:
         (f"{part}.{name}", tensor)
         for part, module in modules.items()
         if module is not None
-        for name, tensor in module.state_dict().items()
+        for name, tensor in module.state_dict(keep_vars=True).items()
     ]
 
 
-def _optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    saved = optimizer.adamw.state_dict()
-    tensors = {
-        f"adamw.{index}.{name}": value
-        for index, each in saved["state"].items()
-        for name, value in each.items()
-    }
+def _optimizer_numbers(optimizer: Steps) -> dict[str, Any]:
     schedule = optimizer.schedule.state_dict()
-    return tensors, {
+    return {
         "num_updates": optimizer.num_updates,
-        "learning_rates": [group["lr"] for group in saved["param_groups"]],
+        "learning_rates": [group["lr"] for group in optimizer.adamw.param_groups],
         "schedule": {name: schedule[name] for name in ("last_epoch", "_step_count", "_last_lr")},
         "loss_scale": optimizer.scaler.state_dict(),
     }
 
 
-def _restore_optimizer(optimizer: Optimizer, state: LearnerState) -> None:
-    saved = optimizer.adamw.state_dict()
-    moments: dict[int, dict[str, Tensor]] = {}
+def _restore_optimizer(learner: Learner, state: LearnerState) -> None:
+    optimizer = learner.optimizer
+    parameters = dict(learner.trained.named_parameters())
+    moments: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.tensors.items():
-        kind, *rest = key.split(".")
+        kind, _, rest = key.partition(".")
         if kind == "adamw":
-            moments.setdefault(int(rest[0]), {})[rest[1]] = tensor
-    for group, rate in zip(saved["param_groups"], state.numbers["learning_rates"], strict=True):
-        group["lr"] = rate
-    try:
-        optimizer.adamw.load_state_dict(
-            {"state": dict(sorted(moments.items())), "param_groups": saved["param_groups"]}
+            name, _, moment = rest.rpartition(".")
+            moments.setdefault(name, {})[moment] = tensor
+    rates = state.numbers["learning_rates"]
+    strange = [name for name in moments if name not in parameters]
+    if strange or len(rates) != len(optimizer.adamw.param_groups):
+        raise CheckpointError(
+            f"the checkpoint's optimizer is not that of this learner: it has {len(rates)} groups of "
+            f"parameters, this one {len(optimizer.adamw.param_groups)}, and there is no {_some(strange)} here"
         )
-    except ValueError as error:
-        raise CheckpointError(f"the checkpoint's optimizer is not that of this learner: {error}") from error
-    lambdas = [None] * len(saved["param_groups"])  # functions, which LambdaLR does not save
+    for group, rate in zip(optimizer.adamw.param_groups, rates, strict=True):
+        group["lr"] = rate
+    learner.backend.set_moments(optimizer, {parameters[name]: each for name, each in moments.items()})
+    lambdas = [None] * len(optimizer.adamw.param_groups)  # functions, which LambdaLR does not save
     optimizer.schedule.load_state_dict({**state.numbers["schedule"], "lr_lambdas": lambdas})
     optimizer.scaler.load_state_dict(state.numbers["loss_scale"])
     optimizer.num_updates = state.numbers["num_updates"]

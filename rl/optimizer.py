@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from rl.backends.tensors import whole
 from rl.numerics import MetricSums, Share, mean_share
+
+if TYPE_CHECKING:
+    from rl.learner_spec import LearnerSpec
 
 
 def learning_rate_factor(update: int, *, schedule: str, num_updates: int, warmup_updates: int) -> float:
@@ -66,6 +71,20 @@ class Optimizer:
 
         self.scaler = GradScaler("cpu", enabled=scales_loss)
 
+    @classmethod
+    def of(cls, spec: LearnerSpec, groups: Sequence[tuple[Sequence[nn.Parameter], float]]) -> Self:
+        """The optimizer that a learner's spec asks for, over groups of parameters and their peak rates."""
+        return cls(
+            groups,
+            betas=spec.adam_betas,
+            weight_decay=spec.weight_decay,
+            max_grad_norm=spec.max_grad_norm,
+            schedule=spec.lr_schedule,
+            num_updates=spec.num_updates,
+            warmup_updates=spec.warmup_updates,
+            scales_loss=spec.precision.scales_loss,
+        )
+
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradient; scaled, where float16 could not hold it otherwise."""
         self.scaler.scale(loss).backward()
@@ -81,13 +100,10 @@ class Optimizer:
         self.num_updates += 1
         rate = float(self.schedule.get_last_lr()[0])
         if all(p.grad is None for group in self.adamw.param_groups for p in group["params"]):
-            return self._advance(rate)
+            return self.advance(rate)
         scale = self.scaler.get_scale()
         self.scaler.unscale_(self.adamw)
-        norms = [
-            float(nn.utils.clip_grad_norm_(group["params"], self.max_grad_norm))
-            for group in self.adamw.param_groups
-        ]
+        norms = [clip_gradients(group["params"], self.max_grad_norm) for group in self.adamw.param_groups]
         is_finite = all(math.isfinite(norm) for norm in norms)
         self.was_skipped = not is_finite
         if is_finite:
@@ -102,13 +118,20 @@ class Optimizer:
             **{name: scalar_share(norm) for name, norm in zip(names, norms, strict=False)},
         }
 
-    def _advance(self, rate: float) -> MetricSums:
+    def advance(self, rate: float) -> MetricSums:
         """An update that trains nothing. torch's GradScaler refuses to step without a gradient."""
         self.was_skipped = False
         self.adamw.step()  # moves nothing; the schedule warns when it steps first
         self.schedule.step()
         numbers = {"optim/lr": rate, "optim/skipped_updates": 0.0, "optim/grad_norm": 0.0}
         return {name: scalar_share(value) for name, value in numbers.items()}
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to a global L2 norm of at most `max_norm`; returns what it was, over all ranks."""
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return float(norm)
 
 
 def scalar_share(value: float) -> Share:

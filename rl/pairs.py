@@ -15,6 +15,14 @@ EQUAL = 1e-6
 """Rewards that are closer than this, relative to their size, express no preference."""
 
 
+@dataclass(frozen=True, slots=True)
+class PairTotals:
+    """Of the optimizer step that a part of its pairs belongs to: their number, and KTO's reference point."""
+
+    num_pairs: int
+    z0: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
     """P pairs of trajectory ids, (chosen, rejected), and the scored batch that holds both sides of each."""
@@ -22,6 +30,12 @@ class PairBatch:
     batch: TrainBatch
     pairs: tuple[tuple[str, str], ...]
     metrics: Metrics
+    totals: PairTotals | None = None  # of the whole that this is one rank's part of; None: it is the whole
+
+    @property
+    def num_pairs(self) -> int:
+        """The denominator of this batch's loss."""
+        return len(self.pairs) if self.totals is None else self.totals.num_pairs
 
     def minibatches(self, num_minibatches: int) -> list[Self]:
         """One batch of whole pairs per optimizer update, in order; sizes differ by at most one."""

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from rl.batch import TrainBatch, make_batch
+from rl.first_ratio import first_ratio_error
 from rl.gates import gap_metrics
 from rl.layout import PaddedLayout
-from rl.learner import Learner, first_ratio_error
+from rl.learner import Learner
 from rl.metrics import Metrics, batch_metrics, mean_metrics, rollout_metrics
 from rl.numerics import MetricSums
 from rl.objective import Objective
 from rl.pairs import PairBatch, make_pairs
 from rl.preferences import PreferenceLoss, reference_point
+from rl.splitting import split_pairs
 from rl.train import LearnerHandle, Observer, Rollouts
 from rl.weight_sync import WeightSync
 
@@ -75,30 +77,38 @@ class PreferenceLearner(Learner):
         objective: Preference = self.spec.algorithm
         self.optimizer.zero_grad()
         parts: list[MetricSums] = []
-        anchor = self._reference_point(minibatch)
-        for micro_batch in minibatch.micro_batches(max(1, self.spec.micro_batch_size // 2)):
+        anchor = anchor_of(minibatch, objective)
+        micro_batches = list(minibatch.micro_batches(max(1, self.spec.micro_batch_size // 2)))
+        num_passes = self.backend.largest(len(micro_batches))
+        for micro_batch in micro_batches:
             layout = micro_batch.batch.padded(layout=self.layout).to(self.device)
             logprobs = self.evaluate(layout, wants_entropy=False).logprobs
             loss, sums = pair_loss(
-                objective.loss, logprobs, layout, micro_batch, num_pairs=len(minibatch.pairs), z0=anchor
+                objective.loss, logprobs, layout, micro_batch, num_pairs=minibatch.num_pairs, z0=anchor
             )
             self.optimizer.backward(loss)
             if self.is_first_update:
                 sums |= first_ratio_error(logprobs, layout)
             parts.append(sums)
-        self.is_first_update &= not minibatch.pairs
-        return self.apply(parts, minibatch)
+        return self.finish(parts, minibatch, num_passes)
 
-    def _reference_point(self, minibatch: PairBatch) -> float:
-        """KTO's z0 of the whole update: the samples are the policy's own, so their mean h is its KL."""
-        objective: Preference = self.spec.algorithm
-        if objective.loss.loss_type != "kto":
-            return 0.0
-        layout = minibatch.batch.padded()
-        assert layout.old_logprobs is not None
-        assert layout.ref_logprobs is not None
-        rows = [by_row(x, minibatch) for x in (layout.old_logprobs, layout.ref_logprobs, layout.loss_mask)]
-        return float(reference_point(*rows))
+    @staticmethod
+    def split(minibatch: PairBatch, num_ranks: int, algorithm: Preference) -> list[PairBatch]:
+        """One part a rank, each with what the loss asks of the whole minibatch."""
+        return split_pairs(minibatch, num_ranks, z0=anchor_of(minibatch, algorithm))
+
+
+def anchor_of(minibatch: PairBatch, objective: Preference) -> float:
+    """KTO's z0 of the whole update: the samples are the policy's own, so their mean h is its KL."""
+    if minibatch.totals is not None:
+        return minibatch.totals.z0
+    if objective.loss.loss_type != "kto":
+        return 0.0
+    layout = minibatch.batch.padded()
+    assert layout.old_logprobs is not None
+    assert layout.ref_logprobs is not None
+    rows = [by_row(x, minibatch) for x in (layout.old_logprobs, layout.ref_logprobs, layout.loss_mask)]
+    return float(reference_point(*rows))
 
 
 def pair_loss(

@@ -42,6 +42,9 @@ CHECKPOINT_SPARE = 1.2
 LEARNER_BYTES = 16
 """A parameter's bytes in the learner: weight, gradient and AdamW's two moments, in float32."""
 
+RANK_BYTES = 4
+"""A parameter's bytes in each further rank, which loads all weights before it keeps its part."""
+
 
 def preflight(config: Config, machine: Machine, run_path: Path) -> None:
     """Raise ConfigError with every problem of a resolved `config` whose model is at hand. Writes nothing."""
@@ -149,7 +152,8 @@ def memory_problems(config: Config, machine: Machine, facts: ModelFacts) -> Iter
     if config.device != "cpu":
         return
     wire = ITEM_BYTES[config.engine_dtype]
-    num_bytes = facts.num_parameters * (LEARNER_BYTES + wire * (1 + config.engines))
+    learner = LEARNER_BYTES + RANK_BYTES * (config.learner_ranks - 1)
+    num_bytes = facts.num_parameters * (learner + wire * (1 + config.engines))
     if num_bytes > machine.memory_bytes:
         yield (
             f"model {config.model} has {facts.num_parameters / 1e6:,.0f} M parameters: learner, weight sync "

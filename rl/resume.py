@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rl.backend_checks import RANKED
 from rl.checkpoint import load_run_state, newest_sound
 from rl.config import Config
 from rl.run_dir import RunDir, RunState
@@ -30,6 +31,7 @@ FREE = {
     "hacking_reference",
     "reward_workers",
     "reward_timeout_s",
+    *RANKED,
 }
 """Settings that a resume may change: no trained number depends on them."""
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 
 from envs.names import unknown_name
 from envs.registry import resolve_env
+from rl.backend_checks import backend_problems, backend_row_problems
 from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
 from rl.defaults import resolve
@@ -182,9 +183,10 @@ def _placement_problems(config: Config, machine: Machine) -> Iterator[str]:
             f"{resolve(config, machine).sync_backend}; add sync_backend shm"
         )
     yield from determinism_problems(config, on_gpu=bool(num_gpus))
+    yield from backend_problems(config, num_gpus=num_gpus)
     for name, wanted in (
         ("engines x engine_threads", config.engines * config.engine_threads),
-        ("learner_threads", config.learner_threads),
+        ("learner_ranks x learner_threads", config.learner_ranks * max(config.learner_threads, 1)),
     ):
         if wanted > machine.cores:
             yield f"{name} = {wanted} needs {wanted} cores and there are {machine.cores}; lower it"
@@ -210,6 +212,7 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
         yield f"teacher has no effect: in algorithm {config.algorithm!r} {others} teacher; leave it out"
     if config.critic_lr is not None and algorithm.critic == "none":
         yield f"critic_lr has no effect: algorithm {config.algorithm!r} has no critic; leave it out"
+    yield from backend_row_problems(config, algorithm)
     yield from sampling_problems(config, algorithm)
     if isinstance(algorithm, PolicyGradient):
         yield from _row_problems(config, algorithm)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
+from rl.backends.tensors import assign, num_elements, whole
 from rollout.manifest import Manifest, TensorSpec
 from rollout.weight_sketch import Sketch, sketch_tensor
 
@@ -23,10 +24,11 @@ def wire_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, to
     """Every parameter by its name in a Hugging Face checkpoint, in the engine's dtype.
 
     A tied head is one tensor, sent once. A mixture's experts, one parameter in transformers, are a tensor
-    each, as a checkpoint has them and as vLLM loads them.
+    each, as a checkpoint has them and as vLLM loads them. Sharded ones are gathered one by one: every rank
+    must go through all of them.
     """
     for name, parameter in model.named_parameters():
-        cast = {name: parameter.detach().to(dtype)}
+        cast = {name: whole(parameter).to(dtype)}
         for saved_name, tensor in revert_weight_conversion(model, cast).items():  # pyright: ignore[reportArgumentType]
             yield saved_name, tensor.contiguous()
 
@@ -42,7 +44,7 @@ class SharedWeights:
     def __init__(self, name: str, model: nn.Module, dtype: torch.dtype) -> None:
         """Raises OSError when the memory cannot be had."""
         self._model, self._dtype = model, dtype
-        size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+        size = sum(num_elements(p) for p in model.parameters()) * dtype.itemsize
         self._file = os.fdopen(os.memfd_create(f"whetstone-{name}"), "r+b")
         os.posix_fallocate(self._file.fileno(), 0, size)
         self._view = mmap.mmap(self._file.fileno(), size)
@@ -90,6 +92,7 @@ def perturb(model: nn.Module, scale: float, seed: int) -> None:
     """Add seeded noise to every parameter: normal, with standard deviation `scale` x the tensor's RMS."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        rms = parameter.float().square().mean().sqrt().clamp(min=1e-3)
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        parameter.add_(noise * (scale * rms).to(parameter))
+        value = whole(parameter)
+        rms = value.float().square().mean().sqrt().clamp(min=1e-3)
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        assign(parameter, value + noise * (scale * rms).to(value))

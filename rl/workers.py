@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import ray
@@ -19,85 +20,71 @@ from rollout.manifest import Manifest
 from rollout.weight_sketch import Sketch
 from rollout.workers import STOP_S, RemoteRollouts, within
 
-T = TypeVar("T")
 
-
-class RemoteLearner:
-    """A learner, of the class `kind`, in an actor of its own. Every call is awaited with a deadline.
+class LearnerClient:
+    """The driver's view of a learner, in whatever processes it is. Every call is awaited with a deadline.
 
     `take_seconds` gives the wall seconds spent in score and update since it was last asked.
     """
 
     name = "learner"
 
-    def __init__(
-        self, spec: LearnerSpec, *, deadline_s: float, sync_s: float, kind: type[Learner] = Learner
-    ) -> None:
+    def __init__(self, *, deadline_s: float, sync_s: float) -> None:
         self._deadline_s, self._sync_s = deadline_s, sync_s
         self._seconds = {"score": 0.0, "update": 0.0}
-        self._actor: Any = (
-            ray.remote(kind)
-            .options(
-                num_cpus=spec.num_threads,
-                num_gpus=spec.num_gpus,
-                runtime_env={
-                    "env_vars": {"OMP_NUM_THREADS": str(spec.num_threads)}
-                    | LEARNER_ENVIRONMENT
-                    | (EXACT_ENVIRONMENT if spec.exact else {})
-                },
-            )
-            .remote(spec)
-        )
 
-    def _within(self, reference: Awaitable[T], deadline_s: float, what: str) -> Awaitable[T]:
-        return within(reference, deadline_s, waiter="the driver", awaited=f"the learner ({what})")
+    async def _ask(self, method: str, *arguments: Any, deadline_s: float, what: str) -> Any:
+        """What the learner's `method` returns."""
+        raise NotImplementedError
 
     async def start(self) -> dict[str, float]:
         """Wait until the model is loaded; returns its facts."""
-        return await self._within(self._actor.facts.remote(), self._deadline_s, "start")
+        return await self._ask("facts", deadline_s=self._deadline_s, what="start")
 
     async def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
         """Add old_logprobs (and ref_logprobs where needed) to the batch."""
-        started = time.monotonic()
-        scored = await self._within(self._actor.score.remote(batch, needs), self._deadline_s, "score")
-        self._seconds["score"] += time.monotonic() - started
-        return scored
+        with self._timed("score"):
+            return await self._ask("score", batch, needs, deadline_s=self._deadline_s, what="score")
 
     async def update(self, minibatch: Any) -> MetricSums:
         """One optimizer update, on the kind of batch that the learner takes."""
-        started = time.monotonic()
-        sums = await self._within(self._actor.update.remote(minibatch), self._deadline_s, "update")
-        self._seconds["update"] += time.monotonic() - started
-        return sums
+        with self._timed("update"):
+            return await self._ask("update", minibatch, deadline_s=self._deadline_s, what="update")
 
     async def connect(self, backend: str, engines: Sequence[RemoteRollouts]) -> None:
         """Open a device channel from the learner to the engines' actors."""
         client = EngineClient([engine.actor for engine in engines], deadline_s=self._sync_s)
-        await self._within(self._actor.connect.remote(backend, client, len(engines)), self._sync_s, "connect")
+        await self._ask("connect", backend, client, len(engines), deadline_s=self._sync_s, what="connect")
 
     async def publish(self, version: int) -> Manifest:
-        return await self._within(self._actor.publish.remote(version), self._sync_s, "publish")
+        return await self._ask("publish", version, deadline_s=self._sync_s, what="publish")
 
     async def send_weights(self) -> None:
-        await self._within(self._actor.send_weights.remote(), self._sync_s, "sending weights")
+        await self._ask("send_weights", deadline_s=self._sync_s, what="sending weights")
 
     async def sketch_weights(self, seed: int) -> dict[str, Sketch]:
-        return await self._within(self._actor.sketch_weights.remote(seed), self._sync_s, "sketch")
+        return await self._ask("sketch_weights", seed, deadline_s=self._sync_s, what="sketch")
 
     async def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        return await self._within(self._actor.score_sequences.remote(sequences), self._sync_s, "canaries")
+        return await self._ask("score_sequences", sequences, deadline_s=self._sync_s, what="canaries")
 
     async def perturb(self, scale: float, seed: int) -> None:
-        await self._within(self._actor.perturb.remote(scale, seed), self._deadline_s, "perturb")
+        await self._ask("perturb", scale, seed, deadline_s=self._deadline_s, what="perturb")
 
     async def restore(self) -> None:
-        await self._within(self._actor.restore.remote(), self._deadline_s, "restore")
+        await self._ask("restore", deadline_s=self._deadline_s, what="restore")
 
     async def checkpoint(self, path: str, run_state: dict[str, Any]) -> None:
-        await self._within(self._actor.checkpoint.remote(path, run_state), self._deadline_s, "checkpoint")
+        await self._ask("checkpoint", path, run_state, deadline_s=self._deadline_s, what="checkpoint")
 
     async def resume(self, path: str) -> None:
-        await self._within(self._actor.resume.remote(path), self._deadline_s, "resume")
+        await self._ask("resume", path, deadline_s=self._deadline_s, what="resume")
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._seconds[name] += time.monotonic() - started
 
     def take_seconds(self) -> dict[str, float]:
         """Wall seconds of scoring and of updating since last asked."""
@@ -105,11 +92,42 @@ class RemoteLearner:
         return {f"time/{name}_s": seconds for name, seconds in taken.items()}
 
     async def stop(self) -> None:
-        """Give the shared memory back, then end the actor."""
+        """Give back what outlives its processes, then end them."""
         try:
-            await self._within(self._actor.close.remote(), STOP_S, "stop")
+            await self._ask("close", deadline_s=STOP_S, what="stop")
         finally:
-            ray.kill(self._actor)
+            self._kill()
+
+    def _kill(self) -> None:
+        """End the learner's processes, whatever they do."""
+        raise NotImplementedError
+
+
+class RemoteLearner(LearnerClient):
+    """A learner, of the class `kind`, in an actor of its own."""
+
+    def __init__(
+        self, spec: LearnerSpec, *, deadline_s: float, sync_s: float, kind: type[Learner] = Learner
+    ) -> None:
+        super().__init__(deadline_s=deadline_s, sync_s=sync_s)
+        self._actor: Any = actor_of(kind, spec).remote(spec)
+
+    async def _ask(self, method: str, *arguments: Any, deadline_s: float, what: str) -> Any:
+        reference = getattr(self._actor, method).remote(*arguments)
+        return await within(reference, deadline_s, waiter="the driver", awaited=f"the learner ({what})")
+
+    def _kill(self) -> None:
+        ray.kill(self._actor)
+
+
+def actor_of(kind: type, spec: LearnerSpec, **environment: str) -> Any:
+    """`kind` as a Ray actor with the CPU threads, GPUs and environment of a learner."""
+    variables = {"OMP_NUM_THREADS": str(spec.num_threads)} | LEARNER_ENVIRONMENT | environment
+    return ray.remote(kind).options(
+        num_cpus=spec.num_threads,
+        num_gpus=spec.num_gpus,
+        runtime_env={"env_vars": variables | (EXACT_ENVIRONMENT if spec.exact else {})},
+    )
 
 
 class EngineClient:

@@ -21,12 +21,13 @@ WEIGHT_TRANSFER = (
 # Seconds to import, hardware to match, or a server behind it: each has its place. "*" stays within a folder.
 HEAVY = {
     "vllm": ("rollout/engine.py", "rollout/weight_transfer*.py", "rollout/served_experts.py"),
-    "ray": ("rollout/workers.py", "rl/workers.py", "recipes/*.py"),
+    "ray": ("rollout/workers.py", "rl/workers.py", "rl/ranks.py", "recipes/*.py"),
     "torch": (
         "rollout/engine.py",
         "rollout/hf_policy.py",
         "rewards/reward_model.py",
         "rl/*.py",
+        "rl/backends/*.py",
         "recipes/*.py",
         *WEIGHT_TRANSFER,
     ),
@@ -35,13 +36,14 @@ HEAVY = {
         "rollout/tokenizer.py",
         "rewards/reward_model.py",
         "rl/model*.py",
+        "rl/backends/sharded.py",  # a plain model, made of gathered tensors
         "rl/trie_attention.py",  # registers attention with it
         "rl/weights.py",  # a checkpoint's names for what a model holds under others
         "recipes/*.py",
     ),
     "math_verify": ("rewards/math_answer.py",),
     "peft": ("rl/model*.py",),
-    "deepspeed": ("rl/deepspeed*.py",),
+    "deepspeed": ("rl/backends/zero.py",),
     "accelerate": (),
     "datasets": ("recipes/*.py",),
     "wandb": ("rl/tracker.py",),
