@@ -113,7 +113,7 @@ def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str, in
     return LearnerSpec(
         model=config.model,
         algorithm=algorithm,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate if config.lora_lr is None else config.lora_lr,
         critic_lr=config.learning_rate if config.critic_lr is None else config.critic_lr,
         num_updates=config.num_optimizer_steps,
         lr_schedule=config.lr_schedule,
@@ -134,6 +134,7 @@ def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str, in
         incidents=incidents,
         exact=config.determinism == "exact",
         plugin=config.algorithm if ":" in config.algorithm else "",
+        lora=config.lora,
     )
 
 
@@ -203,6 +204,7 @@ def start_facts(
         ],
         communicators=[Link(name="gradients", between="learner", by="none: one rank")],
         num_parameters=int(learner["num_parameters"]),
+        num_trained=int(learner["num_trained"]),
         sync_bytes=int(learner["sync_bytes"]),
         num_cores=machine.cores,
         versions=stack_versions(),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from envs.policy import SamplingFilters
 from rl.algorithms import describe, get_algorithm
+from rl.lora_settings import LoraSettings
 from rl.overrides import Count, Decay, NonNegative, Overrides, Positive, Range, Share, Size
 from rl.world_settings import WorldSettings
 
@@ -31,7 +32,7 @@ GAP_LIMITS = {"float32": 1e-4, "float16": 0.1, "bfloat16": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(WorldSettings, Overrides):
+class Config(LoraSettings, WorldSettings, Overrides):
     """One run. A recipe holds one such value; the command line overrides any field.
 
     Fields that are "auto" (0 or None for numbers) are filled in by `resolve`, so that the recorded

@@ -23,6 +23,7 @@ from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
 from rl.learner_spec import LearnerSpec
 from rl.learner_state import learner_state, restore_learner
+from rl.lora import Scorer, reference_of, start_adapter, whole_tensors
 from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
 from rl.numerics import MetricSums, add_metrics, max_share, select
 from rl.optimizer import Optimizer
@@ -58,13 +59,15 @@ class Learner:
         self.device = torch.device(spec.device)
         self.tokenizer = load_tokenizer(spec.model)
         self.policy = self._load_policy()
-        self.reference = self._load_policy() if "ref_logprobs" in spec.algorithm.needs else None
+        self.adapter = start_adapter(self.model, spec)
+        has_reference = "ref_logprobs" in spec.algorithm.needs
+        self.reference = reference_of(self.policy, self.adapter, self._load_policy) if has_reference else None
         self.teacher = self._load_policy(spec.teacher) if spec.algorithm.loads_teacher else None
         has_own_body = spec.algorithm.critic == "separate"
         self.critic = ValueModel(load_causal_lm(spec.model)).to(self.device) if has_own_body else None
         self.optimizer = Optimizer(
             [
-                (list(self.model.parameters()), spec.learning_rate),
+                ([p for p in self.model.parameters() if p.requires_grad], spec.learning_rate),
                 (self._critic_parameters(), spec.critic_lr),
             ],
             betas=spec.adam_betas,
@@ -92,12 +95,12 @@ class Learner:
 
     def facts(self) -> dict[str, float]:
         """What the start screen tells of this learner."""
-        parameters = list(self.model.parameters())
-        num_parameters = sum(p.numel() for p in parameters)
+        sizes = [tensor.numel() for _, tensor in whole_tensors(self.model, merged=False)]
         return {
-            "num_parameters": float(num_parameters),
-            "num_tensors": float(len(parameters)),
-            "sync_bytes": float(num_parameters * self._wire_dtype.itemsize),
+            "num_parameters": float(sum(sizes)),
+            "num_tensors": float(len(sizes)),
+            "num_trained": float(sum(p.numel() for p in self.model.parameters() if p.requires_grad)),
+            "sync_bytes": float(sum(sizes) * self._wire_dtype.itemsize),
         }
 
     @torch.no_grad()
@@ -210,7 +213,8 @@ class Learner:
 
     def checkpoint(self, path: str, run_state: dict[str, Any]) -> None:
         """Save all that a resume needs, the driver's `run_state` with it: whole or not at all."""
-        save_checkpoint(self.model, self.tokenizer, learner_state(self), run_state, Path(path))
+        policy = self.model if self.adapter is None else self.adapter
+        save_checkpoint(policy, self.tokenizer, learner_state(self), run_state, Path(path))
 
     def resume(self, path: str) -> None:
         """Go on from a checkpoint of this run; the reference stays the policy that the run started from."""
@@ -253,7 +257,7 @@ class Learner:
         outputs = self.evaluate(layout)
         return (outputs.logprobs,) if outputs.values is None else (outputs.logprobs, outputs.values)
 
-    def _scores_of(self, model: PolicyModel, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
+    def _scores_of(self, model: Scorer, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
         with self._autocast():
             return (model(layout).logprobs,)
 

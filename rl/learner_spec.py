@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rl.lora_settings import LoraSpec
 from rl.precision import Precision
 
 
@@ -17,7 +18,8 @@ class LearnerSpec:
     one. `replay_routing` sends every token to the experts of the batch (rl/router_replay.py). `plugin`
     names a user's own algorithm, `file.py:ROW`: its file registers, in the learner's process too, what
     the row is made of. In the folder `incidents` the batches of updates that were not applied are kept;
-    "" keeps none. With `exact` only kernels that repeat themselves to the bit are used.
+    "" keeps none. With `exact` only kernels that repeat themselves to the bit are used. `lora`
+    says which adapter is trained in place of the model's own weights.
     """
 
     model: str
@@ -43,3 +45,4 @@ class LearnerSpec:
     plugin: str = ""
     incidents: str = ""
     exact: bool = False
+    lora: LoraSpec | None = None

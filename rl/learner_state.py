@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.checkpoint import CheckpointError, LearnerState, load_learner_state
+from rl.lora import differing_keys, told
 from rl.model import load_causal_lm
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ def learner_state(learner: Learner) -> LearnerState:
     """Optimizer, schedule, loss scale, critic and torch's random state of a learner."""
     tensors = {f"critic.{name}": tensor for name, tensor in _critic_tensors(learner)}
     moments, numbers = _optimizer_state(learner.optimizer)
+    if learner.adapter is not None:
+        numbers["base"] = {"model": learner.adapter.base, "crc32": learner.adapter.base_crc32}
     tensors |= moments | {"rng.cpu": torch.get_rng_state()}
     if learner.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(learner.device)
@@ -34,13 +38,34 @@ def restore_learner(learner: Learner, path: Path) -> None:
         CheckpointError: the checkpoint is of a learner with other parameters.
     """
     state = load_learner_state(path)
-    learner.model.load_state_dict(load_causal_lm(str(path)).state_dict())
+    _restore_policy(learner, path, state.numbers)
     for name, tensor in _critic_tensors(learner):
         tensor.copy_(_of(state, f"critic.{name}"))
     _restore_optimizer(learner.optimizer, state)
     torch.set_rng_state(_of(state, "rng.cpu"))
     if learner.device.type == "cuda":
         torch.cuda.set_rng_state(_of(state, "rng.cuda"), learner.device)
+
+
+def _restore_policy(learner: Learner, path: Path, numbers: Mapping[str, Any]) -> None:
+    """The policy's weights, or its adapter's, out of a checkpoint."""
+    adapter = learner.adapter
+    if adapter is not None:
+        adapter.load(path)
+        base = numbers["base"]
+        if base["crc32"] != adapter.base_crc32:
+            raise CheckpointError(
+                f"checkpoint {path} is of an adapter beside {base['model']}, CRC {base['crc32']:08x}; model "
+                f"{adapter.base} has {adapter.base_crc32:08x}: use the model that it was trained with"
+            )
+        return
+    try:
+        saved = load_causal_lm(str(path)).state_dict()
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path} holds no whole model: {error}") from error
+    if problems := differing_keys(learner.model.state_dict(), saved):
+        raise CheckpointError(f"checkpoint {path} is of another architecture: {told(problems)}")
+    learner.model.load_state_dict(saved)
 
 
 def _critic_tensors(learner: Learner) -> list[tuple[str, Tensor]]:

@@ -188,18 +188,27 @@ class ModelFacts:
 
 def model_facts(path: str) -> ModelFacts:
     """Facts of a model folder or hub id; its weights are not read. Raises ValueError like load_causal_lm."""
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        with torch.device("meta"):  # shapes only, however large the model is
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _unloadable(path, error) from error
+    model = meta_model(path)
     return ModelFacts(
         num_parameters=sum(p.numel() for p in model.parameters()),
-        context_length=getattr(config.get_text_config(), "max_position_embeddings", None),
+        context_length=getattr(model.config.get_text_config(), "max_position_embeddings", None),
         has_router=has_router(model),
         num_routers=len(routers_of(model)),
     )
+
+
+def meta_model(path: str) -> Any:
+    """A model folder or hub id without its weights: shapes only, however large it is.
+
+    Raises:
+        ValueError: the folder or hub id cannot be read as a causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unloadable(path, error) from error
 
 
 def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32) -> Any:

@@ -16,6 +16,7 @@ from rewards.base import LEARNED
 from rl.config import Config
 from rl.durable import require_free_bytes
 from rl.hints import hint_message
+from rl.lora import fit_problems, num_trained
 from rl.machine import Machine
 from rl.model import ModelFacts, model_facts
 from rl.policy_gradient import PolicyGradient
@@ -42,6 +43,9 @@ CHECKPOINT_SPARE = 1.2
 LEARNER_BYTES = 16
 """A parameter's bytes in the learner: weight, gradient and AdamW's two moments, in float32."""
 
+FROZEN_BYTES = 4
+"""Those of a parameter that an adapter leaves as it is. The adapter's own are a hundredth of all, or less."""
+
 
 def preflight(config: Config, machine: Machine, run_path: Path) -> None:
     """Raise ConfigError with every problem of a resolved `config` whose model is at hand. Writes nothing."""
@@ -57,6 +61,7 @@ def preflight(config: Config, machine: Machine, run_path: Path) -> None:
         *judge_problems(config, renderer),
         *router_problems(config, facts),
         *model_problems(config, facts),
+        *fit_problems(config),
         *memory_problems(config, machine, facts),
         *disk_problems(config, facts, run_path),
         *prompt_problems(config, renderer, tokenizer),
@@ -149,7 +154,8 @@ def memory_problems(config: Config, machine: Machine, facts: ModelFacts) -> Iter
     if config.device != "cpu":
         return
     wire = ITEM_BYTES[config.engine_dtype]
-    num_bytes = facts.num_parameters * (LEARNER_BYTES + wire * (1 + config.engines))
+    held = FROZEN_BYTES if config.trains_adapter else LEARNER_BYTES
+    num_bytes = facts.num_parameters * (held + wire * (1 + config.engines))
     if num_bytes > machine.memory_bytes:
         yield (
             f"model {config.model} has {facts.num_parameters / 1e6:,.0f} M parameters: learner, weight sync "
@@ -163,7 +169,8 @@ def disk_problems(config: Config, facts: ModelFacts, run_path: Path) -> Iterator
     num_saves = -(-config.num_steps // config.save_every)  # the last step always
     if config.keep_checkpoints:
         num_saves = min(num_saves, config.keep_checkpoints + 1)  # an old one goes when the new one is there
-    checkpoints = int(num_saves * facts.num_parameters * CHECKPOINT_BYTES * CHECKPOINT_SPARE)
+    num_saved = num_trained(config, facts.num_parameters)
+    checkpoints = int(num_saves * num_saved * CHECKPOINT_BYTES * CHECKPOINT_SPARE)
     records = int(config.max_record_mb * 1e6)
     existing = next(folder for folder in (run_path, *run_path.absolute().parents) if folder.exists())
     try:

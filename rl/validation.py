@@ -13,6 +13,7 @@ from rl.config import Config
 from rl.credit import TURN_ESTIMATORS
 from rl.defaults import resolve
 from rl.determinism import determinism_problems
+from rl.lora_settings import lora_problems
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
@@ -85,6 +86,7 @@ def fit_problems(config: Config, machine: Machine) -> Iterator[str]:
     yield from _length_problems(config)
     yield from _schedule_problems(config)
     yield from _precision_problems(config)
+    yield from lora_problems(config)
     yield from _placement_problems(config, machine)
 
 

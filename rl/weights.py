@@ -15,18 +15,21 @@ import torch
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
+from rl.lora import is_of_adapter, whole_tensors
 from rollout.manifest import Manifest, TensorSpec
 from rollout.weight_sketch import Sketch, sketch_tensor
 
 
-def wire_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+def wire_tensors(
+    model: nn.Module, dtype: torch.dtype, *, merged: bool = True
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter by its name in a Hugging Face checkpoint, in the engine's dtype.
 
     A tied head is one tensor, sent once. A mixture's experts, one parameter in transformers, are a tensor
-    each, as a checkpoint has them and as vLLM loads them.
+    each, as a checkpoint has them and as vLLM loads them. With `merged` what an adapter adds is in them.
     """
-    for name, parameter in model.named_parameters():
-        cast = {name: parameter.detach().to(dtype)}
+    for name, whole in whole_tensors(model, merged=merged):
+        cast = {name: whole.to(dtype)}
         for saved_name, tensor in revert_weight_conversion(model, cast).items():  # pyright: ignore[reportArgumentType]
             yield saved_name, tensor.contiguous()
 
@@ -42,7 +45,7 @@ class SharedWeights:
     def __init__(self, name: str, model: nn.Module, dtype: torch.dtype) -> None:
         """Raises OSError when the memory cannot be had."""
         self._model, self._dtype = model, dtype
-        size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+        size = sum(t.numel() for _, t in whole_tensors(model, merged=False)) * dtype.itemsize
         self._file = os.fdopen(os.memfd_create(f"whetstone-{name}"), "r+b")
         os.posix_fallocate(self._file.fileno(), 0, size)
         self._view = mmap.mmap(self._file.fileno(), size)
@@ -73,12 +76,16 @@ class SharedWeights:
         self._file.close()
 
 
-def sketch_weights(model: nn.Module, dtype: torch.dtype, seed: int) -> dict[str, Sketch]:
+def sketch_weights(
+    model: nn.Module, dtype: torch.dtype, seed: int, *, merged: bool = True
+) -> dict[str, Sketch]:
     """What an engine that serves `model` in `dtype` must show (rollout/weight_sketch.py).
 
     A tied head is expected under its own name as well: on some devices the engine keeps a copy of its own.
     """
-    sketches = {name: sketch_tensor(tensor, seed) for name, tensor in wire_tensors(model, dtype)}
+    sketches = {
+        name: sketch_tensor(tensor, seed) for name, tensor in wire_tensors(model, dtype, merged=merged)
+    }
     embedding = next((name for name in sketches if name.endswith("embed_tokens.weight")), None)
     if embedding is not None and "lm_head.weight" not in sketches:
         sketches["lm_head.weight"] = sketches[embedding]
@@ -86,10 +93,16 @@ def sketch_weights(model: nn.Module, dtype: torch.dtype, seed: int) -> dict[str,
 
 
 @torch.no_grad()
-def perturb(model: nn.Module, scale: float, seed: int) -> None:
-    """Add seeded noise to every parameter: normal, with standard deviation `scale` x the tensor's RMS."""
+def perturb(model: nn.Module, scale: float, seed: int, *, adapter_only: bool = False) -> None:
+    """Add seeded noise to every parameter: normal, with standard deviation `scale` x the tensor's RMS.
+
+    An adapter's has standard deviation `scale`: half of a fresh one is 0, and it would add nothing.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        of_adapter = is_of_adapter(name)
+        if adapter_only and not of_adapter:
+            continue
         rms = parameter.float().square().mean().sqrt().clamp(min=1e-3)
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        parameter.add_(noise * (scale * rms).to(parameter))
+        parameter.add_(noise * (scale * (torch.ones_like(rms) if of_adapter else rms)).to(parameter))
