@@ -21,7 +21,7 @@ from envs.base import WorldError
 from envs.registry import resolve_env
 from recipes.cli import refuse
 from recipes.leftovers import keep_logs
-from recipes.placement import CHANNELS, make_learner_spec, make_rollouts, start_facts, start_ray
+from recipes.placement import make_learner_spec, make_rollouts, start_facts, start_ray, transfer_of
 from recipes.stopping import INTERRUPTED, REFUSALS, STOPPED, StopRequest, run_interruptibly, stop_of
 from recipes.training import Run, train_and_judge
 from rewards.base import resolve_reward
@@ -239,7 +239,7 @@ async def _run(
                 gap_limit=config.gap_limit,
                 engine_dtype=config.engine_dtype,
                 drill="" if config.sabotage == "perturb_learner" else config.sabotage,
-                transfer=CHANNELS[config.sync_backend].transfer,
+                transfer=transfer_of(config),
             ),
             console=console,
             directory=directory,

@@ -14,6 +14,7 @@ from ray._private import worker as ray_worker
 from recipes.leftovers import leftovers
 from rl.config import Config
 from rl.learner_spec import LearnerSpec
+from rl.lora import served_shape
 from rl.machine import Machine, stack_versions
 from rl.objective import Objective
 from rl.precision import Precision
@@ -21,7 +22,7 @@ from rl.reward_checks import reward_facts
 from rl.run_dir import RunDir
 from rl.sandbox_checks import sandbox_line
 from rl.screens import Link, Role, StartFacts
-from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
+from rl.weight_sync import ADAPTER_FILES, SHARED_MEMORY, LearnerSends, Transfer
 from rollout.engine import EngineSpec
 from rollout.failures import PeerFailedError
 from rollout.limits import Limits
@@ -49,6 +50,11 @@ CHANNELS = {
 }
 
 
+def transfer_of(config: Config) -> Transfer:
+    """How the weights of a resolved `config` get into its engines."""
+    return ADAPTER_FILES if config.lora_sync == "adapter" else CHANNELS[config.sync_backend].transfer
+
+
 def gpu_shares(config: Config) -> tuple[float, float]:
     """GPUs of the learner and of each engine: Ray fills one GPU before the next, so shares meet on one."""
     if config.device == "cpu":
@@ -58,6 +64,7 @@ def gpu_shares(config: Config) -> tuple[float, float]:
 
 def make_engine_specs(config: Config) -> list[EngineSpec]:
     """One spec an engine."""
+    adapter_rank, adapter_targets = served_shape(config) if config.lora_sync == "adapter" else (0, ())
     return [
         EngineSpec(
             name=f"engine {number}",
@@ -72,6 +79,8 @@ def make_engine_specs(config: Config) -> list[EngineSpec]:
             seed=config.seed,
             returns_experts=config.replay_routing,
             batch_invariant=config.determinism == "exact" and config.device == "cuda",
+            adapter_rank=adapter_rank,
+            adapter_targets=adapter_targets,
         )
         for number in range(config.engines)
     ]
@@ -182,6 +191,7 @@ def start_facts(
     if config.device == "cuda":
         own_gpus = CHANNELS[config.sync_backend].own_gpus
         devices = [f"cuda:{number if own_gpus else 0}" for number in range(1 + len(names))]
+    by = "an adapter's files" if config.lora_sync == "adapter" else config.sync_backend
     agents = f"vLLM, {config.engine_dtype}; up to {config.num_concurrent} agents and their environments"
     return StartFacts(
         title=f"whetstone: {config.algorithm} on {config.env}",
@@ -199,7 +209,7 @@ def start_facts(
             ),
         ],
         channels=[
-            *(Link(name="weights", between=f"learner -> {name}", by=config.sync_backend) for name in names),
+            *(Link(name="weights", between=f"learner -> {name}", by=by) for name in names),
             *(Link(name="groups", between=f"{name} -> learner", by="Ray object store") for name in names),
         ],
         communicators=[Link(name="gradients", between="learner", by="none: one rank")],

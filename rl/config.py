@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from envs.policy import SamplingFilters
 from rl.algorithms import describe, get_algorithm
+from rl.drills import Sabotage
 from rl.lora_settings import LoraSettings
 from rl.overrides import Count, Decay, NonNegative, Overrides, Positive, Range, Share, Size
 from rl.world_settings import WorldSettings
@@ -21,9 +22,6 @@ Determinism = Literal["fast", "exact"]
 AtMaxDraws = Literal["stop", "fill"]
 SyncBackend = Literal["auto", "shm", "ipc", "nccl"]
 LrSchedule = Literal["constant", "linear", "cosine"]
-Sabotage = Literal[
-    "", "skip_tensor", "skip_fused_half", "swap_rows", "no_retie", "dead_copy", "perturb_learner"
-]
 
 # Largest |log-prob difference| (nats) on a sampled token between engine and learner that still counts as the
 # same policy. float32: 1e-5 measured, 1e-2 when a tied head is stale. bfloat16: 4e-3 on average and 0.2 on

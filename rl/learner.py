@@ -28,7 +28,7 @@ from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
 from rl.numerics import MetricSums, add_metrics, max_share, select
 from rl.optimizer import Optimizer
 from rl.samples import TrainSample
-from rl.weights import SharedWeights, perturb, sketch_weights, wire_tensors
+from rl.weights import Outlet, open_outlet, perturb, sketch_weights, wire_tensors
 from rollout.manifest import Manifest
 from rollout.renderer import ChatMLRenderer
 from rollout.tokenizer import load_tokenizer
@@ -60,6 +60,7 @@ class Learner:
         self.tokenizer = load_tokenizer(spec.model)
         self.policy = self._load_policy()
         self.adapter = start_adapter(self.model, spec)
+        self._served_adapter = self.adapter if spec.lora and spec.lora.serves_adapter else None
         has_reference = "ref_logprobs" in spec.algorithm.needs
         self.reference = reference_of(self.policy, self.adapter, self._load_policy) if has_reference else None
         self.teacher = self._load_policy(spec.teacher) if spec.algorithm.loads_teacher else None
@@ -79,7 +80,7 @@ class Learner:
             scales_loss=spec.precision.scales_loss,
         )
         self._wire_dtype = spec.precision.engine_dtype
-        self._outlet: SharedWeights | DeviceWeights | None = None
+        self._outlet: Outlet | DeviceWeights | None = None
         self._kept: list[torch.Tensor] | None = None
         self.is_first_update = False  # since the last score
 
@@ -96,11 +97,12 @@ class Learner:
     def facts(self) -> dict[str, float]:
         """What the start screen tells of this learner."""
         sizes = [tensor.numel() for _, tensor in whole_tensors(self.model, merged=False)]
+        adapter = self._served_adapter
         return {
             "num_parameters": float(sum(sizes)),
             "num_tensors": float(len(sizes)),
             "num_trained": float(sum(p.numel() for p in self.model.parameters() if p.requires_grad)),
-            "sync_bytes": float(sum(sizes) * self._wire_dtype.itemsize),
+            "sync_bytes": float(adapter.num_bytes if adapter else sum(sizes) * self._wire_dtype.itemsize),
         }
 
     @torch.no_grad()
@@ -170,12 +172,12 @@ class Learner:
         """Say what this version is made of; with shared memory every weight lies there when this returns."""
         if self._outlet is None:
             name = f"{self.spec.run_name}-{os.getpid()}"
-            self._outlet = SharedWeights(name, self.model, self._wire_dtype)
+            self._outlet = open_outlet(name, self.model, self._wire_dtype, self._served_adapter)
         return self._outlet.write(version)
 
     def send_weights(self) -> None:
         """Push the weights over the device channel into every engine, between its prepare and its serve."""
-        if self._outlet is None or isinstance(self._outlet, SharedWeights):
+        if self._outlet is None or isinstance(self._outlet, Outlet):
             raise ValueError(
                 "send_weights without a connect before it: engines load shared memory themselves"
             )
@@ -183,7 +185,7 @@ class Learner:
 
     def sketch_weights(self, seed: int) -> dict[str, Sketch]:
         """What the engines must show of the published weights."""
-        return sketch_weights(self.model, self._wire_dtype, seed)
+        return sketch_weights(self.model, self._wire_dtype, seed, merged=not self._served_adapter)
 
     @torch.no_grad()
     def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -197,10 +199,17 @@ class Learner:
             scores.append(picked.cpu().numpy())
         return scores
 
+    def score_base_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """As score_sequences, of the model without its adapter."""
+        if self.adapter is None:
+            raise ValueError("score_base_sequences of a learner without an adapter")
+        with self.adapter.as_base():
+            return self.score_sequences(sequences)
+
     def perturb(self, scale: float, seed: int) -> None:
-        """Add noise to every weight (rl/weights.py: perturb); `restore` takes it back exactly."""
+        """Add noise to all that a sync carries (rl/weights.py: perturb); `restore` takes it back exactly."""
         self._kept = [p.detach().clone() for p in self.policy.parameters()]
-        perturb(self.model, scale, seed)
+        perturb(self.model, scale, seed, adapter_only=self._served_adapter is not None)
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -134,6 +134,17 @@ def num_trained(config: Config, num_parameters: int) -> int:
     )
 
 
+def served_shape(config: Config) -> tuple[int, tuple[str, ...]]:
+    """What an engine makes room for: the adapter's largest rank, and the last parts of its modules' names."""
+    if config.lora_adapter:
+        from rl.model_lora import shape_of  # with peft, as above
+
+        return shape_of(config.lora_adapter)
+    targets = config.target_names
+    names = linear_names(meta_model(config.model)) if targets == (ALL_LINEAR,) else targets
+    return config.lora_rank, tuple(sorted({name.rpartition(".")[2] for name in names}))
+
+
 def linear_layers(model: Any) -> dict[str, nn.Linear]:
     """Every linear layer but the head, by name: what an adapter may be beside."""
     head = model.get_output_embeddings()

@@ -107,6 +107,8 @@ def resolved_lora(config: Config, *, on_gpu: bool) -> dict[str, object]:
 def lora_problems(config: Config) -> Iterator[str]:
     """Settings of LoRA without effect, or that do not fit together; what needs the model is in rl/lora.py."""
     given = [name for name in _NAMES if getattr(config, name) != getattr(LoraSettings, name)]
+    if config.sabotage == "no_adapter" and config.lora_sync != "adapter":
+        yield "sabotage = 'no_adapter' has no effect: engines get all weights; add lora_sync adapter"
     if not config.trains_adapter:
         for name in given:
             yield f"{name} has no effect without an adapter; set lora_rank (8 is usual), or leave it out"
@@ -121,7 +123,7 @@ def lora_problems(config: Config) -> Iterator[str]:
         yield f"lora_targets = {config.lora_targets!r} names no module; give {ALL_LINEAR} or names of modules"
     if ALL_LINEAR in config.target_names and len(config.target_names) > 1:
         yield f"lora_targets = {config.lora_targets!r}: {ALL_LINEAR} is all there is; leave the others out"
-    if config.lora_sync == "adapter" and config.sabotage not in ("", "perturb_learner"):
+    if config.lora_sync == "adapter" and config.sabotage not in ("", "no_adapter", "perturb_learner"):
         yield (
             f"sabotage = {config.sabotage!r} breaks a load of all weights, and lora_sync = 'adapter' loads "
             "the adapter alone; use lora_sync merged"

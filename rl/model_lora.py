@@ -97,13 +97,9 @@ class Adapter:
         return iter(self.tensors().values())
 
     @property
-    def num_parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self.parameters())
-
-    @property
-    def rank(self) -> int:
-        """The largest rank of any layer."""
-        return max(tensor.shape[0] for name, tensor in self.tensors().items() if ".lora_A." in name)
+    def num_bytes(self) -> int:
+        """Of what is saved and sent."""
+        return sum(tensor.nbytes for tensor in self.parameters())
 
     def save_pretrained(self, folder: Path, *, safe_serialization: bool = True) -> None:
         """Save the trained adapter for `PeftModel.from_pretrained`."""
@@ -145,6 +141,13 @@ class Adapter:
         """The model without any adapter."""
         with self.peft.disable_adapter():
             yield
+
+
+def shape_of(path: str) -> tuple[int, tuple[str, ...]]:
+    """The largest rank of the adapter `path`, and the last parts of its modules' names."""
+    weights = load_peft_weights(path, device="cpu")
+    rank = max(tensor.shape[0] for name, tensor in weights.items() if ".lora_A." in name)
+    return rank, tuple(sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in weights}))
 
 
 def base_crc32(model: Any) -> int:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,6 +21,13 @@ from transformers.core_model_loading import revert_weight_conversion
 from rl.lora import is_of_adapter, whole_tensors
 from rollout.manifest import Manifest, TensorSpec
 from rollout.weight_sketch import Sketch, sketch_tensor
+
+if TYPE_CHECKING:
+    from rl.model_lora import Adapter
+
+KEPT_ADAPTERS = 2
+"""Folders of published adapters that are kept: engines hold the current one, and the one before it while its
+requests are in flight."""
 
 
 def wire_tensors(
@@ -106,3 +116,46 @@ def perturb(model: nn.Module, scale: float, seed: int, *, adapter_only: bool = F
         rms = parameter.float().square().mean().sqrt().clamp(min=1e-3)
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
         parameter.add_(noise * (scale * (torch.ones_like(rms) if of_adapter else rms)).to(parameter))
+
+
+class AdapterFiles:
+    """The latest published adapters, each in a folder of its own that engines load.
+
+    They lie among the run's temporary files and go with them.
+    """
+
+    def __init__(self, name: str, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._folder = Path(tempfile.mkdtemp(prefix=f"whetstone-{name}-"))
+        self._written: list[Path] = []
+
+    def write(self, version: int) -> Manifest:
+        """Save the adapter as it is now to a fresh folder, and say what was saved."""
+        path = Path(tempfile.mkdtemp(prefix=f"{version}-", dir=self._folder))
+        self._adapter.save_pretrained(path)
+        self._written.append(path)
+        while len(self._written) > KEPT_ADAPTERS:
+            shutil.rmtree(self._written.pop(0), ignore_errors=True)
+        specs = [
+            TensorSpec(
+                name=name,
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                shape=tuple(tensor.shape),
+                offset=0,
+                crc32=zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()),
+            )
+            for name, tensor in self._adapter.tensors().items()
+        ]
+        return Manifest(version=version, path=str(path), tensors=tuple(specs))
+
+    def close(self) -> None:
+        """Remove them."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+Outlet = SharedWeights | AdapterFiles
+
+
+def open_outlet(name: str, model: nn.Module, dtype: torch.dtype, adapter: Adapter | None) -> Outlet:
+    """Where engines of this host find what is published: whole weights, or the adapter that they serve."""
+    return SharedWeights(name, model, dtype) if adapter is None else AdapterFiles(name, adapter)

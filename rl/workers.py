@@ -87,6 +87,10 @@ class RemoteLearner:
     async def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         return await self._within(self._actor.score_sequences.remote(sequences), self._sync_s, "canaries")
 
+    async def score_base_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        answers = self._actor.score_base_sequences.remote(sequences)
+        return await self._within(answers, self._sync_s, "canaries of the base")
+
     async def perturb(self, scale: float, seed: int) -> None:
         await self._within(self._actor.perturb.remote(scale, seed), self._deadline_s, "perturb")
 

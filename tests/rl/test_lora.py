@@ -66,13 +66,24 @@ def trained(folder: Path, lora: LoraSpec = FRESH, num_updates: int = 3) -> Learn
     return own
 
 
+def adapter_of(own: Learner) -> Any:
+    assert own.adapter is not None
+    return own.adapter
+
+
+def scored(own: Learner, folder: Path) -> tuple[Any, Any, TrainBatch]:
+    """Old and reference log-probs of the batch, and the batch."""
+    batch = own.score(multi_turn_batch(folder), own.spec.algorithm.needs)
+    return batch.old_logprobs, batch.ref_logprobs, batch
+
+
 def base_bytes(own: Learner) -> dict[str, bytes]:
     return {name: t.clone().numpy().tobytes() for name, t in whole_tensors(own.model, merged=False)}
 
 
 def test_the_adapter_alone_learns_in_float32_and_the_base_stays_to_the_bit(folder: Path) -> None:
     own = learner(folder)
-    before, start = base_bytes(own), [t.clone() for t in own.adapter.parameters()]
+    before, start = base_bytes(own), [t.clone() for t in adapter_of(own).parameters()]
     names = [name for name, p in own.model.named_parameters() if p.requires_grad]
     assert names
     assert all(map(is_of_adapter, names))
@@ -87,21 +98,21 @@ def test_the_adapter_alone_learns_in_float32_and_the_base_stays_to_the_bit(folde
         own.restore()
     own.close()
     assert base_bytes(own) == before
-    assert any(not torch.equal(a, b) for a, b in zip(start, own.adapter.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(start, adapter_of(own).parameters(), strict=True))
     assert before.keys() == dict(load(folder).named_parameters()).keys()
 
 
 def test_the_reference_is_the_starting_policy_without_a_second_model(folder: Path) -> None:
     own = learner(folder)
-    batch = own.score(multi_turn_batch(folder), own.spec.algorithm.needs)
-    for old, ref in zip(batch.old_logprobs, batch.ref_logprobs, strict=True):
-        np.testing.assert_array_equal(old, ref)
+    old, ref, batch = scored(own, folder)
+    for of_policy, of_reference in zip(old, ref, strict=True):
+        np.testing.assert_array_equal(of_policy, of_reference)
     own.update(own.spec.algorithm.assign_advantages(batch))
-    after = own.score(multi_turn_batch(folder), own.spec.algorithm.needs)
-    plain = learner(folder, None).score(multi_turn_batch(folder), own.spec.algorithm.needs)
-    for ref, loaded, old in zip(after.ref_logprobs, plain.ref_logprobs, after.old_logprobs, strict=True):
-        np.testing.assert_array_equal(ref, loaded)
-        assert np.abs(ref - old).max() > 1e-3
+    old, ref, _ = scored(own, folder)
+    _, loaded, _ = scored(learner(folder, None), folder)
+    for of_policy, of_reference, of_loaded in zip(old, ref, loaded, strict=True):
+        np.testing.assert_array_equal(of_reference, of_loaded)
+        assert np.abs(of_reference - of_policy).max() > 1e-3
     # Training goes on where it was: scoring with the reference leaves the adapter on and trainable.
     assert any(p.requires_grad for p in own.model.parameters())
 
@@ -110,17 +121,16 @@ def test_with_a_starting_adapter_the_reference_is_the_model_with_it(tied: Path, 
     first = trained(tied)
     first.checkpoint(str(tmp_path / "adapter"), {})
     own = learner(tied, LoraSpec(adapter=str(tmp_path / "adapter")))
-    batch = own.score(multi_turn_batch(tied), own.spec.algorithm.needs)
-    of_first = first.score(multi_turn_batch(tied), frozenset({"old_logprobs"}))
-    for old, ref, theirs in zip(batch.old_logprobs, batch.ref_logprobs, of_first.old_logprobs, strict=True):
-        np.testing.assert_array_equal(old, ref)
-        np.testing.assert_array_equal(old, theirs)
+    old, start, batch = scored(own, tied)
+    for of_policy, of_reference, of_first in zip(old, start, scored(first, tied)[0], strict=True):
+        np.testing.assert_array_equal(of_policy, of_reference)
+        np.testing.assert_array_equal(of_policy, of_first)
     before = base_bytes(own)
     own.update(own.spec.algorithm.assign_advantages(batch))
-    after = own.score(multi_turn_batch(tied), own.spec.algorithm.needs)
-    for ref, start, old in zip(after.ref_logprobs, batch.ref_logprobs, after.old_logprobs, strict=True):
-        np.testing.assert_array_equal(ref, start)
-        assert np.abs(ref - old).max() > 1e-3
+    old, ref, _ = scored(own, tied)
+    for of_policy, of_reference, at_start in zip(old, ref, start, strict=True):
+        np.testing.assert_array_equal(of_reference, at_start)
+        assert np.abs(of_reference - of_policy).max() > 1e-3
     assert base_bytes(own) == before
 
 
@@ -136,7 +146,7 @@ def test_merged_wire_tensors_are_a_model_that_answers_as_the_learner_does(folder
     assert np.abs(answer - reference_logprobs(load(folder), IDS)).max() > 1e-2
     # W + alpha / rank * B @ A, written down from the file that peft saves.
     name = "model.layers.1.mlp.down_proj"
-    tensors = own.adapter.tensors()
+    tensors = adapter_of(own).tensors()
     down, up = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
     expected = load(folder).get_parameter(f"{name}.weight") + 8.0 / 4 * up @ down
     torch.testing.assert_close(wire[f"{name}.weight"], expected, rtol=0, atol=1e-6)
@@ -153,7 +163,7 @@ def test_a_checkpoint_is_an_adapter_that_peft_loads_to_equal_logprobs(folder: Pa
     own = trained(folder)
     own.checkpoint(str(tmp_path / "saved"), {})
     assert not (tmp_path / "saved" / "model.safetensors").exists()
-    reloaded = PeftModel.from_pretrained(load(folder), str(tmp_path / "saved")).eval()
+    reloaded: Any = PeftModel.from_pretrained(load(folder), str(tmp_path / "saved")).eval()
     np.testing.assert_array_equal(own.score_sequences([IDS])[0], reference_logprobs(reloaded, IDS))
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["r"]) == (str(folder), 4)
@@ -166,7 +176,7 @@ def test_a_run_goes_on_from_its_adapter_bit_for_bit(tied: Path, tmp_path: Path) 
     resumed.resume(str(tmp_path / "saved"))
     for own in (unbroken, resumed):
         own.update(ready(own, tied))
-    ours, theirs = unbroken.adapter.tensors(), resumed.adapter.tensors()
+    ours, theirs = adapter_of(unbroken).tensors(), adapter_of(resumed).tensors()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
@@ -202,7 +212,7 @@ def test_targets_that_match_no_module_are_refused_with_the_nearest(tied: Path) -
 def test_only_the_named_targets_get_an_adapter(tied: Path) -> None:
     own = learner(tied, replace(FRESH, targets=("q_proj", "layers.0.mlp.up_proj")))
     adapted = {
-        name.partition(".lora_")[0].removeprefix("base_model.model.") for name in own.adapter.tensors()
+        name.partition(".lora_")[0].removeprefix("base_model.model.") for name in adapter_of(own).tensors()
     }
     queries = {f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)}
     assert adapted == queries | {"model.layers.0.mlp.up_proj"}
