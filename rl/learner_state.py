@@ -52,12 +52,7 @@ def _restore_policy(learner: Learner, path: Path, numbers: Mapping[str, Any]) ->
     adapter = learner.adapter
     if adapter is not None:
         adapter.load(path)
-        base = numbers["base"]
-        if base["crc32"] != adapter.base_crc32:
-            raise CheckpointError(
-                f"checkpoint {path} is of an adapter beside {base['model']}, CRC {base['crc32']:08x}; model "
-                f"{adapter.base} has {adapter.base_crc32:08x}: use the model that it was trained with"
-            )
+        adapter.require_base(numbers, path)
         return
     try:
         saved = load_causal_lm(str(path)).state_dict()

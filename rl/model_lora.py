@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from peft import (
 from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor
 
-from rl.checkpoint import CheckpointError
+from rl.checkpoint import NUMBERS, CheckpointError, load_learner_state
 from rl.lora import (
     POLICY,
     REFERENCE,
@@ -32,6 +32,7 @@ from rl.lora import (
     whole_tensors,
 )
 from rl.lora_settings import ALL_LINEAR, LoraSpec
+from rl.model import load_causal_lm
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -123,6 +124,15 @@ class Adapter:
             raise CheckpointError(f"checkpoint {folder} is of another adapter: {told(problems)}")
         set_peft_model_state_dict(self.peft, theirs, adapter_name=POLICY)
 
+    def require_base(self, numbers: Mapping[str, Any], folder: Path) -> None:
+        """Raise CheckpointError unless the checkpoint `folder`, of these numbers, is of this very base."""
+        base = numbers["base"]
+        if base["crc32"] != self.base_crc32:
+            raise CheckpointError(
+                f"checkpoint {folder} is of an adapter beside {base['model']}, CRC {base['crc32']:08x}; "
+                f"model {self.base} has {self.base_crc32:08x}: use the model that it was trained with"
+            )
+
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """The model as training began: with its starting adapter, or without any."""
@@ -159,13 +169,36 @@ def base_crc32(model: Any) -> int:
     return crc
 
 
+def base_of(folder: Path) -> str:
+    """The model that an adapter is beside. Raises ValueError where there is no adapter that can be read."""
+    try:
+        return str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder} cannot be read as an adapter in peft's format: {error}") from error
+
+
+def merged_model(folder: Path) -> Any:
+    """The model of an adapter in `folder`, with what the adapter adds, in float32: as engines are given it.
+
+    Raises:
+        ValueError: the adapter cannot be read, or its base is not there, or is another one by now.
+    """
+    base = base_of(folder)
+    adapter = Adapter(load_causal_lm(base), LoraSpec(adapter=str(folder)), base=base)
+    if (folder / NUMBERS).is_file():
+        adapter.require_base(load_learner_state(folder).numbers, folder)
+    model = load_causal_lm(base)
+    model.load_state_dict(dict(whole_tensors(adapter.peft.get_base_model())), strict=False)
+    model.tie_weights()
+    return model
+
+
 def adapter_problems(model: Any, path: str, base: str) -> Iterator[str]:
     """Why the adapter `path` (folder or hub id) cannot go on beside `model` (meta will do), called `base`."""
     where = f"lora_adapter = {path!r}"
     try:
         config = PeftConfig.from_pretrained(path)
-        if config.peft_type == "LORA":
-            weights = load_peft_weights(path, device="cpu")
+        weights = load_peft_weights(path, device="cpu")
     except (OSError, ValueError, TypeError, KeyError) as error:
         yield (
             f"{where} cannot be read as an adapter: {error}. Expected a folder with {CONFIG} and {WEIGHTS}, "
