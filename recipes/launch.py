@@ -31,6 +31,7 @@ from rl.console import RunConsole
 from rl.defaults import resolve
 from rl.journal import Journal
 from rl.learner import Learner
+from rl.lora import with_targets
 from rl.machine import Machine
 from rl.objective import Objective
 from rl.preflight import preflight
@@ -152,7 +153,7 @@ def _prepare(
                 "recipes.calc_distill, which makes one"
             )
         config = replace(config, teacher=str(make_teacher(config)))
-    config = replace(config, model=config.model or str(make_base(config)))
+    config = with_targets(replace(config, model=config.model or str(make_base(config))))
     preflight(config, machine, run_path)
     directory = RunDir(run_path)
     directory.write_config(config)

@@ -23,7 +23,8 @@ from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad, rows_of_like_length
 from rl.learner_spec import LearnerSpec
 from rl.learner_state import learner_state, restore_learner
-from rl.lora import Scorer, reference_of, start_adapter, whole_tensors
+from rl.lora import Scorer, reference_of, start_adapter
+from rl.lora_layers import whole_tensors
 from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
 from rl.numerics import MetricSums, add_metrics, max_share, select
 from rl.optimizer import Optimizer
@@ -98,10 +99,12 @@ class Learner:
         """What the start screen tells of this learner."""
         sizes = [tensor.numel() for _, tensor in whole_tensors(self.model, merged=False)]
         adapter = self._served_adapter
+        # An adapter of a tied embedding is the head's too: two parameters, one memory.
+        trained = {p.data_ptr(): p.numel() for p in self.model.parameters() if p.requires_grad}
         return {
             "num_parameters": float(sum(sizes)),
             "num_tensors": float(len(sizes)),
-            "num_trained": float(sum(p.numel() for p in self.model.parameters() if p.requires_grad)),
+            "num_trained": float(sum(trained.values())),
             "sync_bytes": float(adapter.num_bytes if adapter else sum(sizes) * self._wire_dtype.itemsize),
         }
 

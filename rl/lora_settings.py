@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rl.overrides import NonNegative, Positive, Size
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 LoraSync = Literal["auto", "merged", "adapter"]
 
 ALL_LINEAR = "all-linear"
+AUTO = "auto"
+
+C = TypeVar("C", bound="Config")
 
 LR_FACTOR = 10.0
 """The adapter's learning rate as a multiple of the one for all weights: the best rate of LoRA was found to be
@@ -48,9 +51,10 @@ class LoraSettings:
     """Rank of the adapter (LoRA) that is trained beside the frozen model; 0: none. Also --lora.rank."""
     lora_alpha: Positive | None = None
     """The adapter counts alpha / rank times. None: twice the rank. Also --lora.alpha."""
-    lora_targets: str = ALL_LINEAR
+    lora_targets: str = AUTO
     """Modules with an adapter, by the ends of their names, such as q_proj,v_proj; all-linear: every linear
-    layer but the head. Also --lora.targets."""
+    layer but the head. auto: that, and merged also the token embedding of a vocabulary of at most 1,024. Also
+    --lora.targets."""
     lora_adapter: str = ""
     """Folder or hub id of an adapter to go on with, in peft's format; rank, alpha and targets are its own. A
     KL's reference is then the model with it. Also --lora.adapter."""
@@ -121,8 +125,8 @@ def lora_problems(config: Config) -> Iterator[str]:
             )
     if not config.target_names:
         yield f"lora_targets = {config.lora_targets!r} names no module; give {ALL_LINEAR} or names of modules"
-    if ALL_LINEAR in config.target_names and len(config.target_names) > 1:
-        yield f"lora_targets = {config.lora_targets!r}: {ALL_LINEAR} is all there is; leave the others out"
+    if AUTO in config.target_names and len(config.target_names) > 1:
+        yield f"lora_targets = {config.lora_targets!r}: {AUTO} stands alone; leave it or the others out"
     if config.lora_sync == "adapter" and config.sabotage not in ("", "no_adapter", "perturb_learner"):
         yield (
             f"sabotage = {config.sabotage!r} breaks a load of all weights, and lora_sync = 'adapter' loads "

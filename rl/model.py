@@ -14,6 +14,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from rl.distributions import generalized_jsd_of_states
 from rl.layout import PaddedLayout
 from rl.logprobs import next_token_targets, scatter_tokens, token_logprobs
+from rl.lora_layers import weight_of
 from rl.outputs import TokenOutputs
 from rl.router_replay import replayed, routers_of
 
@@ -95,7 +96,7 @@ class PolicyModel(nn.Module):
         with replay:
             hidden, balance = (routed_states if router_loss else plain_states)(self.model, layout)
         states, targets = next_token_targets(hidden, layout.token_ids, layout.loss_mask)
-        return states, targets, self.model.get_output_embeddings().weight, balance
+        return states, targets, weight_of(self.model.get_output_embeddings()), balance
 
     def _divergence(
         self, layout: PaddedLayout, states: torch.Tensor, head: torch.Tensor, teacher: PolicyModel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,9 @@ from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor
 
 from rl.checkpoint import NUMBERS, CheckpointError, load_learner_state
-from rl.lora import (
-    POLICY,
-    REFERENCE,
-    differing_keys,
-    linear_names,
-    shape_problems,
-    target_problems,
-    told,
-    whole_tensors,
-)
-from rl.lora_settings import ALL_LINEAR, LoraSpec
+from rl.lora import differing_keys, named_targets, shape_problems, target_problems, token_layers, told
+from rl.lora_layers import POLICY, share_gradients, whole_tensors
+from rl.lora_settings import LoraSpec
 from rl.model import load_causal_lm
 
 CONFIG = "adapter_config.json"
@@ -56,7 +48,7 @@ EXTRAS = (
 class Adapter:
     """The LoRA adapter of a policy. Its weights are float32 and alone learn; the base stays bit-identical.
 
-    With a starting adapter there is a frozen second copy of it, the reference.
+    With a starting adapter there is a second copy of its tensors, for the reference.
     """
 
     def __init__(self, model: Any, spec: LoraSpec, *, base: str) -> None:
@@ -66,28 +58,27 @@ class Adapter:
             ValueError: the targets match no module, or the starting adapter does not fit the model.
         """
         self.base = base
-        self._starts_from_one = bool(spec.adapter)
         if spec.adapter:
             _require(adapter_problems(model, spec.adapter, base))
             self.peft = PeftModel.from_pretrained(model, spec.adapter, adapter_name=POLICY, is_trainable=True)
-            self.peft.load_adapter(spec.adapter, adapter_name=REFERENCE, is_trainable=False)
-            self.peft.set_adapter(POLICY)
             for config in self.peft.peft_config.values():
                 config.base_model_name_or_path = base
         else:
             _require(target_problems(model, spec.targets))
-            # Written out: by "all-linear" peft adapts a mixture's experts too, which are no linear layers.
-            targets = linear_names(model) if spec.targets == (ALL_LINEAR,) else spec.targets
             config = LoraConfig(
                 r=spec.rank,
                 lora_alpha=spec.alpha,  # pyright: ignore[reportArgumentType]  (peft divides: any number will do)
-                target_modules=list(targets),
+                target_modules=named_targets(model, spec.targets),
                 task_type="CAUSAL_LM",
+                ensure_weight_tying=_is_tied(model, spec.targets),
                 base_model_name_or_path=base,
             )
             self.peft = get_peft_model(model, config)
+        share_gradients(model)
         self.peft.eval()  # a starting adapter may have dropout, and log-probs must be repeatable
         self.base_crc32 = base_crc32(model)
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._start = [p.detach().clone() for p in self._trained] if spec.adapter else None
 
     def tensors(self) -> dict[str, Tensor]:
         """The trained adapter's tensors by their names in a file of peft's."""
@@ -136,21 +127,33 @@ class Adapter:
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """The model as training began: with its starting adapter, or without any."""
-        if not self._starts_from_one:
+        if self._start is None:
             with self.as_base():
                 yield
             return
-        self.peft.set_adapter(REFERENCE, inference_mode=True)
+        kept = [parameter.detach().clone() for parameter in self._trained]
+        self._set(self._start)
         try:
             yield
         finally:
-            self.peft.set_adapter(POLICY)
+            self._set(kept)
+
+    @torch.no_grad()
+    def _set(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self._trained, values, strict=True):
+            parameter.copy_(value)
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
         """The model without any adapter."""
         with self.peft.disable_adapter():
             yield
+
+
+def _is_tied(model: Any, targets: Sequence[str]) -> bool:
+    """Whether an adapter of these targets is of a tied embedding, and so of the head as well."""
+    tied = model.config.get_text_config().tie_word_embeddings
+    return tied and any(name.rpartition(".")[2] in targets for name in token_layers(model))
 
 
 def shape_of(path: str) -> tuple[int, tuple[str, ...]]:

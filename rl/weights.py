@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
-from rl.lora import is_of_adapter, whole_tensors
+from rl.lora_layers import is_of_adapter, whole_tensors
 from rollout.manifest import Manifest, TensorSpec
 from rollout.weight_sketch import Sketch, sketch_tensor
 

@@ -22,7 +22,8 @@ from rl.config import Config
 from rl.defaults import resolve
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
-from rl.lora import fit_problems, is_of_adapter, whole_tensors
+from rl.lora import fit_problems, num_trained, with_targets
+from rl.lora_layers import is_of_adapter, whole_tensors
 from rl.lora_settings import LoraSpec
 from rl.machine import Machine
 from rl.screens import adapter_line
@@ -203,10 +204,78 @@ def problems(tied: Path, **fields: Any) -> str:
 def test_targets_that_match_no_module_are_refused_with_the_nearest(tied: Path) -> None:
     assert not problems(tied, lora_rank=4, lora_targets="q_proj, layers.0.mlp.up_proj")
     assert "did you mean 'q_proj'?" in problems(tied, lora_rank=4, lora_targets="q_porj,v_proj")
-    assert "no linear layer" in problems(tied, lora_rank=4, lora_targets="norm")
-    assert "no linear layer" in problems(tied, lora_rank=4, lora_targets="lm_head")
+    assert "beside which no adapter can be" in problems(tied, lora_rank=4, lora_targets="norm")
+    assert "name the embedding" in problems(tied, lora_rank=4, lora_targets="lm_head")
+    assert "embed_tokens here" in problems(
+        tied, lora_rank=4, lora_targets="embed_tokens", lora_sync="adapter"
+    )
     with pytest.raises(ValueError, match="did you mean 'q_proj'"):
         learner(tied, replace(FRESH, targets=("q_porj",)))
+
+
+WITH_TOKENS = replace(FRESH, targets=("all-linear", "embed_tokens", "lm_head"))
+
+
+def test_auto_adapts_a_small_vocabulary_too_and_counts_what_it_trains(folder: Path) -> None:
+    config = with_targets(resolve(Config(model=str(folder), lora_rank=4), LAPTOP))
+    is_tied = load(folder).config.tie_word_embeddings
+    assert config.lora_targets == (
+        "all-linear,embed_tokens" if is_tied else "all-linear,embed_tokens,lm_head"
+    )
+    own = learner(folder, config.lora)
+    assert num_trained(config, 0) == own.facts()["num_trained"]
+    served = with_targets(resolve(Config(model=str(folder), lora_rank=4, lora_sync="adapter"), LAPTOP))
+    assert served.lora_targets == "all-linear"
+
+
+def test_an_adapter_of_embedding_and_head_is_scored_merged_and_saved_alike(
+    folder: Path, tmp_path: Path
+) -> None:
+    is_tied = load(folder).config.tie_word_embeddings
+    own = trained(folder, replace(WITH_TOKENS, targets=WITH_TOKENS.targets[: 2 if is_tied else 3]))
+    batch = own.score(multi_turn_batch(folder), frozenset({"old_logprobs"}))
+    model = load(folder)
+    model.load_state_dict(dict(wire_tensors(own.model, torch.float32)), strict=False)
+    model.tie_weights()
+    assert batch.old_logprobs is not None
+    for sample, old in zip(batch.samples, batch.old_logprobs, strict=True):
+        expected = np.concatenate([[0.0], reference_logprobs(model, sample.token_ids.tolist())])
+        np.testing.assert_allclose(old[sample.loss_mask], expected[sample.loss_mask], atol=1e-5)
+    (answer,) = own.score_sequences([IDS])
+    np.testing.assert_allclose(answer, reference_logprobs(model, IDS), atol=1e-5)
+    own.checkpoint(str(tmp_path / "saved"), {})
+    reloaded: Any = PeftModel.from_pretrained(load(folder), str(tmp_path / "saved")).eval()
+    np.testing.assert_array_equal(answer, reference_logprobs(reloaded, IDS))
+    onward = learner(folder, LoraSpec(adapter=str(tmp_path / "saved")))
+    for old, ref in zip(*scored(onward, folder)[:2], strict=True):
+        np.testing.assert_array_equal(old, ref)
+    for resumed in (own, learner(folder, own.spec.lora)):
+        resumed.resume(str(tmp_path / "saved"))
+        resumed.update(ready(resumed, folder))
+        (after,) = resumed.score_sequences([IDS])
+        assert np.abs(after - answer).max() > 1e-4
+        np.testing.assert_array_equal(after, own.score_sequences([IDS])[0])
+
+
+def test_the_adapter_of_a_tied_embedding_gets_the_gradient_of_both_its_places(tied: Path) -> None:
+    own = learner(tied, replace(WITH_TOKENS, targets=("embed_tokens",)))
+    table = own.model.model.embed_tokens
+    down, up = table.lora_embedding_A["default"], table.lora_embedding_B["default"]  # (r, V), (H, r)
+    with torch.no_grad():
+        down.normal_(std=0.1)
+        up.normal_(std=0.1)
+    plain = load(tied)
+    plain.load_state_dict(dict(wire_tensors(own.model, torch.float32)), strict=False)
+    ids = torch.tensor([IDS])
+    for model in (own.model, plain):
+        model(input_ids=ids, labels=ids).loss.backward()
+    whole = plain.get_parameter("model.embed_tokens.weight").grad  # (V, H), lookups and head
+    assert whole is not None
+    assert down.grad is not None
+    # W = W0 + alpha / rank * (B A)^T with alpha / rank = 2: dA = 2 B^T dW^T, dB = 2 dW^T A^T.
+    torch.testing.assert_close(down.grad, 2 * up.T @ whole.T, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(up.grad, 2 * whole.T @ down.T, rtol=1e-3, atol=1e-6)
+    assert own.model.lm_head.lora_A["default"].weight.grad is None
 
 
 def test_only_the_named_targets_get_an_adapter(tied: Path) -> None:
@@ -245,7 +314,7 @@ def test_an_adapter_of_another_base_is_refused_with_what_differs(tied: Path, tmp
         ({"lora_lr": 0.1}, "lora_lr has no effect"),
         ({"lora_rank": -1}, "lora_rank = -1: expected at least 0"),
         ({"lora_rank": 8, "lora_targets": ","}, "names no module"),
-        ({"lora_rank": 8, "lora_targets": "all-linear,q_proj"}, "all there is"),
+        ({"lora_rank": 8, "lora_targets": "auto,q_proj"}, "stands alone"),
         ({"lora_rank": 8, "lora_adapter": "a/b"}, "lora_rank = 8 with lora_adapter"),
         ({"lora_rank": 8, "lora_sync": "merge"}, "did you mean 'merged'?"),
         ({"lora_rank": 8, "lora_sync": "adapter", "sabotage": "no_retie"}, "use lora_sync merged"),
@@ -269,7 +338,7 @@ def test_what_is_not_given_is_resolved_and_shown() -> None:
     config = resolve(Config(lora_rank=8, learning_rate=4e-4), LAPTOP)
     assert (config.lora_alpha, config.lora_lr, config.lora_sync) == (16.0, pytest.approx(4e-3), "merged")
     line = adapter_line(config, 1234)
-    assert "rank 8, alpha 16, beside all-linear): 1,234 parameters, learning rate 0.004" in line
+    assert "rank 8, alpha 16, beside auto): 1,234 parameters, learning rate 0.004" in line
     validate(config, LAPTOP)
     on_gpu = resolve(Config(lora_rank=8), ONE_GPU)
     assert (on_gpu.lora_sync, on_gpu.sync_backend) == ("adapter", "shm")
