@@ -15,6 +15,7 @@ from rl.algorithms import base_row, knobs_of
 from rl.config import Config
 from rl.conversions import converted_options, field_name, option_value, options
 from rl.defaults import with_smoke_defaults
+from rl.lora_settings import undotted
 from rl.machine import Machine
 from rl.resume import changed_settings, recorded_config, require_unchanged
 from rl.run_lock import RunDirError
@@ -36,7 +37,7 @@ def parse(default: C, argv: Sequence[str] | None = None, *, description: str = "
     printed (rl/aliases.py). Exits with BAD_CONFIG, and says what to do, on an unknown option (the nearest one
     is named), a value of the wrong type, or values that cannot run.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [undotted(word) for word in (sys.argv[1:] if argv is None else argv)]
     recorded = None
     try:
         if resumed := option_value(arguments, "resume"):

@@ -21,7 +21,14 @@ from envs.base import WorldError
 from envs.registry import resolve_env
 from recipes.cli import refuse
 from recipes.leftovers import keep_logs
-from recipes.placement import CHANNELS, make_learner, make_learner_spec, make_rollouts, start_facts, start_ray
+from recipes.placement import (
+    make_learner,
+    make_learner_spec,
+    make_rollouts,
+    start_facts,
+    start_ray,
+    transfer_of,
+)
 from recipes.stopping import INTERRUPTED, REFUSALS, STOPPED, StopRequest, run_interruptibly, stop_of
 from recipes.training import Run, train_and_judge
 from rewards.base import resolve_reward
@@ -31,6 +38,7 @@ from rl.console import RunConsole
 from rl.defaults import resolve
 from rl.journal import Journal
 from rl.learner import Learner
+from rl.lora import with_targets
 from rl.machine import Machine
 from rl.objective import Objective
 from rl.preflight import preflight
@@ -151,7 +159,7 @@ def _prepare(
                 "recipes.calc_distill, which makes one"
             )
         config = replace(config, teacher=str(make_teacher(config)))
-    config = replace(config, model=config.model or str(make_base(config)))
+    config = with_targets(replace(config, model=config.model or str(make_base(config))))
     preflight(config, machine, run_path)
     directory = RunDir(run_path)
     directory.write_config(config)
@@ -233,7 +241,7 @@ async def _run(
                 gap_limit=config.gap_limit,
                 engine_dtype=config.engine_dtype,
                 drill="" if config.sabotage == "perturb_learner" else config.sabotage,
-                transfer=CHANNELS[config.sync_backend].transfer,
+                transfer=transfer_of(config),
             ),
             console=console,
             directory=directory,

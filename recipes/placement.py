@@ -16,6 +16,7 @@ from rl.backends.group import COLLECTIVES
 from rl.config import Config
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
+from rl.lora import served_shape
 from rl.machine import Machine, stack_versions
 from rl.objective import Objective
 from rl.precision import Precision
@@ -24,7 +25,7 @@ from rl.reward_checks import reward_facts
 from rl.run_dir import RunDir
 from rl.sandbox_checks import sandbox_line
 from rl.screens import Link, Role, StartFacts
-from rl.weight_sync import SHARED_MEMORY, LearnerSends, Transfer
+from rl.weight_sync import ADAPTER_FILES, SHARED_MEMORY, LearnerSends, Transfer
 from rl.workers import LearnerClient, RemoteLearner
 from rollout.engine import EngineSpec
 from rollout.failures import PeerFailedError
@@ -53,6 +54,11 @@ CHANNELS = {
 }
 
 
+def transfer_of(config: Config) -> Transfer:
+    """How the weights of a resolved `config` get into its engines."""
+    return ADAPTER_FILES if config.lora_sync == "adapter" else CHANNELS[config.sync_backend].transfer
+
+
 def gpu_shares(config: Config) -> tuple[float, float]:
     """GPUs of the learner and of each engine: Ray fills one GPU before the next, so shares meet on one."""
     if config.device == "cpu":
@@ -64,6 +70,7 @@ def gpu_shares(config: Config) -> tuple[float, float]:
 
 def make_engine_specs(config: Config) -> list[EngineSpec]:
     """One spec an engine."""
+    adapter_rank, adapter_targets = served_shape(config) if config.lora_sync == "adapter" else (0, ())
     return [
         EngineSpec(
             name=f"engine {number}",
@@ -78,6 +85,8 @@ def make_engine_specs(config: Config) -> list[EngineSpec]:
             seed=config.seed,
             returns_experts=config.replay_routing,
             batch_invariant=config.determinism == "exact" and config.device == "cuda",
+            adapter_rank=adapter_rank,
+            adapter_targets=adapter_targets,
         )
         for number in range(config.engines)
     ]
@@ -119,7 +128,7 @@ def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str, in
     return LearnerSpec(
         model=config.model,
         algorithm=algorithm,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate if config.lora_lr is None else config.lora_lr,
         critic_lr=config.learning_rate if config.critic_lr is None else config.critic_lr,
         num_updates=config.num_optimizer_steps,
         lr_schedule=config.lr_schedule,
@@ -143,6 +152,7 @@ def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str, in
         incidents=incidents,
         exact=config.determinism == "exact",
         plugin=config.algorithm if ":" in config.algorithm else "",
+        lora=config.lora,
     )
 
 
@@ -230,6 +240,7 @@ def start_facts(
     if config.device == "cuda":
         own_gpus = CHANNELS[config.sync_backend].own_gpus or config.backend != "plain"
         devices = [f"cuda:{number if own_gpus else 0}" for number in range(len(ranks) + len(names))]
+    by = "an adapter's files" if config.lora_sync == "adapter" else config.sync_backend
     agents = f"vLLM, {config.engine_dtype}; up to {config.num_concurrent} agents and their environments"
     return StartFacts(
         title=f"whetstone: {config.algorithm} on {config.env}",
@@ -251,14 +262,12 @@ def start_facts(
             ),
         ],
         channels=[
-            *(
-                Link(name="weights", between=f"{ranks[0]} -> {name}", by=config.sync_backend)
-                for name in names
-            ),
+            *(Link(name="weights", between=f"{ranks[0]} -> {name}", by=by) for name in names),
             *(Link(name="groups", between=f"{name} -> learner", by="Ray object store") for name in names),
         ],
         communicators=communicators(config),
         num_parameters=int(learner["num_parameters"]),
+        num_trained=int(learner["num_trained"]),
         sync_bytes=int(learner["sync_bytes"]),
         num_cores=machine.cores,
         versions=stack_versions(),

@@ -49,7 +49,7 @@ class Run:
 async def train_and_judge(run: Run, started: float) -> int:
     """Gates, measurement, training, measurement, verdict."""
     config, resumed = run.config, run.resumed
-    if config.resume:
+    if config.resume or config.lora_adapter:  # engines start from the model alone
         await run.sync.publish(run.learner, run.collector, version=resumed.policy_version)
     if config.sabotage == "perturb_learner":
         await run.learner.perturb(1e-3, seed=0)
@@ -170,9 +170,12 @@ def _next_commands(config: Config, recipe: str, checkpoint: Path) -> list[str]:
     command = f"python -m recipes.{recipe}"
     named = f" --env {config.env}:{config.level}" if (config.env, config.level) != DEFAULT else ""
     harder = (level for level in resolve_env(config.env).levels if level > config.level)
+    trained = os.path.relpath(checkpoint)
+    whole = f"--model {trained}"
+    policy = f"--model {config.model} --lora.adapter {trained}" if config.trains_adapter else whole
     onward = f"{config.env}:{min(harder, default=config.level)}"
     return [
         f"{command}{named} --seed {config.seed + 1}",
         f"{command} --help",
-        f"python -m recipes.calc_grpo --model {os.path.relpath(checkpoint)} --env {onward}",
+        f"python -m recipes.calc_grpo {policy} --env {onward}",
     ]

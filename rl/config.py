@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 from envs.policy import SamplingFilters
 from rl.algorithms import describe, get_algorithm
 from rl.backend_settings import BackendSettings
+from rl.drills import Sabotage
 from rl.layout_settings import LayoutSettings
+from rl.lora_settings import LoraSettings
 from rl.overrides import Count, Decay, NonNegative, Overrides, Positive, Range, Share, Size
 from rl.world_settings import WorldSettings
 
@@ -22,9 +24,6 @@ Determinism = Literal["fast", "exact"]
 AtMaxDraws = Literal["stop", "fill"]
 SyncBackend = Literal["auto", "shm", "ipc", "nccl"]
 LrSchedule = Literal["constant", "linear", "cosine"]
-Sabotage = Literal[
-    "", "skip_tensor", "skip_fused_half", "swap_rows", "no_retie", "dead_copy", "perturb_learner"
-]
 
 # Largest |log-prob difference| (nats) on a sampled token between engine and learner that still counts as the
 # same policy. float32: 1e-5 measured, 1e-2 when a tied head is stale. bfloat16: 4e-3 on average and 0.2 on
@@ -33,7 +32,7 @@ GAP_LIMITS = {"float32": 1e-4, "float16": 0.1, "bfloat16": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(WorldSettings, BackendSettings, LayoutSettings, Overrides):
+class Config(LoraSettings, WorldSettings, BackendSettings, LayoutSettings, Overrides):
     """One run. A recipe holds one such value; the command line overrides any field.
 
     Fields that are "auto" (0 or None for numbers) are filled in by `resolve`, so that the recorded

@@ -8,6 +8,7 @@ from typing import TypeVar
 from rewards.base import default_workers, is_users
 from rl.config import Config
 from rl.conversions import converted
+from rl.lora_settings import resolved_lora
 from rl.machine import Machine
 
 C = TypeVar("C", bound=Config)
@@ -39,12 +40,16 @@ def resolve(config: C, machine: Machine) -> C:
     # Several ranks have a GPU each and the engines others, so they meet in no GPU.
     gpu_backend = "nccl" if len(machine.gpus) > config.engines or config.backend != "plain" else "ipc"
     overrides, _ = converted(config.overrides)
+    lora = resolved_lora(config, on_gpu=on_gpu)
+    # An adapter goes by files, whatever the device, and no other weights go at all.
+    automatic = gpu_backend if on_gpu and lora.get("lora_sync") != "adapter" else "shm"
     return replace(
         config,
         **overrides,
+        **lora,
         device=device,
         engine_dtype=_chosen(config.engine_dtype, "bfloat16" if on_gpu else "float32"),
-        sync_backend=_chosen(config.sync_backend, gpu_backend if on_gpu else "shm"),
+        sync_backend=_chosen(config.sync_backend, automatic),
         engine_threads=config.engine_threads or 1,
         learner_threads=config.learner_threads or min(max(1, machine.cores // config.learner_ranks), 8),
         zero_stage=config.zero_stage or (3 if config.backend == "deepspeed" else 0),

@@ -11,9 +11,14 @@ from typing import Literal
 from rl.config import Config
 
 PACKAGES = ("envs", "rewards", "rollout", "rl", "recipes")
-NAMING = ("env", "reward", "reward_python", "algorithm", "model", "teacher", "data")
+NAMING = ("env", "reward", "reward_python", "algorithm", "model", "teacher", "lora_adapter", "data")
 """Settings that may name a file, a folder or a repository; a recipe need not have all of them."""
-OF_HUB: Mapping[str, Literal["model", "dataset"]] = {"model": "model", "teacher": "model", "data": "dataset"}
+OF_HUB: Mapping[str, Literal["model", "dataset"]] = {
+    "model": "model",
+    "teacher": "model",
+    "lora_adapter": "model",
+    "data": "dataset",
+}
 HEAD_BYTES = 1 << 20
 
 

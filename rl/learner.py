@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from torch import nn
 
 from envs.names import load_object
 from rl.backends.base import Forward, make_backend
-from rl.backends.tensors import local, num_elements, put_back
+from rl.backends.tensors import local, num_elements
 from rl.backends.trained import TrainedModel, nothing_of
 from rl.batch import TrainBatch
 from rl.checkpoint import save_checkpoint
@@ -26,24 +25,25 @@ from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad
 from rl.learner_spec import LearnerSpec
 from rl.learner_state import learner_state, restore_learner
-from rl.model import PolicyModel, TokenOutputs, ValueModel, checkpoint_layers, load_causal_lm
+from rl.lora import Scorer, reference_of, start_adapter
+from rl.lora_layers import is_of_adapter
+from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
+from rl.model_checkpointing import checkpoint_layers
 from rl.numerics import MetricSums, add_metrics
 from rl.optimizer import Optimizer
 from rl.packing import passes
+from rl.publishing import Publishing
 from rl.samples import TrainSample
 from rl.splitting import nothing_to_train, split_batch
 from rl.trie_attention import drivable_layout
-from rl.weights import SharedWeights, perturb, sketch_weights, wire_tensors
-from rollout.manifest import Manifest
 from rollout.renderer import ChatMLRenderer
 from rollout.tokenizer import load_tokenizer
-from rollout.weight_sketch import Sketch
 
 if TYPE_CHECKING:
-    from rollout.weight_transfer_device import DeviceWeights, VLLMWeightSyncClient
+    pass
 
 
-class Learner:
+class Learner(Publishing):
     """Holds the policy, its optimizer, and what the algorithm's row needs besides: a reference, a critic."""
 
     def __init__(self, spec: LearnerSpec) -> None:
@@ -56,30 +56,30 @@ class Learner:
         self.device = torch.device(spec.device)
         self.tokenizer = load_tokenizer(spec.model)
         self.policy = self._load_policy()
-        self.reference = self._load_policy() if "ref_logprobs" in spec.algorithm.needs else None
+        self.adapter = start_adapter(self.model, spec)
+        has_reference = "ref_logprobs" in spec.algorithm.needs
+        self.reference = reference_of(self.policy, self.adapter, self._load_policy) if has_reference else None
         self.teacher = self._load_policy(spec.teacher) if spec.algorithm.loads_teacher else None
         has_own_body = spec.algorithm.critic == "separate"
         self.critic = ValueModel(load_causal_lm(spec.model)).to(self.device) if has_own_body else None
-        modules = (self.policy, self.reference, self.teacher, self.critic)
+        modules = [self.policy, self.reference, self.teacher, self.critic]
         if spec.activation_checkpointing:
             checkpoint_layers(self.model)
-        self.layout = drivable_layout(spec.layout, [one.model for one in modules if one is not None])
+        self.layout = drivable_layout(
+            spec.layout, [one.model for one in modules if isinstance(one, PolicyModel | ValueModel)]
+        )
         self.backend = make_backend(spec)
         self.trained = TrainedModel(self.policy, self.critic, spec.precision.model_dtype)
         self.backend.shard(self.trained)
-        policy, critic = list(self.model.parameters()), self._critic_parameters()
-        optimizer = Optimizer.of(spec, [(policy, spec.learning_rate), (critic, spec.critic_lr)])
+        policy = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = Optimizer.of(
+            spec, [(policy, spec.learning_rate), (self._critic_parameters(), spec.critic_lr)]
+        )
         self._forward, self.optimizer = self.backend.start(self.trained, optimizer)
-        self._reference = None if self.reference is None else self.backend.freeze(self.reference)
-        self._wire_dtype = spec.precision.engine_dtype
-        self._outlet: SharedWeights | DeviceWeights | None = None
-        self._kept: list[torch.Tensor] | None = None
+        self._reference = (
+            self.backend.freeze(self.reference) if isinstance(self.reference, PolicyModel) else self.reference
+        )
         self.is_first_update = False  # since the last score
-
-    @property
-    def model(self) -> Any:
-        """The Hugging Face model inside the policy."""
-        return self.policy.model
 
     def _critic_parameters(self) -> list[nn.Parameter]:
         """What belongs to the critic and never to the engines: its head, and its body where it has one."""
@@ -88,13 +88,19 @@ class Learner:
 
     def facts(self) -> dict[str, float]:
         """What the start screen tells of this learner."""
-        parameters = list(self.model.parameters())
-        num_parameters = sum(num_elements(p) for p in parameters)
+        base = [p for name, p in self.model.named_parameters() if not is_of_adapter(name)]
+        num_parameters = sum(num_elements(p) for p in base)
+        adapter = self.served_adapter
+        # An adapter of a tied embedding is the head's too: two parameters, one memory.
+        trained = {
+            local(p).data_ptr() or id(p): num_elements(p) for p in self.model.parameters() if p.requires_grad
+        }
         return {
             "num_parameters": float(num_parameters),
-            "num_tensors": float(len(parameters)),
-            "held_parameters": float(sum(local(p).numel() for p in parameters)),
-            "sync_bytes": float(num_parameters * self._wire_dtype.itemsize),
+            "num_tensors": float(len(base)),
+            "num_trained": float(sum(trained.values())),
+            "held_parameters": float(sum(local(p).numel() for p in base)),
+            "sync_bytes": float(adapter.num_bytes if adapter else num_parameters * self.wire_dtype.itemsize),
         }
 
     @torch.no_grad()
@@ -161,44 +167,6 @@ class Learner:
             )
         return sums
 
-    def connect(self, backend: str, engines: VLLMWeightSyncClient, num_engines: int) -> None:
-        """Open one of vLLM's device channels; without one, weights go through shared memory."""
-        # vLLM takes seconds to import, and a learner without a device channel never needs it.
-        from rollout.weight_transfer_device import DeviceWeights
-
-        if not self.backend.is_main:
-            return
-        tensors = partial(wire_tensors, self.model, self._wire_dtype)
-        self._outlet = DeviceWeights(backend, tensors, engines, num_engines)
-
-    def publish(self, version: int) -> Manifest | None:
-        """Say what this version is made of; with shared memory every weight lies there when this returns.
-
-        With several ranks all gather, the main one writes, and the others return None.
-        """
-        if not self.backend.is_main:
-            self._gather()
-            return None
-        if self._outlet is None:
-            name = f"{self.spec.run_name}-{os.getpid()}"
-            self._outlet = SharedWeights(name, self.model, self._wire_dtype)
-        return self._outlet.write(version)
-
-    def send_weights(self) -> None:
-        """Push the weights over the device channel into every engine, between its prepare and its serve."""
-        if not self.backend.is_main:
-            self._gather()
-            return
-        if self._outlet is None or isinstance(self._outlet, SharedWeights):
-            raise ValueError(
-                "send_weights without a connect before it: engines load shared memory themselves"
-            )
-        self._outlet.send()
-
-    def sketch_weights(self, seed: int) -> dict[str, Sketch]:
-        """What the engines must show of the published weights."""
-        return sketch_weights(self.model, self._wire_dtype, seed)
-
     @torch.no_grad()
     def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Log-probability of each id after the first of each sequence: float32 (len - 1,). Temperature 1."""
@@ -208,45 +176,29 @@ class Learner:
             scores.append(self._forward(token_ids=tokens).cpu().numpy())
         return scores
 
-    def perturb(self, scale: float, seed: int) -> None:
-        """Add noise to every weight (rl/weights.py: perturb); `restore` takes it back exactly."""
-        self._kept = [local(p).clone() for p in self.policy.parameters()]
-        perturb(self.model, scale, seed)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Undo the last `perturb`, bit for bit."""
-        if self._kept is None:
-            raise ValueError("restore without a perturb before it")
-        for parameter, kept in zip(self.policy.parameters(), self._kept, strict=True):
-            put_back(parameter, kept)
-        self._kept = None
+    def score_base_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """As score_sequences, of the model without its adapter."""
+        if self.adapter is None:
+            raise ValueError("score_base_sequences of a learner without an adapter")
+        with self.adapter.as_base():
+            return self.score_sequences(sequences)
 
     def checkpoint(self, path: str, run_state: dict[str, Any]) -> None:
         """Save all that a resume needs, the driver's `run_state` with it: whole or not at all."""
-        state, model = learner_state(self), self.backend.whole_model(self.model)
+        state = learner_state(self)
+        policy = self.backend.whole_model(self.model) if self.adapter is None else self.adapter
         if self.backend.is_main:
-            save_checkpoint(model, self.tokenizer, state, run_state, Path(path))
+            save_checkpoint(policy, self.tokenizer, state, run_state, Path(path))
 
     def resume(self, path: str) -> None:
         """Go on from a checkpoint of this run; the reference stays the policy that the run started from."""
         restore_learner(self, Path(path))
-
-    def close(self) -> None:
-        """Give back what outlives the process."""
-        if self._outlet is not None:
-            self._outlet.close()
 
     @staticmethod
     def split(minibatch: Any, num_ranks: int, algorithm: Any) -> list[Any]:
         """A minibatch as one part a rank, each with the denominators of the whole."""
         del algorithm
         return split_batch(minibatch, num_ranks)
-
-    def _gather(self) -> None:
-        """This rank's part in the gathering of every weight."""
-        for _ in wire_tensors(self.model, self._wire_dtype):
-            pass
 
     @property
     def _compared(self) -> PolicyModel | None:
@@ -284,7 +236,7 @@ class Learner:
         outputs = self.evaluate(layout, wants_entropy=False)
         return (outputs.logprobs,) if outputs.values is None else (outputs.logprobs, outputs.values)
 
-    def _scores_of(self, model: Forward, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
+    def _scores_of(self, model: Forward | Scorer, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
         dtype = self.spec.precision.model_dtype
         with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
             return (model(layout, wants_entropy=False).logprobs,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rl.lora_settings import LoraSpec
 from rl.precision import Precision
 
 
@@ -22,6 +23,7 @@ class LearnerSpec:
     `layout` says how a batch is computed (rl/layout.py, pad), in passes of `micro_batch_size` samples, or of
     `micro_batch_tokens` tokens where that is not 0; with `activation_checkpointing` the policy's layers are
     computed again in the backward pass.
+    `lora` says which adapter is trained in place of the model's own weights.
     """
 
     model: str
@@ -54,3 +56,4 @@ class LearnerSpec:
     zero_stage: int = 0
     rank: int = 0
     num_ranks: int = 1
+    lora: LoraSpec | None = None

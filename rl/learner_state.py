@@ -38,7 +38,10 @@ def learner_state(learner: Learner) -> LearnerState:
     tensors["rng.cpu"] = torch.get_rng_state()
     if learner.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(learner.device)
-    return LearnerState(tensors=tensors, numbers=_optimizer_numbers(learner.optimizer))
+    numbers = _optimizer_numbers(learner.optimizer)
+    if learner.adapter is not None:
+        numbers["base"] = {"model": learner.adapter.base, "crc32": learner.adapter.base_crc32}
+    return LearnerState(tensors=tensors, numbers=numbers)
 
 
 @torch.no_grad()
@@ -49,18 +52,31 @@ def restore_learner(learner: Learner, path: Path) -> None:
         CheckpointError: the checkpoint is of a learner with other parameters; those that differ are named.
     """
     state = load_learner_state(path)
-    own = dict(learner.model.named_parameters()) | dict(learner.model.named_buffers())
-    saved = load_causal_lm(str(path))
-    new = dict(saved.named_parameters()) | dict(saved.named_buffers())
-    _require_same(own, new, str(path))
-    for name, tensor in own.items():
-        assign(tensor, new[name])
+    _restore_policy(learner, path, state.numbers)
     for name, tensor in _critic_tensors(learner):
         assign(tensor, _of(state, f"critic.{name}"))
     _restore_optimizer(learner, state)
     torch.set_rng_state(_of(state, "rng.cpu"))
     if learner.device.type == "cuda":
         torch.cuda.set_rng_state(_of(state, "rng.cuda"), learner.device)
+
+
+def _restore_policy(learner: Learner, path: Path, numbers: Mapping[str, Any]) -> None:
+    """The policy's weights, or its adapter's, out of a checkpoint."""
+    adapter = learner.adapter
+    if adapter is not None:
+        adapter.load(path)
+        adapter.require_base(numbers, path)
+        return
+    try:
+        saved = load_causal_lm(str(path))
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path} holds no whole model: {error}") from error
+    own = dict(learner.model.named_parameters()) | dict(learner.model.named_buffers())
+    new = dict(saved.named_parameters()) | dict(saved.named_buffers())
+    _require_same(own, new, str(path))
+    for name, tensor in own.items():
+        assign(tensor, new[name])
 
 
 def _require_same(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: str) -> None:

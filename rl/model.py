@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from rl.distributions import generalized_jsd_of_states
@@ -22,6 +21,7 @@ from rl.logprobs import (
     scatter_tokens,
     token_logprobs,
 )
+from rl.lora_layers import weight_of
 from rl.outputs import TokenOutputs
 from rl.router_replay import replayed, routers_of
 from rl.trie import trie_options
@@ -137,7 +137,7 @@ class PolicyModel(nn.Module):
         with replayed(self.model, experts) if self.replay_routing else nullcontext():
             hidden, balance = (routed_states if router_loss else plain_states)(self.model, layout)
         states, targets = sampled_states(hidden, layout)
-        return states, targets, self.model.get_output_embeddings().weight, balance
+        return states, targets, weight_of(self.model.get_output_embeddings()), balance
 
     def _divergence(
         self, layout: PaddedLayout, states: torch.Tensor, head: torch.Tensor, teacher: PolicyModel
@@ -240,18 +240,27 @@ class ModelFacts:
 
 def model_facts(path: str) -> ModelFacts:
     """Facts of a model folder or hub id; its weights are not read. Raises ValueError like load_causal_lm."""
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        with torch.device("meta"):  # shapes only, however large the model is
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _unloadable(path, error) from error
+    model = meta_model(path)
     return ModelFacts(
         num_parameters=sum(p.numel() for p in model.parameters()),
-        context_length=getattr(config.get_text_config(), "max_position_embeddings", None),
+        context_length=getattr(model.config.get_text_config(), "max_position_embeddings", None),
         has_router=has_router(model),
         num_routers=len(routers_of(model)),
     )
+
+
+def meta_model(path: str) -> Any:
+    """A model folder or hub id without its weights: shapes only, however large it is.
+
+    Raises:
+        ValueError: the folder or hub id cannot be read as a causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unloadable(path, error) from error
 
 
 def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32) -> Any:
@@ -269,23 +278,6 @@ def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32) -> Any:
         ).eval()
     except (OSError, ValueError) as error:
         raise _unloadable(path, error) from error
-
-
-def checkpoint_layers(model: Any) -> None:
-    """Compute a model's layers again in the backward pass, and keep only what goes into each.
-
-    Raises:
-        ValueError: the architecture has no such layers.
-    """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise ValueError(
-            f"activation_checkpointing: {type(model).__name__} has no layers that can be computed again; "
-            "leave it out"
-        )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in layers:
-        layer.training = True  # what transformers asks; what is inside stays without dropout
 
 
 def _unloadable(path: str, error: Exception) -> ValueError:

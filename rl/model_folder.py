@@ -11,6 +11,7 @@ from typing import Any
 from rollout.renderer import TURN_END, TURN_START
 from rollout.tokenizer import TOKENIZER_FILES
 
+ADAPTER = "adapter_config.json"
 MARKERS = (TURN_START, TURN_END)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -24,6 +25,14 @@ def model_problems(model: str, *, option: str = "model") -> Iterator[str]:
         yield f"{option} = {model!r}: no such folder, and not a hub id of the form owner/name"
         return
     settings = _read_json(folder / "config.json")
+    adapter = _read_json(folder / ADAPTER)
+    if settings is None and adapter is not None:
+        base = adapter.get("base_model_name_or_path")
+        yield (
+            f"{option} = {model!r} holds an adapter, not a model: give {option} {base} with --lora.adapter "
+            f"{model}, or merge it first: python -m scripts.export {model} --to FOLDER"
+        )
+        return
     if settings is None:
         yield f"{option} = {model!r}: no readable config.json; expected a Hugging Face model folder"
     elif "auto_map" in settings:

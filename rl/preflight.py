@@ -16,6 +16,7 @@ from rewards.base import LEARNED
 from rl.config import Config
 from rl.durable import require_free_bytes
 from rl.hints import hint_message
+from rl.lora import fit_problems, num_trained
 from rl.machine import Machine
 from rl.model import ModelFacts, model_facts
 from rl.policy_gradient import PolicyGradient
@@ -44,6 +45,8 @@ LEARNER_BYTES = 16
 
 RANK_BYTES = 4
 """A parameter's bytes in each further rank, which loads all weights before it keeps its part."""
+FROZEN_BYTES = 4
+"""Those of a parameter that an adapter leaves as it is. The adapter's own are a hundredth of all, or less."""
 
 
 def preflight(config: Config, machine: Machine, run_path: Path) -> None:
@@ -60,6 +63,7 @@ def preflight(config: Config, machine: Machine, run_path: Path) -> None:
         *judge_problems(config, renderer),
         *router_problems(config, facts),
         *model_problems(config, facts),
+        *fit_problems(config),
         *memory_problems(config, machine, facts),
         *disk_problems(config, facts, run_path),
         *prompt_problems(config, renderer, tokenizer),
@@ -152,7 +156,8 @@ def memory_problems(config: Config, machine: Machine, facts: ModelFacts) -> Iter
     if config.device != "cpu":
         return
     wire = ITEM_BYTES[config.engine_dtype]
-    learner = LEARNER_BYTES + RANK_BYTES * (config.learner_ranks - 1)
+    held = FROZEN_BYTES if config.trains_adapter else LEARNER_BYTES
+    learner = held + RANK_BYTES * (config.learner_ranks - 1)
     num_bytes = facts.num_parameters * (learner + wire * (1 + config.engines))
     if num_bytes > machine.memory_bytes:
         yield (
@@ -167,7 +172,8 @@ def disk_problems(config: Config, facts: ModelFacts, run_path: Path) -> Iterator
     num_saves = -(-config.num_steps // config.save_every)  # the last step always
     if config.keep_checkpoints:
         num_saves = min(num_saves, config.keep_checkpoints + 1)  # an old one goes when the new one is there
-    checkpoints = int(num_saves * facts.num_parameters * CHECKPOINT_BYTES * CHECKPOINT_SPARE)
+    num_saved = num_trained(config, facts.num_parameters)
+    checkpoints = int(num_saves * num_saved * CHECKPOINT_BYTES * CHECKPOINT_SPARE)
     records = int(config.max_record_mb * 1e6)
     existing = next(folder for folder in (run_path, *run_path.absolute().parents) if folder.exists())
     try:

@@ -45,6 +45,7 @@ class StartFacts:
     channels: Sequence[Link]
     communicators: Sequence[Link]
     num_parameters: int
+    num_trained: int  # of them, or of an adapter beside them
     sync_bytes: int
     num_cores: int
     versions: Mapping[str, str]
@@ -83,6 +84,8 @@ def start_lines(facts: StartFacts) -> Iterator[str]:
     yield from (f"  {line}" for line in batch_lines(config))
     yield "weights"
     yield f"  {facts.num_parameters:,} parameters; a sync moves {facts.sync_bytes:,} bytes to each engine"
+    if config.trains_adapter:
+        yield f"  {adapter_line(config, facts.num_trained)}"
     yield "run"
     reward = config.reward or f"{config.env}'s own"
     yield f"  {config.env} level {config.level}, reward: {reward}, seed {config.seed}"
@@ -96,6 +99,16 @@ def start_lines(facts: StartFacts) -> Iterator[str]:
     yield from (f"  {line}" for line in determinism_lines(config))
     yield "versions"
     yield "  " + ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+
+
+def adapter_line(config: Config, num_trained: int) -> str:
+    """What an adapter is, how it learns and how it gets to the engines; of a resolved configuration."""
+    made = f"rank {config.lora_rank}, alpha {config.lora_alpha or 0:g}, beside {config.lora_targets}"
+    rate = f"learning rate {config.lora_lr:g} (--lora.lr; learning_rate is {config.learning_rate:g})"
+    return (
+        f"all frozen; a LoRA adapter learns ({config.lora_adapter or made}): {num_trained:,} parameters, "
+        f"{rate}; engines get {'it alone' if config.lora_sync == 'adapter' else 'the model with it merged'}"
+    )
 
 
 def batch_lines(config: Config) -> Iterator[str]:

@@ -15,6 +15,7 @@ from rl.credit import TURN_ESTIMATORS
 from rl.defaults import resolve
 from rl.determinism import determinism_problems
 from rl.layout_settings import layout_problems
+from rl.lora_settings import lora_problems
 from rl.machine import Machine
 from rl.model_folder import model_problems
 from rl.overrides import Range
@@ -88,15 +89,13 @@ def fit_problems(config: Config, machine: Machine) -> Iterator[str]:
     yield from _length_problems(config)
     yield from _schedule_problems(config)
     yield from _precision_problems(config)
+    yield from lora_problems(config)
     yield from _placement_problems(config, machine)
 
 
 def _batch_problems(config: Config) -> Iterator[str]:
-    total, minibatches, share = (
-        config.num_trajectories,
-        config.num_minibatches,
-        config.num_minibatch_trajectories,
-    )
+    total, minibatches = config.num_trajectories, config.num_minibatches
+    share = config.num_minibatch_trajectories
     batch = f"num_groups x group_size = {config.num_groups} x {config.group_size} = {total} trajectories"
     if total % minibatches:
         nearest = _nearest_divisor(total, minibatches)

@@ -16,6 +16,9 @@ from rollout.weight_sketch import Sketch, compare_sketches
 # A canary answer that moved by less than this (nats) did not move: float32 noise is below 1e-5.
 MOVED = 1e-4
 
+# An engine serves the decoy when its answers are so many times nearer to that than to the learner's.
+DECOY_RATIO = 4.0
+
 
 class Sender(Protocol):
     """The learner, as a sync sees it."""
@@ -25,6 +28,7 @@ class Sender(Protocol):
     async def send_weights(self) -> None: ...
     async def sketch_weights(self, seed: int) -> dict[str, Sketch]: ...
     async def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
+    async def score_base_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
 
 
 class Receiver(Protocol):
@@ -33,6 +37,7 @@ class Receiver(Protocol):
     name: str
 
     async def receive_weights(self, manifest: Manifest, drill: str = "") -> int: ...
+    async def receive_adapter(self, manifest: Manifest, drill: str = "") -> int: ...
     async def prepare_weights(self, manifest: Manifest) -> None: ...
     async def serve_weights(self, version: int) -> int: ...
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]: ...
@@ -58,6 +63,10 @@ class Transfer(Protocol):
         """Bring `manifest` to every engine; returns the versions that they label new tokens with."""
         ...
 
+    async def decoy(self, learner: Sender, canaries: Sequence[Sequence[int]]) -> np.ndarray | None:
+        """What an engine would answer that has what was brought and does not serve it; None: not known."""
+        ...
+
 
 class EnginesLoad:
     """Shared memory: every engine loads the file that the manifest names."""
@@ -69,6 +78,25 @@ class EnginesLoad:
         self, learner: Sender, receivers: Sequence[Receiver], manifest: Manifest, drill: str
     ) -> list[int]:
         return await asyncio.gather(*(r.receive_weights(manifest, drill) for r in receivers))
+
+    async def decoy(self, learner: Sender, canaries: Sequence[Sequence[int]]) -> None:
+        """Not known: the weights that served before are gone."""
+
+
+class EnginesLoadAdapter:
+    """Files on this host: every engine loads the folder that the manifest names, beside its frozen model."""
+
+    async def connect(self, learner: Sender, receivers: Sequence[Any]) -> None:
+        """Nothing to open."""
+
+    async def carry(
+        self, learner: Sender, receivers: Sequence[Receiver], manifest: Manifest, drill: str
+    ) -> list[int]:
+        return await asyncio.gather(*(r.receive_adapter(manifest, drill) for r in receivers))
+
+    async def decoy(self, learner: Sender, canaries: Sequence[Sequence[int]]) -> np.ndarray:
+        """The model without its adapter."""
+        return np.concatenate(await learner.score_base_sequences(canaries))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +119,12 @@ class LearnerSends:
         await learner.send_weights()
         return await asyncio.gather(*(r.serve_weights(manifest.version) for r in receivers))
 
+    async def decoy(self, learner: Sender, canaries: Sequence[Sequence[int]]) -> None:
+        """Not known, as with shared memory."""
+
 
 SHARED_MEMORY = EnginesLoad()
+ADAPTER_FILES = EnginesLoadAdapter()
 
 
 class WeightSync:
@@ -162,12 +194,18 @@ class WeightSync:
             learner.sketch_weights(seed), learner.score_sequences(self.canaries)
         )
         answer = np.concatenate(wanted)
-        gaps = [await self._prove_one(receiver, expected, answer, seed) for receiver in receivers]
+        decoy = await self._transfer.decoy(learner, self.canaries)
+        gaps = [await self._prove_one(receiver, expected, answer, seed, decoy) for receiver in receivers]
         self._last_answers["learner"] = answer
         return max(gaps)
 
     async def _prove_one(
-        self, receiver: Receiver, expected: dict[str, Sketch], answer: np.ndarray, seed: int
+        self,
+        receiver: Receiver,
+        expected: dict[str, Sketch],
+        answer: np.ndarray,
+        seed: int,
+        decoy: np.ndarray | None,
     ) -> float:
         served, scores = await asyncio.gather(
             receiver.sketch_served_weights(seed), receiver.score(self.canaries)
@@ -175,6 +213,12 @@ class WeightSync:
         compare_sketches(served, expected, dtype=self.engine_dtype, who=receiver.name)
         given = np.concatenate(scores)
         gap = float(np.abs(given - answer).max())
+        if decoy is not None and _is_of_decoy(given, answer, decoy):
+            raise WeightSyncError(
+                f"{receiver.name} serves the base: at version {self.version} it answers the canaries up to "
+                f"{gap:.2e} nats off the learner, and within {float(np.abs(given - decoy).max()):.2e} as the "
+                "model without its adapter"
+            )
         if not gap <= self.gap_limit:
             raise WeightSyncError(
                 f"{receiver.name} answers the canaries up to {gap:.2e} nats off the learner at version "
@@ -192,3 +236,13 @@ class WeightSync:
                 )
         self._last_answers[receiver.name] = given
         return gap
+
+
+def _is_of_decoy(given: np.ndarray, answer: np.ndarray, decoy: np.ndarray) -> bool:
+    """Whether what an engine has given is the decoy's and not the learner's answer, each (n,) nats.
+
+    Both are known but for rounding, in bfloat16 1e-3 nats a token: an adapter that moves answers by less than
+    that cannot be told from none, and nothing is said.
+    """
+    from_learner, from_decoy = (float(np.abs(given - known).mean()) for known in (answer, decoy))
+    return from_learner > MOVED and DECOY_RATIO * from_decoy < from_learner

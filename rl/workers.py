@@ -68,6 +68,11 @@ class LearnerClient:
     async def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         return await self._ask("score_sequences", sequences, deadline_s=self._sync_s, what="canaries")
 
+    async def score_base_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        return await self._ask(
+            "score_base_sequences", sequences, deadline_s=self._sync_s, what="canaries of the base"
+        )
+
     async def perturb(self, scale: float, seed: int) -> None:
         await self._ask("perturb", scale, seed, deadline_s=self._deadline_s, what="perturb")
 

@@ -29,8 +29,16 @@ FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "
 """vLLM's words (0.32, v1/engine: FinishReason) to ours; `error` is a failure, `repetition` not asked for."""
 
 
-def completion_of(output: Any, *, return_kept: bool, routed_experts: np.ndarray | None = None) -> Completion:
+def completion_of(
+    output: Any,
+    *,
+    return_kept: bool,
+    routed_experts: np.ndarray | None = None,
+    version: int | None = None,
+) -> Completion:
     """A finished vLLM CompletionOutput, its log-probs those of `logprobs_mode="processed_logprobs"`.
+
+    `version` is that of the adapter which sampled all of it; None: vLLM's own labels count.
 
     Raises:
         EngineRequestError: vLLM ended the request for a reason that is no end of a completion.
@@ -44,13 +52,19 @@ def completion_of(output: Any, *, return_kept: bool, routed_experts: np.ndarray 
         logprobs=tuple(
             float(entry[token].logprob) for token, entry in zip(token_ids, output.logprobs, strict=True)
         ),
-        version_spans=tuple(
-            VersionSpan(version=int(span.version), start=span.start, end=span.end)
-            for span in output.weight_versions
-        ),
+        version_spans=_spans(output)
+        if version is None
+        else (VersionSpan(version=version, start=0, end=len(token_ids)),),
         finish_reason=FINISH_REASONS[output.finish_reason],
         kept_ids=tuple(_kept(entry) for entry in output.logprobs) if return_kept else None,
         routed_experts=routed_experts,
+    )
+
+
+def _spans(output: Any) -> tuple[VersionSpan, ...]:
+    return tuple(
+        VersionSpan(version=int(span.version), start=span.start, end=span.end)
+        for span in output.weight_versions
     )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,82 +14,11 @@ import numpy as np
 from envs.base import EngineRequestError
 from envs.policy import MAX_KEPT, Completion, SamplingParams
 from rollout.completions import ROOM_FOR_TIES, completion_of, num_alternatives
+from rollout.engine_adapters import ServedAdapters
+from rollout.engine_spec import EngineSpec, adapter_arguments, device_arguments, engine_environment
 from rollout.manifest import Manifest
 from rollout.routed_experts import experts_of
 from rollout.weight_sketch import Sketch
-
-# What vLLM reads from the environment, set before it is imported: always, by device, by weight channel.
-COMMON_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-DEVICE_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
-    "cpu": {
-        # Without dynamo no C++ compiler is called (vLLM compiles gather_logprobs even with enforce_eager).
-        "TORCHDYNAMO_DISABLE": "1",
-        # Engines share the cores that the run gives them.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        # No worker process besides the engine core's: it would spin on a core for a second after each
-        # answer, while the learner works. vLLM starts one only to set OpenMP's environment, which is set.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    },
-    "cuda": {},
-}
-CHANNEL_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
-    # A CUDA IPC handle holds types of torch's, which vLLM passes on to its worker only as pickles. They come
-    # from this run's learner, over a socket of this user's on this host.
-    "ipc": {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"},
-}
-GPU_FILL = 0.9  # of an engine's share of a GPU: what vLLM may fill, the rest is its CUDA context
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSpec:
-    """Everything one engine is started from.
-
-    `num_threads` is the engine's OpenMP threads on the CPU: with one, its results do not depend on what else
-    is in the batch; on a GPU `batch_invariant` asks for kernels of which that is true. `kv_cache_gib` is per
-    engine on the CPU; on a GPU `num_gpus` rules instead, the engine's share of one (at most 1).
-    `weight_transfer_backend` is a name in vLLM's weight-transfer registry. With `returns_experts` completions
-    tell a mixture's routing.
-    """
-
-    name: str
-    model: str
-    device: str
-    dtype: str
-    context_length: int
-    max_num_seqs: int
-    weight_transfer_backend: str
-    num_threads: int = 1
-    kv_cache_gib: int = 1
-    num_gpus: float = 0.0
-    seed: int = 0
-    returns_experts: bool = False
-    batch_invariant: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def engine_environment(spec: EngineSpec) -> dict[str, str]:
-    """The environment variables of an engine; those of the spec itself come last."""
-    on_cpu = {"OMP_NUM_THREADS": str(spec.num_threads), "VLLM_CPU_KVCACHE_SPACE": str(spec.kv_cache_gib)}
-    return {
-        **COMMON_ENVIRONMENT,
-        **DEVICE_ENVIRONMENT[spec.device],
-        **(on_cpu if spec.device == "cpu" else {}),
-        **({"VLLM_BATCH_INVARIANT": "1"} if spec.batch_invariant else {}),
-        **CHANNEL_ENVIRONMENT.get(spec.weight_transfer_backend, {}),
-        **spec.environment,
-    }
-
-
-def device_arguments(spec: EngineSpec) -> dict[str, Any]:
-    """The arguments of AsyncEngineArgs that the device decides; on a GPU vLLM's own defaults do well."""
-    if spec.device != "cpu":
-        return {"gpu_memory_utilization": GPU_FILL * spec.num_gpus}
-    return {
-        "enforce_eager": True,
-        # Seeded requests and chunked prefill kill the CPU engine ("CPU Generator does not use offset").
-        "enable_chunked_prefill": False,
-        "block_size": 32,  # the CPU's default is 128: shorter prompts would never be cached
-    }
 
 
 class EngineError(RuntimeError):
@@ -104,6 +32,7 @@ class VllmEngine:
         self.spec = spec
         self._ids = itertools.count()
         self._llm: Any = None
+        self._adapters: Any = None
 
     async def start(self) -> None:
         """Load the model and serve version 0. Raises EngineError when vLLM does not come up."""
@@ -128,10 +57,12 @@ class VllmEngine:
             disable_log_stats=True,
             enable_return_routed_experts=self.spec.returns_experts,
             **device_arguments(self.spec),
+            **adapter_arguments(self.spec),
         )
         try:
             self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
             await self._llm.update_weight_version("0")
+            self._adapters = ServedAdapters(self._llm)
         except Exception as error:
             raise EngineError(f"{self.spec.name} did not start on {self.spec.model}: {error}") from error
 
@@ -162,12 +93,14 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        result = await self._finish(prompt_ids, params)
+        result, version = await self._finish(prompt_ids, params)
         output = result.outputs[0]
         num_rows = len(prompt_ids) + len(output.token_ids) - 1 - sampling.num_routed
         experts = experts_of(output, num_rows) if self.spec.returns_experts else None
         with self._attempt("reading a completion"):
-            return completion_of(output, return_kept=filters.return_kept, routed_experts=experts)
+            return completion_of(
+                output, return_kept=filters.return_kept, routed_experts=experts, version=version
+            )
 
     async def score(self, token_ids: Sequence[int]) -> np.ndarray:
         """Log-probability of each id after the first, given those before it: float32 (len - 1,).
@@ -181,21 +114,23 @@ class VllmEngine:
         params = VllmSamplingParams(
             max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        result = await self._finish(token_ids, params)
+        result, _ = await self._finish(token_ids, params)
         entries = zip(token_ids[1:], result.prompt_logprobs[1:], strict=True)
         return np.array([entry[token].logprob for token, entry in entries], dtype=np.float32)
 
-    async def _finish(self, prompt_ids: Sequence[int], params: Any) -> Any:
-        """The final output of one request."""
+    async def _finish(self, prompt_ids: Sequence[int], params: Any) -> tuple[Any, int | None]:
+        """The final output of one request, and the version of the adapter that answered, if one did."""
         request_id = f"{self.spec.name}-{next(self._ids)}"
         final = None
         with self._attempt(f"request {request_id}"):
             prompt = {"prompt_token_ids": list(prompt_ids)}
-            async for output in self._llm.generate(prompt, params, request_id):
-                final = output
+            async with self._adapters.in_use() as adapter:
+                lora = adapter and adapter.request
+                async for output in self._llm.generate(prompt, params, request_id, lora_request=lora):
+                    final = output
         if final is None or not final.finished:
             raise EngineError(f"{self.spec.name} ended request {request_id} without a finished output")
-        return final
+        return final, adapter and adapter.version
 
     async def receive_weights(self, manifest: Manifest, *, drill: str = "") -> None:
         """Load one policy version out of shared memory: prepare, load, serve.
@@ -209,6 +144,16 @@ class VllmEngine:
             await self._llm.update_weights(_update({"manifest": manifest.to_dict(), "drill": drill}))
             await self._llm.finish_weight_update()
         await self.serve_weights(manifest.version)
+
+    async def receive_adapter(self, manifest: Manifest, *, drill: str = "") -> None:
+        """Load one policy version as an adapter beside the model, and serve it to every request from now on.
+
+        Raises:
+            EngineError: the files are not what the manifest says, or vLLM failed; what served still serves.
+        """
+        with self._attempt(f"loading the adapter of policy version {manifest.version}"):
+            await self._adapters.load(manifest, drill=drill)
+            await self._llm.update_weight_version(str(manifest.version))
 
     async def prepare_weights(self, manifest: Manifest) -> None:
         """Check what is announced against the model, then hold the requests in flight.
@@ -291,7 +236,7 @@ class VllmEngine:
         """Shut the engine's processes down."""
         if self._llm is not None:
             self._llm.shutdown()
-            self._llm = None
+            self._llm = self._adapters = None
 
 
 def _update(info: dict[str, Any]) -> Any:

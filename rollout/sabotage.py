@@ -18,6 +18,7 @@ DRILLS = {
     "no_retie": "the head of a tied model keeps its own packed copy",
     "dead_copy": "everything is loaded, into a copy that does not serve",
 }
+ADAPTER_DRILLS = {"no_adapter": "the adapter is loaded, and requests are answered without it"}
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 

@@ -61,7 +61,8 @@ def served_tensors(model: nn.Module) -> Iterator[ServedTensor | ServedExpert]:
         for attribute, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            prefix, dot, leaf = path.rpartition(".")
+            # Where an engine serves adapters, their layer stands around the one with the weight.
+            prefix, dot, leaf = path.removesuffix(".base_layer").rpartition(".")
             rows, *rest = _full_shape(module, attribute, parameter)
             parts = {leaf: rows}
             if leaf in fused:

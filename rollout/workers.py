@@ -133,6 +133,11 @@ class RolloutWorker:
         await self.engine.receive_weights(Manifest.from_dict(manifest), drill=drill)
         return await self.engine.served_version()
 
+    async def receive_adapter(self, manifest: Mapping[str, Any], drill: str) -> int:
+        """Load a policy version as an adapter; returns the version that new tokens are labelled with."""
+        await self.engine.receive_adapter(Manifest.from_dict(manifest), drill=drill)
+        return await self.engine.served_version()
+
     async def prepare_weights(self, manifest: Mapping[str, Any]) -> None:
         await self.engine.prepare_weights(Manifest.from_dict(manifest))
 
@@ -205,6 +210,11 @@ class RemoteRollouts:
     async def receive_weights(self, manifest: Manifest, drill: str = "") -> int:
         return await self._within(
             self._actor.receive_weights.remote(manifest.to_dict(), drill), self._sync_s, "weight sync"
+        )
+
+    async def receive_adapter(self, manifest: Manifest, drill: str = "") -> int:
+        return await self._within(
+            self._actor.receive_adapter.remote(manifest.to_dict(), drill), self._sync_s, "adapter sync"
         )
 
     async def prepare_weights(self, manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 from envs.endpoint import ChatEndpoint
 from envs.policy import SamplingFilters
 from envs.splits import Split
+from recipes.leftovers import leftovers
 from rl.config import Config
 from rl.defaults import resolve
 from rl.evaluation import Evaluation, read_evaluation
 from rl.machine import Machine
+from rl.model_folder import ADAPTER
 from rl.paired import TaskKey, require_same_tasks, task_keys
 from rl.reward_checks import judge_of
 from rl.sandbox_checks import sandbox_line
@@ -30,6 +33,7 @@ from scripts._evaluated import (
     require_sound,
     settings_of,
 )
+from scripts.export import export
 
 EVALUATION = "evaluation.json"
 
@@ -88,12 +92,25 @@ class Plan:
 def make_plan(options: Options) -> Plan:
     """The plan of --model or --endpoint; nothing has been started. Raises ValueError with what is wrong."""
     require_options(options)
-    source = find_policy(options.model) if options.model else None
+    source = whole(find_policy(options.model)) if options.model else None
     if source is None:
         endpoint_spec(options)
     settings = settings_of(options, source)
     cells = parse_cells(options, source, settings)
     return Plan(options=options, source=source, settings=settings, cells=cells)
+
+
+def whole(source: Source) -> Source:
+    """`source` as a model that engines load: an adapter is merged, into a folder that goes with this process.
+
+    Raises:
+        ValueError: the adapter's base is not there, or is another one by now.
+    """
+    if not (Path(source.model).expanduser() / ADAPTER).is_file():
+        return source
+    folder = Path(tempfile.mkdtemp(prefix="merged-", dir=leftovers().folder)) / "model"
+    export(Path(source.model).expanduser(), folder)
+    return replace(source, model=str(folder), adapter=source.model)
 
 
 def make_other(plan: Plan) -> Plan | Evaluation | None:
@@ -103,7 +120,7 @@ def make_other(plan: Plan) -> Plan | Evaluation | None:
     if not name:
         return None
     if not path.is_file() and not (path / EVALUATION).is_file():
-        return replace(plan, source=find_policy(name))
+        return replace(plan, source=whole(find_policy(name)))
     former = read_evaluation(path if path.is_file() else path / EVALUATION)
     require_same_tasks(plan.task_keys(), task_keys(former.outcomes))
     former.results(plan.options.ks)  # raises where it has too few samples

@@ -48,11 +48,12 @@ class Source:
     run: Mapping[str, Any]
     step: int | None = None
     digest: str | None = None  # of its weights, where they are files here
+    adapter: str = ""  # folder of the adapter that `model` was merged from
     warnings: Sequence[str] = ()  # what is damaged: newer checkpoints, or the checkpoint that was named
 
     def facts(self) -> dict[str, Any]:
         """What evaluation.json says of the policy; of a hub id the commit that was loaded."""
-        facts = {"name": self.name, "model": self.model, "step": self.step}
+        facts = {"name": self.name, "model": self.adapter or self.model, "step": self.step}
         return {**facts, "weights_blake2b": self.digest, "revision": hub_commit(self.model)}
 
 

@@ -20,7 +20,7 @@ WEIGHT_TRANSFER = (
 )
 # Seconds to import, hardware to match, or a server behind it: each has its place. "*" stays within a folder.
 HEAVY = {
-    "vllm": ("rollout/engine.py", "rollout/weight_transfer*.py", "rollout/served_experts.py"),
+    "vllm": ("rollout/engine*.py", "rollout/weight_transfer*.py", "rollout/served_experts.py"),
     "ray": ("rollout/workers.py", "rl/workers.py", "rl/ranks.py", "recipes/*.py"),
     "torch": (
         "rollout/engine.py",

@@ -58,6 +58,7 @@ def start_facts() -> StartFacts:
         channels=[Link(name="weights", between="learner -> engine 0", by="shm")],
         communicators=[Link(name="gradients", between="learner", by="none: one rank")],
         num_parameters=500_000,
+        num_trained=500_000,
         sync_bytes=2_000_000,
         num_cores=2,
         versions={"torch": "2.13.0", "vllm": "0.32.0"},

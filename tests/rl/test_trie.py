@@ -26,7 +26,8 @@ from transformers import (
 
 from rl.layout import pad
 from rl.learner import Learner
-from rl.model import PolicyModel, checkpoint_layers
+from rl.model import PolicyModel
+from rl.model_checkpointing import checkpoint_layers
 from rl.packing import passes
 from rl.samples import TrainSample
 from rl.trie import make_trie, num_trie_tokens

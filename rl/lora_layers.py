@@ -1,0 +1,93 @@
+"""The arithmetic of layers with a LoRA adapter beside them, as peft holds them.
+
+peft keeps the frozen weight of an adapted layer as `<layer>.base_layer.weight`, and the adapter beside it as
+`<layer>.lora_A.<adapter>.weight` (rank, in) and `<layer>.lora_B.<adapter>.weight` (out, rank); of an
+embedding (V, H) as `lora_embedding_A.<adapter>` (rank, V) and `lora_embedding_B.<adapter>` (H, rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl.backends.tensors import whole
+
+POLICY = "default"
+"""peft's name of the adapter that is trained."""
+
+BASE = ".base_layer"
+
+
+def is_of_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter and not to the base."""
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
+def weight_of(layer: Any) -> Tensor:
+    """What a layer multiplies with, (out, in): what its adapter adds is in it, with its gradient."""
+    if getattr(layer, "lora_A", None) is None or layer.disable_adapters:
+        return layer.weight
+    return added(layer, layer.weight)
+
+
+def added(layer: Any, weight: Tensor) -> Tensor:
+    """W + scale * B @ A of an adapted layer, a new tensor in W's shape and dtype."""
+    if POLICY in layer.lora_embedding_A:
+        down, up = layer.lora_embedding_B[POLICY].T, layer.lora_embedding_A[POLICY].T
+    else:
+        down, up = layer.lora_A[POLICY].weight, layer.lora_B[POLICY].weight
+    return torch.addmm(weight.float(), up.float(), down.float(), alpha=layer.scaling[POLICY]).to(weight.dtype)
+
+
+@torch.no_grad()
+def whole_tensors(model: nn.Module, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of the model without adapters, by the name that it has without them.
+
+    Args:
+        merged: with what the trained adapter adds, W + scale * B @ A, computed afresh: the base stays as it
+            is. False: W itself.
+    """
+    for name, parameter in model.named_parameters():
+        if is_of_adapter(name):
+            continue
+        path, _, leaf = name.rpartition(".")
+        if not path.endswith(BASE):
+            yield name, whole(parameter)
+            continue
+        path = path.removesuffix(BASE)
+        layer: Any = model.get_submodule(path)
+        is_adapted = merged and leaf == "weight"
+        yield f"{path}.{leaf}", added(layer, parameter) if is_adapted else whole(parameter)
+
+
+def share_gradients(model: nn.Module) -> None:
+    """Let the adapter of a tied head and that of the embedding learn as the one that they are.
+
+    peft makes them two parameters over one memory; the head's gradient is added to the embedding's here, so
+    that an optimizer sees the sum, and only once.
+    """
+    modules: list[Any] = list(model.modules())
+    tables = {
+        parameter.data_ptr(): parameter
+        for module in modules
+        for kind in ("lora_embedding_A", "lora_embedding_B")
+        if POLICY in (held := getattr(module, kind, {}))
+        for parameter in [held[POLICY]]
+    }
+    for module in modules:
+        for kind in ("lora_A", "lora_B"):
+            held = getattr(module, kind, {})
+            if POLICY in held and (table := tables.get(held[POLICY].weight.data_ptr())) is not None:
+                held[POLICY].weight.register_post_accumulate_grad_hook(_adder(table))
+
+
+def _adder(table: nn.Parameter) -> Any:
+    def add(twin: Tensor) -> None:
+        assert twin.grad is not None
+        table.grad = twin.grad.T.clone() if table.grad is None else table.grad + twin.grad.T
+        twin.grad = None
+
+    return add
