@@ -31,7 +31,7 @@ from rl.numerics import MetricSums, add_metrics
 from rl.optimizer import Optimizer
 from rl.samples import TrainSample
 from rl.splitting import nothing_to_train, split_batch
-from rl.weights import SharedWeights, perturb, sketch_weights, wire_tensors
+from rl.weights import Bystander, SharedWeights, perturb, sketch_weights, wire_tensors
 from rollout.manifest import Manifest
 from rollout.renderer import ChatMLRenderer
 from rollout.tokenizer import load_tokenizer
@@ -66,7 +66,7 @@ class Learner:
         self._forward, self.optimizer = self.backend.start(self.trained, optimizer)
         self._reference = None if self.reference is None else self.backend.freeze(self.reference)
         self._wire_dtype = spec.precision.engine_dtype
-        self._outlet: SharedWeights | DeviceWeights | None = None
+        self._outlet: SharedWeights | DeviceWeights | Bystander | None = None
         self._kept: list[torch.Tensor] | None = None
         self.is_first_update = False  # since the last score
 
@@ -161,6 +161,7 @@ class Learner:
         from rollout.weight_transfer_device import DeviceWeights
 
         if not self.backend.is_main:
+            self._outlet = Bystander(self.model, self._wire_dtype, has_channel=True)
             return
         tensors = partial(wire_tensors, self.model, self._wire_dtype)
         self._outlet = DeviceWeights(backend, tensors, engines, num_engines)
@@ -170,9 +171,8 @@ class Learner:
 
         With several ranks all gather, the main one writes, and the others return None.
         """
-        if not self.backend.is_main:
-            self._gather()
-            return None
+        if self._outlet is None and not self.backend.is_main:
+            self._outlet = Bystander(self.model, self._wire_dtype, has_channel=False)
         if self._outlet is None:
             name = f"{self.spec.run_name}-{os.getpid()}"
             self._outlet = SharedWeights(name, self.model, self._wire_dtype)
@@ -180,9 +180,6 @@ class Learner:
 
     def send_weights(self) -> None:
         """Push the weights over the device channel into every engine, between its prepare and its serve."""
-        if not self.backend.is_main:
-            self._gather()
-            return
         if self._outlet is None or isinstance(self._outlet, SharedWeights):
             raise ValueError(
                 "send_weights without a connect before it: engines load shared memory themselves"
@@ -236,11 +233,6 @@ class Learner:
         """A minibatch as one part a rank, each with the denominators of the whole."""
         del algorithm
         return split_batch(minibatch, num_ranks)
-
-    def _gather(self) -> None:
-        """This rank's part in the gathering of every weight."""
-        for _ in wire_tensors(self.model, self._wire_dtype):
-            pass
 
     @property
     def _compared(self) -> PolicyModel | None:
