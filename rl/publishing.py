@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rl.backends.tensors import local, put_back
-from rl.weights import Outlet, open_outlet, perturb, sketch_weights, wire_tensors
+from rl.weights import Bystander, Outlet, open_outlet, perturb, sketch_weights, wire_tensors
 from rollout.manifest import Manifest
 from rollout.weight_sketch import Sketch
 
@@ -28,7 +28,7 @@ class Publishing:
     policy: PolicyModel
     backend: Backend
     adapter: Adapter | None
-    _outlet: Outlet | DeviceWeights | None = None
+    _outlet: Outlet | DeviceWeights | Bystander | None = None
     _kept: list[torch.Tensor] | None = None
 
     @property
@@ -52,6 +52,7 @@ class Publishing:
         from rollout.weight_transfer_device import DeviceWeights
 
         if not self.backend.is_main:
+            self._outlet = Bystander(self.model, self.wire_dtype, has_channel=True)
             return
         tensors = partial(wire_tensors, self.model, self.wire_dtype)
         self._outlet = DeviceWeights(backend, tensors, engines, num_engines)
@@ -61,9 +62,8 @@ class Publishing:
 
         With several ranks all gather, the main one writes, and the others return None.
         """
-        if not self.backend.is_main:
-            self._gather()
-            return None
+        if self._outlet is None and not self.backend.is_main:
+            self._outlet = Bystander(self.model, self.wire_dtype, has_channel=False)
         if self._outlet is None:
             name = f"{self.spec.run_name}-{os.getpid()}"
             self._outlet = open_outlet(name, self.model, self.wire_dtype, self.served_adapter)
@@ -71,9 +71,6 @@ class Publishing:
 
     def send_weights(self) -> None:
         """Push the weights over the device channel into every engine, between its prepare and its serve."""
-        if not self.backend.is_main:
-            self._gather()
-            return
         if self._outlet is None or isinstance(self._outlet, Outlet):
             raise ValueError(
                 "send_weights without a connect before it: engines load shared memory themselves"
@@ -102,8 +99,3 @@ class Publishing:
         """Give back what outlives the process."""
         if self._outlet is not None:
             self._outlet.close()
-
-    def _gather(self) -> None:
-        """This rank's part in the gathering of every weight."""
-        for _ in wire_tensors(self.model, self.wire_dtype):
-            pass

@@ -25,6 +25,9 @@ from rollout.workers import within
 GRACE_S = 5.0
 """For the other ranks to say what happened, once one has failed: the cause may lie in another."""
 
+PATIENCE = 0.9
+"""A collective's share of the driver's deadline: who waits in one fails first, and who is late is named."""
+
 
 class LearnerRank:
     """One rank of a learner of the class `kind`: a process, and the GPU that it has to itself."""
@@ -98,7 +101,7 @@ class ShardedLearner(LearnerClient):
         self._spec, self._kind = spec, kind
         self.actors: list[Any] = [
             actor_of(LearnerRank, spec, DS_ACCELERATOR=spec.device).remote(
-                kind, replace(spec, rank=rank, incidents=_own(spec.incidents, rank)), deadline_s
+                kind, replace(spec, rank=rank, incidents=_own(spec.incidents, rank)), PATIENCE * deadline_s
             )
             for rank in range(spec.num_ranks)
         ]
@@ -152,10 +155,11 @@ class ShardedLearner(LearnerClient):
             if waiting:
                 await asyncio.wait(waiting, timeout=GRACE_S)
             failures = [error for wait in waits if wait.done() and (error := wait.exception())]
-            if not failures and not any(not wait.done() for wait in waits):
+            if not failures:
                 return [wait.result() for wait in waits]
+            silent = [name for name, wait in zip(names, waits, strict=True) if not wait.done()]
             self._kill()
-            raise root_cause(failures)
+            raise root_cause(failures, silent)
         finally:
             for wait in waits:
                 wait.cancel()
@@ -165,10 +169,17 @@ class ShardedLearner(LearnerClient):
             ray.kill(actor)
 
 
-def root_cause(failures: Sequence[BaseException]) -> BaseException:
-    """Of the ranks' failures the one that led to the others: not that of a collective, where there is one."""
+def root_cause(failures: Sequence[BaseException], silent: Sequence[str] = ()) -> BaseException:
+    """Of the ranks' failures the one that led to the others: not that of a collective, where there is one.
+
+    Args:
+        silent: the ranks that neither answered nor failed.
+    """
     own = [error for error in failures if not isinstance(error, CollectiveError)]
-    return own[0] if own else PeerFailedError("; ".join(str(error.args[0]) for error in failures))
+    if own:
+        return own[0]
+    told = [str(getattr(error, "cause", error)) for error in failures]  # without Ray's traceback
+    return PeerFailedError("; ".join([*told, *(f"{name} did not answer" for name in silent)]))
 
 
 def joined(rows: Sequence[Sequence[int]], parts: Sequence[TokenArrays]) -> TokenArrays:

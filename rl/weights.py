@@ -89,6 +89,29 @@ class SharedWeights:
         self._file.close()
 
 
+class Bystander:
+    """The outlet of a rank that sends nothing: it gathers whenever the main rank's outlet goes through all
+    weights. A device channel does so when it is made and when it sends, shared memory when it is written.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, has_channel: bool) -> None:
+        self._model, self._dtype, self._has_channel = model, dtype, has_channel
+        if has_channel:
+            self.send()
+
+    def write(self, version: int) -> None:
+        del version
+        if not self._has_channel:
+            self.send()
+
+    def send(self) -> None:
+        for _ in wire_tensors(self._model, self._dtype):
+            pass
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
 def sketch_weights(
     model: nn.Module, dtype: torch.dtype, seed: int, *, merged: bool = True
 ) -> dict[str, Sketch]:

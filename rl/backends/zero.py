@@ -65,6 +65,8 @@ class ZeroBackend(ShardedBackend):
         return engine
 
     def moments(self, steps: Steps, parameter: nn.Parameter) -> Moments:
+        if not parameter.requires_grad:
+            return {}
         state = _flat_states(_zero(steps))[_group_of(_zero(steps), parameter)]
         if "exp_avg" not in state:
             return {}

@@ -22,6 +22,7 @@ from rl.pairs import make_pairs
 from rl.preference_learner import Preference, PreferenceLearner
 from rl.preferences import PreferenceLoss
 from rl.ranks import ShardedLearner, joined, root_cause
+from rl.splitting import split_batch
 from rollout.failures import PeerFailedError
 from tests.rl.backends.working import tiny_spec, uneven_batch
 from tests.tiny import make_tiny_model
@@ -116,6 +117,30 @@ async def test_a_rank_that_dies_is_named_and_nobody_waits_for_it(folder: Path) -
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+async def test_a_rank_that_hangs_is_named(folder: Path) -> None:
+    spec = tiny_spec(folder)
+    client = two_ranks(spec)
+    await client.start()
+    pid = await client.actors[0].__ray_call__.remote(lambda _: os.getpid())
+    try:
+        batch = spec.algorithm.assign_advantages(await client.score(uneven_batch(folder), frozenset()))
+        os.kill(pid, signal.SIGSTOP)
+        references = [
+            actor.update.remote(part)
+            for actor, part in zip(client.actors, split_batch(batch, 2), strict=True)
+        ]
+        started = time.monotonic()
+        with pytest.raises(PeerFailedError, match=r"learner rank [01] of 2 .*did not answer"):
+            await client._all(references, deadline_s=10, what="update")
+        assert time.monotonic() - started < 30
+    finally:
+        os.kill(pid, signal.SIGKILL)  # a stopped process does not end itself
+        with pytest.raises(PeerFailedError):
+            await client.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 async def test_the_bug_of_one_rank_is_raised_and_not_what_it_did_to_the_others(folder: Path) -> None:
     spec = tiny_spec(folder)
     client = two_ranks(spec)
@@ -142,9 +167,10 @@ def test_the_cause_is_the_failure_that_is_not_a_lost_collective() -> None:
     lost = CollectiveError("learner rank 0 of 2 lost another rank during update: Connection closed by peer")
     died = PeerFailedError("learner rank 1 of 2 (update) died")
     assert root_cause([lost, died]) is died
-    alone = root_cause([lost])
+    alone = root_cause([lost], ["learner rank 1 of 2 (update)"])
     assert isinstance(alone, PeerFailedError)
     assert "rank 0 of 2 lost another rank" in str(alone)
+    assert str(alone).endswith("learner rank 1 of 2 (update) did not answer")
 
 
 def test_the_ranks_arrays_come_back_in_the_order_of_the_samples() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from rl.algorithms import get_algorithm
 from rl.backends.group import Meeting, join, open_store
-from rl.backends.tensors import whole
+from rl.backends.tensors import assign, whole
 from rl.batch import TrainBatch, make_batch
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
@@ -92,6 +92,19 @@ def updated(spec: LearnerSpec, minibatches: Sequence[Any], kind: type[Learner] =
     learner = kind(spec)
     sums = [learner.update(minibatches[0])]
     first = whole_moments(learner)
+    sums += [learner.update(minibatch) for minibatch in minibatches[1:]]
+    return Updated(weights=whole_weights(learner), first=first, last=whole_moments(learner), sums=sums)
+
+
+def poisoned(spec: LearnerSpec, minibatches: Sequence[Any]) -> Updated:
+    """An update on each part, and after the first one more on it, while the model computes NaN."""
+    learner = Learner(spec)
+    norm = learner.model.model.norm.weight
+    sums = [learner.update(minibatches[0])]
+    first, kept = whole_moments(learner), whole(norm).clone()
+    assign(norm, torch.full_like(kept, torch.nan))
+    sums.append(learner.update(minibatches[0]))
+    assign(norm, kept)
     sums += [learner.update(minibatch) for minibatch in minibatches[1:]]
     return Updated(weights=whole_weights(learner), first=first, last=whole_moments(learner), sums=sums)
 
