@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.benching import reward, sandbox
+from scripts.benching import learner, reward, sandbox
 
-SUBJECTS: dict[str, Any] = {"sandbox": sandbox, "reward": reward}
+SUBJECTS: dict[str, Any] = {"sandbox": sandbox, "reward": reward, "learner": learner}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     measurements = []
     for name in dict.fromkeys(options.subjects):
-        measurement = SUBJECTS[name].measure(options)
-        measurements.append(measurement)
-        print("\n".join(measurement.lines()), flush=True)
+        for measurement in SUBJECTS[name].measure(options):
+            measurements.append(measurement)
+            print("\n".join(measurement.lines()), flush=True)
     if options.json:
         record = {
             "python": platform.python_version(),

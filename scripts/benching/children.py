@@ -20,7 +20,7 @@ class ChildFailed(RuntimeError):
 
 
 def child_environment() -> dict[str, str]:
-    """The same for both sides: one thread, our learner's settings of the allocator, nothing from a network."""
+    """The same for both sides: one thread, the allocator as our learner has it, nothing from a network."""
     # It imports Ray and torch, and other subjects of the bench need neither.
     from rl.workers import LEARNER_ENVIRONMENT
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from scripts.benching.workload import FIRST_WORD, MODEL, VOCAB_SIZE, Batch
+
+logging.disable_progress_bar()
 
 
 def write_model(folder: Path, *, max_length: int, vocab_size: int = VOCAB_SIZE) -> Path:
     """A Llama with random weights (the same for every caller), and a tokenizer of one word a token."""
     torch.manual_seed(0)
-    config = LlamaConfig(**MODEL | {"vocab_size": vocab_size, "max_position_embeddings": max_length})
+    settings: dict[str, Any] = MODEL | {"vocab_size": vocab_size, "max_position_embeddings": max_length}
+    config = LlamaConfig(**settings)
     LlamaForCausalLM(config).save_pretrained(folder)
     vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{n}": n for n in range(FIRST_WORD, vocab_size)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 import transformers
 import trl
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad
 
 from scripts.benching.commands import Commands
@@ -40,7 +41,7 @@ class ForcedLengths(transformers.LogitsProcessor):
     def __init__(self, num_prompt: int, lengths: Sequence[int]) -> None:
         self._ends = torch.tensor(lengths) + num_prompt
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
         scores[:, EOS_ID] = -torch.inf
         is_last = self._ends == input_ids.shape[1] + 1
         scores[is_last] = -torch.inf
