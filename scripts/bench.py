@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.benching import learner, reward, sandbox
+from scripts.benching import head, learner, reward, sandbox
 
-SUBJECTS: dict[str, Any] = {"sandbox": sandbox, "reward": reward, "learner": learner}
+SUBJECTS: dict[str, Any] = {"sandbox": sandbox, "reward": reward, "learner": learner, "head": head}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,8 +4,8 @@
 
 Each sees the packages of the environment that makes it, and has besides what its file in requirements/ pins:
 these libraries ask for other releases of our stack, so they have no place in .venv. The tests run verl's
-rewards in .venv-peers (`--reward-python .venv-peers/bin/python`); scripts/bench.py runs TRL in .venv-trl, on the
-same torch as ours. Where one is complete nothing is done; 2.4 MB and 14 MB are fetched, wheels only.
+rewards in .venv-peers (`--reward-python .venv-peers/bin/python`); scripts/bench.py runs TRL in .venv-trl, on
+the same torch as ours. Where one is complete nothing is done; 2.4 MB and 14 MB are fetched, wheels only.
 """
 
 from __future__ import annotations

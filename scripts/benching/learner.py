@@ -104,7 +104,8 @@ def problem(gates: Mapping[str, Mapping[str, float]]) -> str:
     """What is wrong with what was computed; "" for nothing."""
     for name, gate in gates.items():
         if not gate["max_dlogp"] <= MAX_DLOGP:
-            return f"log-probs of {name} are {gate['max_dlogp']:.2g} off the dense reference, {MAX_DLOGP:g} allowed"
+            off = gate["max_dlogp"]
+            return f"log-probs of {name} are {off:.2g} off the dense reference's, {MAX_DLOGP:g} allowed"
         if not gate.get("cosine", 1.0) >= MIN_COSINE:
             return (
                 f"the gradient of {name} has cosine {gate['cosine']:.7f} to the reference's, 1 - 1e-6 needed"

@@ -32,7 +32,7 @@ MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One shape of batch: `num_prompts` groups of `group_size`. `completion_len` is the longest, in tokens."""
+    """One shape of batch: `num_prompts` groups of `group_size`, no completion above `completion_len`."""
 
     name: str
     prompt_len: int
