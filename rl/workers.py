@@ -15,6 +15,7 @@ from rl.determinism import EXACT_ENVIRONMENT
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
 from rl.numerics import MetricSums
+from rl.transport import crossing
 from rollout.manifest import Manifest
 from rollout.weight_sketch import Sketch
 from rollout.workers import STOP_S, RemoteRollouts, within
@@ -59,14 +60,16 @@ class RemoteLearner:
     async def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
         """Add old_logprobs (and ref_logprobs where needed) to the batch."""
         started = time.monotonic()
-        scored = await self._within(self._actor.score.remote(batch, needs), self._deadline_s, "score")
+        scored = await self._within(
+            self._actor.score.remote(crossing(batch), needs), self._deadline_s, "score"
+        )
         self._seconds["score"] += time.monotonic() - started
         return scored
 
     async def update(self, minibatch: Any) -> MetricSums:
         """One optimizer update, on the kind of batch that the learner takes."""
         started = time.monotonic()
-        sums = await self._within(self._actor.update.remote(minibatch), self._deadline_s, "update")
+        sums = await self._within(self._actor.update.remote(crossing(minibatch)), self._deadline_s, "update")
         self._seconds["update"] += time.monotonic() - started
         return sums
 

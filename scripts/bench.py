@@ -16,9 +16,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.benching import head, learner, reward, sandbox
+from scripts.benching import crossing, head, learner, reward, sandbox
 
-SUBJECTS: dict[str, Any] = {"sandbox": sandbox, "reward": reward, "learner": learner, "head": head}
+SUBJECTS: dict[str, Any] = {
+    "sandbox": sandbox,
+    "reward": reward,
+    "learner": learner,
+    "head": head,
+    "bytes": crossing,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
