@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Self
 
 from scripts.peers import ROOT, TRL, bring_up
@@ -77,11 +78,15 @@ class Child:
             self._stdin.write(json.dumps({"do": do, **values}).encode() + b"\n")
             self._stdin.flush()
         except BrokenPipeError:
-            raise self._failed(do, "ended before it") from None
+            self._process.wait()
+            raise self._failed(do, f"ended ({self._process.returncode}) before it") from None
         readable, _, _ = select.select([self._stdout], [], [], timeout_s)
         line = self._stdout.readline() if readable else b""
         if not line:
-            raise self._failed(do, "ended at it" if readable else f"did not answer in {timeout_s:g} s")
+            how = f"did not answer in {timeout_s:g} s"
+            if readable:
+                how = f"ended ({self._process.wait()}) at it"
+            raise self._failed(do, how)
         return json.loads(line)
 
     def _failed(self, do: str, how: str) -> ChildFailed:
@@ -96,7 +101,8 @@ class Child:
         self._process.kill()
         self._process.wait()
         for pipe in (self._stdin, self._stdout, self._said):
-            pipe.close()
+            with suppress(BrokenPipeError):  # a command that a dead child never read
+                pipe.close()
 
 
 def measure_in_turns(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import pickle
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl.batch import TrainBatch
-from rl.transport import PackedBatch, crossing, pack, unpack
 from scripts.benching.report import Figure, Measurement
 from scripts.benching.workload import Case, make_batch
+
+if TYPE_CHECKING:
+    # They import torch, which other subjects of the bench do not need.
+    from rl.batch import TrainBatch
+    from rl.transport import PackedBatch
 
 TRAJECTORIES, PROMPT, COMPLETION = 64, 256, 768
 TARGET = 9.0
@@ -24,7 +27,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def trajectories(count: int = TRAJECTORIES) -> TrainBatch:
     """Trajectories of 1,024 tokens in groups of eight with a common prompt, as `make_batch` gives them."""
-    # It imports torch, which other subjects of the bench do not need.
     from scripts.benching.train_batches import to_train_batch
 
     case = Case(name="bytes", prompt_len=PROMPT, completion_len=COMPLETION, num_prompts=count // 8)
@@ -56,6 +58,8 @@ def bytes_of(value: Any) -> int:
 
 
 def measure(options: argparse.Namespace) -> list[Measurement]:
+    from rl.transport import crossing, pack
+
     del options
     batch = trajectories()
     num_tokens = sum(len(sample.token_ids) for sample in batch.samples)
@@ -94,6 +98,8 @@ def measure(options: argparse.Namespace) -> list[Measurement]:
 
 
 def _pairs(batch: TrainBatch) -> Any:
+    from rl.transport import pack, unpack
+
     return zip(unpack(pack(batch)).samples, batch.samples, strict=True)
 
 

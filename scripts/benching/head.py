@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import psutil
+
 from scripts.benching.children import Child, column, measure_in_turns, trl_python
 from scripts.benching.fitting import slope
 from scripts.benching.report import Figure, Measurement, ratio_text
@@ -30,6 +32,8 @@ def measure(options: argparse.Namespace) -> list[Measurement]:
     memory: dict[str, dict[int, float]] = {"trl": {}, "ours": {}}
     answers: dict[str, list[dict[str, Any]]] = {}
     for num_tokens in COUNTS:
+        if too_much(memory, num_tokens):
+            break
         with ExitStack() as stack:
             sides = {
                 name: partial(stack.enter_context(head_child(name, num_tokens, vocab)).ask, "pass")
@@ -44,6 +48,12 @@ def measure(options: argparse.Namespace) -> list[Measurement]:
                 # The first passes are warm-ups already.
                 answers = measure_in_turns(sides, rounds=options.rounds, warm_ups=1)
     return [Measurement(subject=subject, figures=_figures(memory, answers))]
+
+
+def too_much(memory: Mapping[str, Mapping[int, float]], num_tokens: int) -> bool:
+    """Whether both sides, should they grow with N, would not fit into what memory is free."""
+    at_worst = [mib * num_tokens / count for sizes in memory.values() for count, mib in [*sizes.items()][-1:]]
+    return sum(at_worst) > psutil.virtual_memory().available / 2**20
 
 
 def head_child(side: str, num_tokens: int, vocab: int, hidden: int = HIDDEN) -> Child:

@@ -64,7 +64,7 @@ def main() -> None:
         commands.answer(
             mib=(memory_kib("VmHWM") - before) / 1024,
             cpu_s=cpu_s,
-            logprob=float(logprobs.mean()),
+            logprob=float(logprobs.detach().mean()),
             grads=[float(hidden.grad.double().norm()), float(weight.grad.double().norm())],
         )
 

@@ -27,14 +27,21 @@ LAYOUTS = ("trie", "packed", "padded")
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="learner, head, step: rounds that count")
     parser.add_argument("--bench-seed", type=int, default=0, help="learner, step, growth: of the workload")
+    parser.add_argument(
+        "--cases", nargs="+", choices=("fixed", "ragged"), default=["fixed", "ragged"], help="learner, step"
+    )
     parser.add_argument("--leak", action="store_true", help=argparse.SUPPRESS)
 
 
 def measure(options: argparse.Namespace) -> list[Measurement]:
     return [
         measure_case(replace(case, seed=options.bench_seed), rounds=options.rounds, leak=options.leak)
-        for case in (FIXED, RAGGED)
+        for case in chosen_cases(options)
     ]
+
+
+def chosen_cases(options: argparse.Namespace) -> list[Case]:
+    return [case for case in (FIXED, RAGGED) if case.name.split()[0] in options.cases]
 
 
 def measure_case(case: Case, *, rounds: int, leak: bool = False) -> Measurement:

@@ -26,7 +26,7 @@ from rl.rows import GRPO
 from scripts.benching.commands import Commands, forget_peak, memory_kib
 from scripts.benching.leaking import leaking
 from scripts.benching.train_batches import by_turns, to_train_batch
-from scripts.benching.workload import Batch
+from scripts.benching.workload import EOS_ID, FIRST_WORD, Batch
 
 ALGORITHM = replace(GRPO, kl_loss_coef=0.0)
 """Without a reference model, as TRL's default."""
@@ -55,7 +55,7 @@ class LearnerRunner:
         with ExitStack() as stack:
             if self.leaks:
                 stack.enter_context(leaking())
-            batch = self._scored(path)
+            batch = self._scored(Batch.load(path))
             ours = self._gradient(batch)
         assert batch.old_logprobs is not None
         differences = [
@@ -86,17 +86,19 @@ class LearnerRunner:
         }
 
     def peak(self, path: str) -> dict[str, Any]:
-        """Memory of an update alone, in MiB; the gradients and the optimizer's state are there before it."""
-        batch = self._scored(path)
+        """Memory of scoring and updating, in MiB; the optimizer's state is there before it."""
+        few = Batch(prompts=[[FIRST_WORD]], completions=[[FIRST_WORD, EOS_ID]] * 2, rewards=[0.0, 1.0])
+        self.learner.update(self._scored(few))
+        batch = Batch.load(path)
         gc.collect()
         forget_peak()
         before = memory_kib("VmRSS")
-        self.learner.update(batch)
+        self.learner.update(self._scored(batch))
         return {"mib": (memory_kib("VmHWM") - before) / 1024}
 
     def turns(self, path: str, num_turns: int) -> dict[str, Any]:
         """The same batch, its completions cut into turns that are samples of their own."""
-        batch = by_turns(self._scored(path), num_turns)
+        batch = by_turns(self._scored(Batch.load(path)), num_turns)
         self.forwarded = 0
         self.learner.update(batch)
         return {"forwarded": self.forwarded}
@@ -111,8 +113,8 @@ class LearnerRunner:
             seconds.append(time.process_time() - began)
         return {"flops": 2 * 1024**3 / min(seconds)}
 
-    def _scored(self, path: str) -> TrainBatch:
-        return _as_sampled_by_us(self.learner.score(to_train_batch(Batch.load(path)), frozenset()))
+    def _scored(self, batch: Batch) -> TrainBatch:
+        return _as_sampled_by_us(self.learner.score(to_train_batch(batch), frozenset()))
 
     def _gradient(self, batch: TrainBatch) -> np.ndarray:
         """What the optimizer would be handed, as one vector; it does not step."""
