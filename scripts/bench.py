@@ -3,9 +3,9 @@
     python -m scripts.bench sandbox reward [--json FILE]
     python -m scripts.bench learner head step bytes import growth [--json FILE]
 
-Each figure stands beside its target; what misses it is printed as MISSED, and the exit code is then 1. Run it on
-a machine that does nothing else: the ratios bear some noise, the milliseconds do not. The second line compares
-ours with TRL, side by side in one run: TRL comes into .venv-trl at its first use (scripts/peers.py).
+Each figure stands beside its target; what misses it is printed as MISSED, and the exit code is then 1. Run it
+on a machine that does nothing else: the ratios bear some noise, the milliseconds do not. The second line has
+TRL beside ours in one run; TRL comes into .venv-trl at its first use (scripts/peers.py).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from contextlib import suppress
 from typing import Any, Self
 
 from scripts.peers import ROOT, TRL, bring_up
+
+ENDS_S = 20.0
 
 
 class ChildFailed(RuntimeError):
@@ -63,6 +66,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._said,
             cwd=ROOT,
+            start_new_session=True,
             env=child_environment() | dict(extra or {}),
         )
         self._stdin: Any = self._process.stdin
@@ -98,11 +102,15 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
+        with suppress(BrokenPipeError):  # a command that a dead child never read
+            self._stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(ENDS_S)  # without commands it ends by itself, an engine below it too
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for pipe in (self._stdin, self._stdout, self._said):
-            with suppress(BrokenPipeError):  # a command that a dead child never read
-                pipe.close()
+        for pipe in (self._stdout, self._said):
+            pipe.close()
 
 
 def measure_in_turns(

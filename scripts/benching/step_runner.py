@@ -44,7 +44,7 @@ class StepRunner:
                 dtype="float32",
                 context_length=options["context_length"],
                 max_num_seqs=64,
-                weight_transfer_backend="shared_memory",
+                weight_transfer_backend="whetstone_shm",
             )
         )
         await engine.start()
@@ -114,6 +114,8 @@ async def serve() -> None:
     for command in commands:
         do = command.pop("do")
         commands.answer(**await getattr(runner, do)(**command))
+    runner.learner.close()
+    await runner.engine.stop()
 
 
 if __name__ == "__main__":
