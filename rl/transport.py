@@ -150,13 +150,13 @@ def unpack(packed: PackedBatch) -> TrainBatch:
     flat = np.unpackbits(packed.masks, count=int(packed.lengths.sum())).astype(np.bool_)
     masks = np.split(flat, ends[:-1]) if count else []
     columns = {name: column.arrays(masks) for name, column in packed.columns.items()}
-    partial = {
+    partial: dict[str, Sequence[Any]] = {
         name: _spread(chosen, column.arrays([masks[row] for row in chosen]), count)
         for name, (chosen, column) in packed.partial_columns.items()
     }
     names = (*packed.frame.trajectory_ids, *packed.strangers)
     ids = _unshared(packed)
-    own = {name: columns[name] for name in SAMPLE_COLUMNS}
+    own: dict[str, Sequence[Any]] = {name: columns[name] for name in SAMPLE_COLUMNS}
     samples = tuple(
         TrainSample(
             token_ids=ids[row],

@@ -38,7 +38,7 @@ def measure(options: argparse.Namespace) -> list[Measurement]:
             value=min(ours_s) / min(theirs_s),
             unit="x",
             target=FIRST_STEP_SHARE,
-            detail=ratio_text(ours_s, theirs_s) if options.starts > 1 else "",
+            detail=ratio_text(ours_s, theirs_s),
         ),
     ]
     return [

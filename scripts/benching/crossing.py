@@ -46,10 +46,10 @@ def _noise(mask: np.ndarray, seed: int) -> np.ndarray:
 
 def parts_of(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """What Ray sends of a value: a pickle, and the arrays beside it."""
-    from ray import cloudpickle
+    from ray.cloudpickle.cloudpickle import dumps
 
     buffers: list[pickle.PickleBuffer] = []
-    return cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append), buffers
+    return dumps(value, protocol=5, buffer_callback=buffers.append), buffers
 
 
 def bytes_of(value: Any) -> int:

@@ -11,28 +11,76 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
 from envs.policy import SamplingParams
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
+from rl.weight_sync import WeightSync
 from rollout.engine import EngineSpec, VllmEngine
+from rollout.manifest import Manifest
+from rollout.weight_sketch import Sketch
 from scripts.benching.commands import Commands
 from scripts.benching.learner_runner import ALGORITHM
 from scripts.benching.train_batches import to_train_batch
-from scripts.benching.workload import Batch, share_of_even
+from scripts.benching.workload import FIRST_WORD, VOCAB_SIZE, Batch, share_of_even
+
+NUM_CANARIES, CANARY_LENGTH, GAP_LIMIT = 4, 64, 1e-4
+"""A run's defaults (recipes/launch.py, rl/config.py)."""
+
+
+class NearLearner:
+    """A learner in this process, as WeightSync's sender."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    async def publish(self, version: int) -> Manifest:
+        return self._learner.publish(version)
+
+    async def sketch_weights(self, seed: int) -> dict[str, Sketch]:
+        return self._learner.sketch_weights(seed)
+
+    async def score_sequences(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        return self._learner.score_sequences(sequences)
+
+
+class NearEngine:
+    """An engine in this process, as WeightSync's only receiver."""
+
+    def __init__(self, engine: VllmEngine) -> None:
+        self._engine, self.name = engine, engine.spec.name
+        self.runners = (self,)
+
+    async def receive_weights(self, manifest: Manifest, drill: str = "") -> int:
+        await self._engine.receive_weights(manifest, drill=drill)
+        return await self._engine.served_version()
+
+    async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
+        return await self._engine.sketch_served_weights(seed)
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        return list(await asyncio.gather(*(self._engine.score(ids) for ids in sequences)))
 
 
 class StepRunner:
-    """An engine and a learner."""
+    """An engine, a learner, and a run's own sync between them: every one is proven."""
 
     def __init__(self, engine: VllmEngine, learner: Learner) -> None:
-        self.engine, self.learner, self.version = engine, learner, 0
+        self.engine, self.learner = engine, learner
+        drawn = random.Random(0)
+        canaries = [
+            drawn.choices(range(FIRST_WORD, VOCAB_SIZE), k=CANARY_LENGTH) for _ in range(NUM_CANARIES)
+        ]
+        self.sync: Any = WeightSync(canaries=canaries, gap_limit=GAP_LIMIT, engine_dtype="float32")
 
     @classmethod
     async def start(cls, options: dict[str, Any]) -> StepRunner:
@@ -81,8 +129,7 @@ class StepRunner:
         marks.append(cpu_s())
         sums = self.learner.update(scored)
         marks.append(cpu_s())
-        self.version += 1
-        await self.engine.receive_weights(self.learner.publish(self.version))
+        await self.sync.publish(NearLearner(self.learner), NearEngine(self.engine))
         marks.append(cpu_s())
         assert scored.old_logprobs is not None
         gap = max(
