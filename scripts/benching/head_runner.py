@@ -45,7 +45,8 @@ def main() -> None:
 
     def inputs(num_tokens: int, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
         hidden = torch.randn(num_tokens, hidden_size, generator=generator)
-        weight = 0.02 * torch.randn(vocab, hidden_size, generator=generator)
+        # In place: what is made and freed on the way would be memory that the head gets for nothing.
+        weight = torch.randn(vocab, hidden_size, generator=generator).mul_(0.02)
         targets = torch.randint(vocab, (num_tokens,), generator=generator)
         return hidden.requires_grad_(), weight.requires_grad_(), targets
 
