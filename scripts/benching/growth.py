@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from scripts.benching.children import Child
@@ -30,12 +29,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> list[Measurement]:
     """Sweeps on the learner's default layout. By default each has its ends and its middle."""
-    with tempfile.TemporaryDirectory(prefix="whetstone-bench-") as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="whetstone-bench-") as folder:
         place = Prepared(_group_case(2), Path(folder), reference=False)
-        child = stack.enter_context(place.ours())
-        figures = [
-            *_group(child, Path(folder), _some(GROUPS, options)),
-            _turns(place, child, _some(TURNS, options)),
+        with place.ours() as child:
+            figures = [
+                *_group(child, Path(folder), _some(GROUPS, options)),
+                _turns(place, child, _some(TURNS, options)),
+            ]
+        figures += [
             _contexts(Path(folder), _some(CONTEXTS, options)),
             _head(_some(VOCABS, options), _some(HEAD_TOKENS, options)),
         ]
