@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from scripts.benching.children import Child
 from scripts.benching.fitting import exponent, product_term
 from scripts.benching.head import head_child
@@ -19,6 +21,7 @@ VOCABS, HEAD_TOKENS = (8_192, 32_768, 151_936), (512, 1024, 2048)
 PROMPT, COMPLETIONS = 512, 1024
 GROUP_SLOPE, TURN_EXPONENT, BYTES_OF_PRODUCT, CONTEXT_EXPONENT = 0.05, 1.05, 0.05, 1.05
 REPEATS = 3
+AT_WORST = 40  # bytes a (token x vocabulary entry): ten copies of the logits; what does not fit is left out
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -120,16 +123,17 @@ def _contexts(folder: Path, lengths: Sequence[int]) -> Figure:
 
 
 def _head(vocabs: Sequence[int], counts: Sequence[int]) -> Figure:
-    points = [(count, vocab) for vocab in vocabs for count in counts]
+    free = psutil.virtual_memory().available
+    points = [(count, vocab) for vocab in vocabs for count in counts if AT_WORST * count * vocab < free]
     mib = [_pass_mib(count, vocab) for count, vocab in points]
     tokens, sizes = zip(*points, strict=True)
-    longest = [value for (count, _), value in zip(points, mib, strict=True) if count == counts[-1]]
+    told = ", ".join(f"{value:,.0f} MiB at {n:,} x {v:,}" for (n, v), value in zip(points, mib, strict=True))
     return Figure(
         name="head: bytes a (token x vocabulary entry)",
         value=2**20 * product_term(tokens, sizes, mib),
         unit="B",
         target=BYTES_OF_PRODUCT,
-        detail=f"4 where logits exist; V = {_told(vocabs)}, N up to {counts[-1]:,}: {_told(longest)} MiB",
+        detail=f"4 where logits exist; {told}",
     )
 
 
