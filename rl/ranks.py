@@ -18,6 +18,7 @@ from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
 from rl.numerics import MetricSums, add_metrics
 from rl.splitting import rows_by_rank
+from rl.transport import crossing
 from rl.workers import LearnerClient, actor_of
 from rollout.failures import PeerFailedError
 from rollout.workers import within
@@ -124,7 +125,7 @@ class ShardedLearner(LearnerClient):
         rows = rows_by_rank(batch.samples, len(self.actors))
         with self._timed("score"):
             references = [
-                actor.score.remote(part, needs)
+                actor.score.remote(crossing(part), needs)
                 for actor, part in zip(self.actors, batch.split(rows), strict=True)
             ]
             scored = await self._all(references, deadline_s=self._deadline_s, what="score")
@@ -133,7 +134,9 @@ class ShardedLearner(LearnerClient):
     async def update(self, minibatch: Any) -> MetricSums:
         parts = self._kind.split(minibatch, len(self.actors), self._spec.algorithm)
         with self._timed("update"):
-            references = [actor.update.remote(part) for actor, part in zip(self.actors, parts, strict=True)]
+            references = [
+                actor.update.remote(crossing(part)) for actor, part in zip(self.actors, parts, strict=True)
+            ]
             return add_metrics(await self._all(references, deadline_s=self._deadline_s, what="update"))
 
     async def _ask(self, method: str, *arguments: Any, deadline_s: float, what: str) -> Any:

@@ -16,6 +16,7 @@ from rl.determinism import EXACT_ENVIRONMENT
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
 from rl.numerics import MetricSums
+from rl.transport import crossing
 from rollout.manifest import Manifest
 from rollout.weight_sketch import Sketch
 from rollout.workers import STOP_S, RemoteRollouts, within
@@ -44,12 +45,12 @@ class LearnerClient:
     async def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
         """Add old_logprobs (and ref_logprobs where needed) to the batch."""
         with self._timed("score"):
-            return await self._ask("score", batch, needs, deadline_s=self._deadline_s, what="score")
+            return await self._ask("score", crossing(batch), needs, deadline_s=self._deadline_s, what="score")
 
     async def update(self, minibatch: Any) -> MetricSums:
         """One optimizer update, on the kind of batch that the learner takes."""
         with self._timed("update"):
-            return await self._ask("update", minibatch, deadline_s=self._deadline_s, what="update")
+            return await self._ask("update", crossing(minibatch), deadline_s=self._deadline_s, what="update")
 
     async def connect(self, backend: str, engines: Sequence[RemoteRollouts]) -> None:
         """Open a device channel from the learner to the engines' actors."""

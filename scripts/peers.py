@@ -1,10 +1,11 @@
-"""Bring up .venv-peers: libraries whose reward functions we promise to run unmodified, for the tests that do.
+"""Bring up environments of other libraries: .venv-peers with verl, .venv-trl with TRL.
 
-    python -m scripts.peers
+    python -m scripts.peers [peers] [trl]
 
-It sees the packages of the environment that makes it, and has besides what requirements/peers.txt pins: verl
-asks for other releases of our stack, so it has no place in .venv. A reward runs there with `--reward-python
-.venv-peers/bin/python`. Where it is complete nothing is done; 2.4 MB are fetched, wheels only.
+Each sees the packages of the environment that makes it, and has besides what its file in requirements/ pins:
+these libraries ask for other releases of our stack, so they have no place in .venv. The tests run verl's
+rewards in .venv-peers (`--reward-python .venv-peers/bin/python`); scripts/bench.py runs TRL in .venv-trl, on
+the same torch as ours. Where one is complete nothing is done; 2.4 MB and 14 MB are fetched, wheels only.
 """
 
 from __future__ import annotations
@@ -18,41 +19,63 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from scripts._venv import OFFLINE, Offline, Stop
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ROOT / ".venv-peers"
-PYTHON = PEERS / "bin" / "python"
-PINS = ROOT / "requirements" / "peers.txt"
-STAMP = PEERS / "complete"  # of what it was made; written last
-
 DEADLINE_S = 240.0
 """For all of it, waiting for another that does the same included."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerVenv:
+    """A virtual environment beside .venv, and the file that pins what it has besides .venv's packages."""
+
+    folder: Path
+    pins: Path
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def stamp(self) -> Path:
+        """Of what it was made; written last."""
+        return self.folder / "complete"
+
+
+PEERS = PeerVenv(folder=ROOT / ".venv-peers", pins=ROOT / "requirements" / "peers.txt")
+TRL = PeerVenv(folder=ROOT / ".venv-trl", pins=ROOT / "requirements" / "trl.txt")
+VENVS = {"peers": PEERS, "trl": TRL}
+PYTHON = PEERS.python
+
 FETCH = (
     *("install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--require-hashes"),
-    *("--only-binary=:all:", "--retries=2", "--timeout=20"),
+    *("--only-binary=:all:", "--ignore-installed", "--retries=2", "--timeout=20"),
 )
 
 
 def main() -> int:
-    if sys.argv[1:]:
+    names = sys.argv[1:]
+    if unknown := set(names) - VENVS.keys():
         print(__doc__)
-        return 0 if {"-h", "--help"} & set(sys.argv[1:]) else 2
-    started = time.monotonic()
-    try:
-        done = bring_up()
-    except Stop as stop:
-        print(f"peers: {stop}", file=sys.stderr)
-        return 1
-    print(f"peers: {PEERS} {f'ready in {time.monotonic() - started:.0f} s' if done else 'is complete'}")
+        return 0 if unknown <= {"-h", "--help"} else 2
+    for venv in [VENVS[name] for name in names] or [PEERS]:
+        started = time.monotonic()
+        try:
+            done = bring_up(venv)
+        except Stop as stop:
+            print(f"peers: {stop}", file=sys.stderr)
+            return 1
+        told = f"ready in {time.monotonic() - started:.0f} s" if done else "is complete"
+        print(f"peers: {venv.folder} {told}")
     return 0
 
 
-def bring_up() -> bool:
-    """Make .venv-peers hold what is pinned; whether anything was to be done.
+def bring_up(venv: PeerVenv = PEERS) -> bool:
+    """Make the environment hold what is pinned; whether anything was to be done.
 
     Raises:
         Offline: the package index was not reached.
@@ -61,24 +84,24 @@ def bring_up() -> bool:
     ends = time.monotonic() + DEADLINE_S
     # Where the packages lie that it sees, and for which Python.
     beside = sysconfig.get_path("purelib")
-    key = hashlib.sha256("\0".join([PINS.read_text(), beside, sys.version]).encode()).hexdigest()
-    with _alone(ends):
-        if STAMP.is_file() and STAMP.read_text() == key and PYTHON.exists():
+    key = hashlib.sha256("\0".join([venv.pins.read_text(), beside, sys.version]).encode()).hexdigest()
+    with _alone(venv, ends):
+        if venv.stamp.is_file() and venv.stamp.read_text() == key and venv.python.exists():
             return False
-        if PEERS.exists():
-            shutil.rmtree(PEERS)
-        _run(["-m", "venv", "--without-pip", str(PEERS)], ends)
+        if venv.folder.exists():
+            shutil.rmtree(venv.folder)
+        _run(["-m", "venv", "--without-pip", str(venv.folder)], ends)
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        (PEERS / "lib" / version / "site-packages" / "beside.pth").write_text(f"{beside}\n")
-        _run(["-m", "pip", "--python", str(PYTHON), *FETCH, "--requirement", str(PINS)], ends)
-        STAMP.write_text(key)
+        (venv.folder / "lib" / version / "site-packages" / "beside.pth").write_text(f"{beside}\n")
+        _run(["-m", "pip", "--python", str(venv.python), *FETCH, "--requirement", str(venv.pins)], ends)
+        venv.stamp.write_text(key)
     return True
 
 
 @contextmanager
-def _alone(ends: float) -> Iterator[None]:
+def _alone(venv: PeerVenv, ends: float) -> Iterator[None]:
     """One process at a time in this folder."""
-    with (ROOT / ".venv-peers.lock").open("w") as lock:
+    with venv.folder.with_suffix(".lock").open("w") as lock:
         while True:
             with suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -70,5 +70,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 def ratio_text(ours: Sequence[float], theirs: Sequence[float]) -> str:
     """The middle half of the ratios of each round, where both did the same work one after the other."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    if len(ratios) == 1:
+        return f"one round's ratio: {ratios[0]:.2f}"
     low, _, high = statistics.quantiles(ratios, n=4)
     return f"rounds' ratios: middle half {low:.2f} to {high:.2f}"

@@ -27,8 +27,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward-rounds", type=int, default=5, help="reward: rounds")
 
 
-def measure(options: argparse.Namespace) -> Measurement:
-    return asyncio.run(_measure(options.reward_samples, options.reward_rounds))
+def measure(options: argparse.Namespace) -> list[Measurement]:
+    return [asyncio.run(_measure(options.reward_samples, options.reward_rounds))]
 
 
 async def _measure(num_samples: int, rounds: int) -> Measurement:

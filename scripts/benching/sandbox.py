@@ -37,8 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def measure(options: argparse.Namespace) -> Measurement:
-    return asyncio.run(_measure(options))
+def measure(options: argparse.Namespace) -> list[Measurement]:
+    return [asyncio.run(_measure(options))]
 
 
 async def _measure(options: argparse.Namespace) -> Measurement:
