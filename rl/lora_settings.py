@@ -132,6 +132,11 @@ def lora_problems(config: Config) -> Iterator[str]:
             f"sabotage = {config.sabotage!r} breaks a load of all weights, and lora_sync = 'adapter' loads "
             "the adapter alone; use lora_sync merged"
         )
+    if config.backend != "plain":
+        yield (
+            f"backend = {config.backend!r} with an adapter: adapters are trained on one rank so far; use backend "
+            "plain, or leave the adapter out"
+        )
     if config.lora_sync == "adapter" and config.sync_backend not in ("auto", "shm"):
         yield (
             f"sync_backend = {config.sync_backend!r} has no effect with lora_sync = 'adapter', which engines "

@@ -44,7 +44,9 @@ class NearLearner:
         self._learner = learner
 
     async def publish(self, version: int) -> Manifest:
-        return self._learner.publish(version)
+        manifest = self._learner.publish(version)
+        assert manifest is not None  # the only rank writes
+        return manifest
 
     async def sketch_weights(self, seed: int) -> dict[str, Sketch]:
         return self._learner.sketch_weights(seed)
