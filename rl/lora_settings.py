@@ -134,8 +134,8 @@ def lora_problems(config: Config) -> Iterator[str]:
         )
     if config.backend != "plain":
         yield (
-            f"backend = {config.backend!r} with an adapter: adapters are trained on one rank so far; use backend "
-            "plain, or leave the adapter out"
+            f"backend = {config.backend!r} with an adapter: adapters are trained on one rank so far; use "
+            "backend plain, or leave the adapter out"
         )
     if config.lora_sync == "adapter" and config.sync_backend not in ("auto", "shm"):
         yield (
