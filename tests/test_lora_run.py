@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 IDS = [5, 9, 33, 20, 21, 12, 40, 8]
 
 
-@pytest.fixture(scope="module", params=["merged", "adapter"])
+@pytest.fixture(scope="module", params=["merged", pytest.param("adapter", marks=pytest.mark.extra)])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     path = tmp_path_factory.mktemp("runs") / "run"
     finished = run_recipe(path, ["--lora.rank", "8", "--lora.sync", request.param])
@@ -80,6 +80,7 @@ def test_the_next_run_goes_on_from_its_adapter(run: FinishedRun, tmp_path: Path)
     assert onward.metrics[0]["policy/kl_ref_k3"] < 1e-9
 
 
+@pytest.mark.extra
 def test_it_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     options = ["--lora.rank", "4", "--determinism", "exact", "--max-wall-s", "600", "--save-every", "1"]
     whole = run_recipe(tmp_path / "whole", [*options, "--num-steps", "3", "--keep-checkpoints", "0"])
@@ -99,7 +100,11 @@ def test_it_resumes_to_the_same_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--sabotage", "skip_tensor"], "model.layers.0.mlp.down_proj.weight differs"),
+        pytest.param(
+            ["--sabotage", "skip_tensor"],
+            "model.layers.0.mlp.down_proj.weight differs",
+            marks=pytest.mark.extra,
+        ),
         (["--sabotage", "no_adapter", "--lora.sync", "adapter"], "engine 0 serves the base"),
     ],
 )

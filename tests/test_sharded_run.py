@@ -17,7 +17,9 @@ LOSSES = ("policy/loss", "policy/kl_ref_k3", "policy/entropy", "optim/lr", "opti
 @pytest.mark.parametrize(
     ("options", "communicator"),
     [
-        pytest.param(["--backend", "fsdp"], "gloo, reduce-scatter (FSDP2)", id="fsdp"),
+        pytest.param(
+            ["--backend", "fsdp"], "gloo, reduce-scatter (FSDP2)", id="fsdp", marks=pytest.mark.extra
+        ),
         pytest.param(
             ["--backend", "deepspeed", "--zero-stage", "3"],
             "gloo, reduce-scatter (DeepSpeed ZeRO 3)",

@@ -213,6 +213,7 @@ async def test_the_frozen_base_is_bit_identical_after_a_hundred_syncs(pair: Pair
 
 
 @pytest.mark.slow
+@pytest.mark.extra
 @pytest.mark.timeout(300)
 async def test_the_base_is_bit_identical_after_a_hundred_merged_syncs(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path, tied=True)

@@ -80,7 +80,7 @@ async def test_the_client_of_two_ranks_gives_the_numbers_of_one(folder: Path, tm
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("loss_type", ["sigmoid", "kto"])
+@pytest.mark.parametrize("loss_type", [pytest.param("sigmoid", marks=pytest.mark.extra), "kto"])
 async def test_pairs_are_learned_on_two_ranks_as_on_one(folder: Path, loss_type: Any) -> None:
     objective = Preference(loss=PreferenceLoss(name="dpo", loss_type=loss_type))
     spec = replace(tiny_spec(folder), algorithm=objective)

@@ -24,6 +24,9 @@ ZERO_3 = ("deepspeed", 3, 2)
 ZERO_2 = ("deepspeed", 2, 3)
 
 
+EXTRA = [pytest.mark.slow, pytest.mark.extra]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"), tied=True)
@@ -33,12 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("saving", "going_on"),
     [
         pytest.param(FSDP, PLAIN, id="fsdp-plain"),
-        pytest.param(PLAIN, FSDP, id="plain-fsdp", marks=pytest.mark.slow),
+        pytest.param(PLAIN, FSDP, id="plain-fsdp", marks=EXTRA),
         pytest.param(ZERO_3, PLAIN, id="zero3-plain", marks=pytest.mark.slow),
-        pytest.param(ZERO_3, FSDP, id="zero3-fsdp", marks=pytest.mark.slow),
-        pytest.param(FSDP, ZERO_3, id="fsdp-zero3", marks=pytest.mark.slow),
-        pytest.param(ZERO_2, ZERO_3, id="zero2-zero3", marks=pytest.mark.slow),
-        pytest.param(ZERO_3, ZERO_2, id="zero3-zero2", marks=pytest.mark.slow),
+        pytest.param(ZERO_3, FSDP, id="zero3-fsdp", marks=EXTRA),
+        pytest.param(FSDP, ZERO_3, id="fsdp-zero3", marks=EXTRA),
+        pytest.param(ZERO_2, ZERO_3, id="zero2-zero3", marks=EXTRA),
+        pytest.param(ZERO_3, ZERO_2, id="zero3-zero2", marks=EXTRA),
     ],
 )
 @pytest.mark.timeout(600)

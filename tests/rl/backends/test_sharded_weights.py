@@ -16,13 +16,15 @@ from tests.tiny import make_tiny_model
 BACKENDS = [
     pytest.param("fsdp", 0, id="fsdp"),
     pytest.param("deepspeed", 3, id="zero-3", marks=pytest.mark.slow),
-    pytest.param("deepspeed", 2, id="zero-2", marks=pytest.mark.slow),
+    pytest.param("deepspeed", 2, id="zero-2", marks=[pytest.mark.slow, pytest.mark.extra]),
 ]
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("backend", "stage"), BACKENDS)
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "tied", [True, pytest.param(False, marks=[pytest.mark.slow, pytest.mark.extra])], ids=["tied", "untied"]
+)
 def test_what_ranks_serve_is_what_one_serves(tmp_path: Path, backend: str, stage: int, tied: bool) -> None:
     spec = tiny_spec(make_tiny_model(tmp_path / "model", tied=tied), "grpo")
     batch = uneven_batch(tmp_path / "model")
