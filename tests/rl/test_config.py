@@ -163,6 +163,22 @@ def test_batch_sizes_that_do_not_divide_are_refused_with_the_nearest_that_does(f
     assert expected in refusal(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"micro_batch_tokens": 256},
+            "less than one trajectory may have (context_length = 512); use at least 512",
+        ),
+        ({"micro_batch_tokens": 4096, "layout": "padded"}, "has no effect with layout = 'padded'"),
+        ({"layout": "packd"}, "did you mean 'packed'"),
+        ({"activation_checkpointing": True, "replay_routing": True}, "would choose its experts anew"),
+    ],
+)
+def test_layouts_that_cannot_be_are_refused(fields, expected):
+    assert expected in refusal(**fields)
+
+
 def test_every_problem_is_told_at_once():
     told = refusal(num_groups=0, temperature=-1.0, device="gpu").splitlines()
     assert [line.split(" = ")[0] for line in told] == ["num_groups", "temperature", "device"]

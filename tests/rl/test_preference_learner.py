@@ -265,6 +265,7 @@ def test_a_setting_without_effect_is_refused_with_what_to_do():
         ({"algorithm": "simpo", "gamma_simpo": 1.0, "gamma_beta_ratio": 0.5}, "exactly one of gamma"),
         ({"algorithm": "dp"}, "did you mean 'dpo'"),
         ({"group_size": 1}, "a pair is two trajectories"),
+        ({"micro_batch_tokens": 4096}, "has no effect on pairs"),
     ):
         with pytest.raises(ValueError, match=message):
             PreferenceConfig(**changes).make_algorithm()
