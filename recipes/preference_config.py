@@ -72,8 +72,8 @@ class PreferenceConfig(Config):
             raise ValueError("group_size = 1: a pair is two trajectories of one task; use at least 2")
         if self.micro_batch_tokens:
             raise ValueError(
-                f"micro_batch_tokens = {self.micro_batch_tokens} has no effect on pairs, which go through the "
-                "model in passes of micro_batch_size trajectories; leave it out"
+                f"micro_batch_tokens = {self.micro_batch_tokens} has no effect on pairs, which go through "
+                "the model in passes of micro_batch_size trajectories; leave it out"
             )
         return Preference(loss=loss, max_pairs_per_group=self.max_pairs_per_group, swap_pairs=self.swap_pairs)
 
