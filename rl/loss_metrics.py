@@ -141,7 +141,7 @@ LOSS_METRICS = {
     "policy/loss": "the loss that was minimised",
     "policy/pg_loss": "its policy-gradient term",
     "policy/kl_loss": "its KL term before kl_loss_coef; only where the row has one",
-    "policy/entropy": "mean entropy of the policy over trained tokens (of 2,048 a micro-batch "
+    "policy/entropy": "mean entropy of the policy over trained tokens (of 512 a micro-batch "
     "where the loss has no part of it), nats; with replay_sampling_mask, of the distribution over what could "
     "be drawn",
     "policy/advantage_mean": "mean advantage over trained tokens",

@@ -46,7 +46,7 @@ class PolicyModel(nn.Module):
         replay_routing: bool = False,
         head_dtype: torch.dtype = torch.float32,
         chunk_size: int = 4096,
-        entropy_tokens: int = 2048,
+        entropy_tokens: int = 512,
         needs_log_z: bool = False,
     ) -> None:
         super().__init__()
