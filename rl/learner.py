@@ -16,10 +16,11 @@ from envs.names import load_object
 from rl.backends.base import Forward, make_backend
 from rl.backends.tensors import local, num_elements
 from rl.backends.trained import TrainedModel, nothing_of
-from rl.batch import TrainBatch
+from rl.batch import LossCounts, TrainBatch
 from rl.checkpoint import save_checkpoint
 from rl.determinism import use_exact_kernels
 from rl.first_ratio import first_ratio_error
+from rl.foreseen import foreseen_gradient
 from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad
@@ -142,7 +143,7 @@ class Learner(Publishing):
         num_passes = self.backend.largest(len(passes))
         for micro_batch in minibatch.micro_batches(passes):
             layout = micro_batch.padded(layout=self.layout).to(self.device)
-            outputs = self.evaluate(layout, self._compared)
+            outputs = self.evaluate(layout, self._compared, foreseen=self._foreseen(layout, counts))
             loss, sums = self.spec.algorithm.loss(outputs, layout, counts)
             self.optimizer.backward(loss)
             if self.is_first_update:
@@ -226,11 +227,17 @@ class Learner(Publishing):
             samples, num_rows=spec.micro_batch_size, num_tokens=spec.micro_batch_tokens, layout=self.layout
         )
 
+    def _foreseen(self, layout: PaddedLayout, counts: LossCounts) -> torch.Tensor | None:
+        """What the loss will ask for, where the weights are still those that old_logprobs are of."""
+        if not self.is_first_update or self.spec.precision.model_dtype is not torch.float32:
+            return None
+        return foreseen_gradient(self.spec.algorithm, layout, counts)
+
     def evaluate(
-        self, layout: PaddedLayout, teacher: PolicyModel | None = None, *, wants_entropy: bool = True
+        self, layout: PaddedLayout, teacher: PolicyModel | None = None, **options: Any
     ) -> TokenOutputs:
-        """The policy's outputs, with the critic's values where there is one."""
-        return self._forward(layout, teacher, wants_entropy=wants_entropy)
+        """The policy's outputs, with the critic's values where there is one; options as PolicyModel's."""
+        return self._forward(layout, teacher, **options)
 
     def _own_scores(self, layout: PaddedLayout) -> tuple[torch.Tensor, ...]:
         outputs = self.evaluate(layout, wants_entropy=False)

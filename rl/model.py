@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from rl.distributions import generalized_jsd_of_states
+from rl.fused_head import fused_logprobs
 from rl.layout import PaddedLayout
 from rl.logprobs import (
     chosen_logprobs,
@@ -68,6 +69,7 @@ class PolicyModel(nn.Module):
         teacher: PolicyModel | None = None,
         *,
         wants_entropy: bool = True,
+        foreseen: torch.Tensor | None = None,
     ) -> TokenOutputs:
         """Log-probabilities, entropies and, with a value head, values of the sampled tokens.
 
@@ -75,6 +77,7 @@ class PolicyModel(nn.Module):
             layout: B right-padded rows of T tokens.
             teacher: a model over the same vocabulary, to compare whole distributions with.
             wants_entropy: whether anything reads it; without, it is NaN.
+            foreseen: (N,), what the loss is expected to ask for (rl/foreseen.py); a matter of speed.
 
         Returns:
             Nats; position t describes token t given tokens < t. Entropy carries a gradient, and is that of
@@ -83,7 +86,7 @@ class PolicyModel(nn.Module):
             distribution over these ids.
         """
         states, targets, head, router_loss = self._heads(layout, router_loss=self.router_loss)
-        logprobs, entropy, log_z = self._logprobs(layout, states, head, targets, wants_entropy)
+        logprobs, entropy, log_z = self._logprobs(layout, states, head, targets, wants_entropy, foreseen)
         values = None
         if self.value_head is not None:
             values = scatter_tokens(self.value_head(states), layout.loss_mask)
@@ -106,6 +109,7 @@ class PolicyModel(nn.Module):
         head: torch.Tensor,
         targets: torch.Tensor,
         wants_entropy: bool,
+        foreseen: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Log-probs, entropies and log Z (N,), the last only where it is needed."""
         kept_ids = None if layout.kept_ids is None else layout.kept_ids[layout.loss_mask]
@@ -118,7 +122,10 @@ class PolicyModel(nn.Module):
         is_narrow = self.head_dtype is not torch.float32 and head.dtype is not torch.float64
         if kept_ids is not None or self.needs_log_z or self.entropy_gradient or is_narrow:
             return whole(states, head, targets, kept_ids=kept_ids, entropy_gradient=self.entropy_gradient)
-        logprobs = chosen_logprobs(states, head, targets, temperature=self.temperature)
+        if foreseen is None:
+            logprobs = chosen_logprobs(states, head, targets, temperature=self.temperature)
+        else:
+            logprobs = fused_logprobs(states, head, targets, foreseen, temperature=self.temperature)
         if not wants_entropy:
             return logprobs, torch.full_like(logprobs, torch.nan), None
 

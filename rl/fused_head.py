@@ -1,0 +1,98 @@
+"""The head with its gradient made in the forward pass, where what the loss will ask for is known beforehand.
+
+Recomputing the logits for the backward pass is a fourth product with the head beside three. A loss that is
+given log-probs asks for d loss / d log π of each token, and on the first update after a score these log-probs
+are old_logprobs: then it can be asked before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-3
+"""Largest difference between what the loss asks for and what was foreseen, relative to the largest of them,
+that still counts as rounding. Beyond it the gradient is computed again, exactly."""
+
+
+class _FusedHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        foreseen: Tensor,
+        temperature: float,
+        chunk_size: int,
+    ) -> Tensor:
+        logprobs = hidden.new_empty(len(targets))
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for start in range(0, len(targets), chunk_size):
+            rows = slice(start, start + chunk_size)
+            states, places, asked = hidden[rows], targets[rows, None], foreseen[rows, None]
+            logits = (states @ weight.T).div_(temperature)
+            log_z = logits.logsumexp(1, keepdim=True)
+            logprobs[rows] = (logits.gather(1, places) - log_z)[:, 0]
+            # d log π(y) / d logits = onehot(y) - π, times what is asked for.
+            grad = logits.sub_(log_z).exp_().mul_(asked / -temperature)
+            grad.scatter_add_(1, places, asked / temperature)
+            torch.mm(grad, weight, out=grad_hidden[rows])
+            grad_weight.addmm_(grad.T, states)
+        ctx.save_for_backward(hidden, weight, targets, foreseen, grad_hidden, grad_weight)
+        ctx.temperature, ctx.chunk_size = temperature, chunk_size
+        return logprobs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, targets, foreseen, grad_hidden, grad_weight = ctx.saved_tensors
+        scale = scale_between(foreseen, grad)
+        if scale is None:
+            with torch.enable_grad():
+                leaves = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+                again = _FusedHead.apply(*leaves, targets, grad, ctx.temperature, ctx.chunk_size)
+            grad_hidden, grad_weight = torch.autograd.grad(again, leaves, grad)
+        elif scale != 1.0:
+            grad_hidden, grad_weight = grad_hidden * scale, grad_weight * scale
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def scale_between(foreseen: Tensor, asked: Tensor) -> float | None:
+    """The number (a loss scale, most often 1) by which `foreseen` is `asked`, within TOLERANCE; else None."""
+    square = float(foreseen.double().square().sum())
+    if not square:
+        return None if bool(asked.any()) else 1.0
+    scale = float((foreseen.double() * asked).sum()) / square
+    if abs(scale - 1.0) <= TOLERANCE:
+        scale = 1.0
+    gap = float((asked - scale * foreseen).abs().max())
+    return scale if gap <= TOLERANCE * float(asked.abs().max()) else None
+
+
+def fused_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    foreseen: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = 256,
+) -> Tensor:
+    """log softmax(hidden weightᵀ / temperature) at the targets, float32 or wider.
+
+    Args:
+        hidden: (N, H).
+        weight: (V, H), the head.
+        targets: (N,) int64.
+        foreseen: (N,), d loss / d log π as the loss is expected to ask for it. Where it asks for something
+            else the gradient is right all the same, at the cost of another forward pass.
+        temperature: divides the logits, above 0.
+        chunk_size: rows of logits at a time.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _FusedHead.apply(
+            hidden.to(wide), weight.to(wide), targets, foreseen.to(wide), temperature, chunk_size
+        )
