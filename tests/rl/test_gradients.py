@@ -53,6 +53,7 @@ def weighed(own: Learner, batch: TrainBatch) -> TrainBatch:
 
 def gradient(own: Learner, batch: TrainBatch) -> tuple[torch.Tensor, dict[str, float]]:
     """The policy's gradient on a weighed batch, after a learning rate of 0, and the update's metrics."""
+    own.is_first_update = True  # the same way through the head each time, to compare bits
     metrics = metric_values(own.update(batch))
     return torch.cat([p.grad.flatten() for p in own.model.parameters() if p.grad is not None]), metrics
 
