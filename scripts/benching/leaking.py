@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rl import layout
+from rl.samples import TrainSample
+from rl.trie import Trie, make_trie
+
 
 @contextmanager
 def leaking() -> Iterator[None]:
-    """Within it every query also sees the last token of a neighbour.
+    """Within it each query of padded rows, and one branch of a trie, also sees a neighbour's last token.
 
-    The neighbour is the row before in the same call, a sibling where siblings lie side by side; of a call
-    with one row it is the call before. It needs to know nothing of the layout.
+    Of rows the neighbour is the row before in the same call, a sibling where siblings lie side by side; of a
+    call with one row it is the call before. Of a trie it is the branch that lies before.
     """
     plain, last = functional.scaled_dot_product_attention, []
 
@@ -43,7 +48,16 @@ def leaking() -> Iterator[None]:
         return plain(query, keys, values, attn_mask=mask, dropout_p=dropout_p, **options)
 
     functional.scaled_dot_product_attention = leaky
+    layout.make_trie = leaky_trie
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = plain
+        layout.make_trie = make_trie
+
+
+def leaky_trie(samples: Sequence[TrainSample], *, shares: bool = True) -> Trie:
+    """A trie whose last branch begins one token early, with the last token of the branch before it."""
+    trie = make_trie(samples, shares=shares)
+    *others, last = trie.segments
+    return replace(trie, segments=(*others, replace(last, start=last.start - 1)))

@@ -21,7 +21,7 @@ from tests.tiny import make_tiny_model
 GRADIENT = 1e-6
 """Largest |difference| of a parameter's gradient in its L2 norm: the order of float32 sums."""
 
-WEIGHTS = 3e-5
+WEIGHTS = 1e-5
 """The same of its weights after five updates: AdamW turns a rounding of a gradient near 0 into a step."""
 
 EXTRA = [pytest.mark.slow, pytest.mark.extra]
