@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ from rollout.engine_spec import EngineSpec, adapter_arguments, device_arguments,
 from rollout.manifest import Manifest
 from rollout.routed_experts import experts_of
 from rollout.weight_sketch import Sketch
+
+
+WATCH_S = 0.5
+"""Between two looks at whether the engine still lives, while an answer of its is waited for."""
 
 
 class EngineError(RuntimeError):
@@ -97,7 +101,7 @@ class VllmEngine:
         output = result.outputs[0]
         num_rows = len(prompt_ids) + len(output.token_ids) - 1 - sampling.num_routed
         experts = experts_of(output, num_rows) if self.spec.returns_experts else None
-        with self._attempt("reading a completion"):
+        async with self._attempt("reading a completion"):
             return completion_of(
                 output, return_kept=filters.return_kept, routed_experts=experts, version=version
             )
@@ -122,7 +126,7 @@ class VllmEngine:
         """The final output of one request, and the version of the adapter that answered, if one did."""
         request_id = f"{self.spec.name}-{next(self._ids)}"
         final = None
-        with self._attempt(f"request {request_id}"):
+        async with self._attempt(f"request {request_id}"):
             prompt = {"prompt_token_ids": list(prompt_ids)}
             async with self._adapters.in_use() as adapter:
                 lora = adapter and adapter.request
@@ -139,7 +143,7 @@ class VllmEngine:
             EngineError: the worker refused or failed; before the load began the old weights still serve.
         """
         await self.prepare_weights(manifest)
-        with self._attempt(f"loading policy version {manifest.version}"):
+        async with self._attempt(f"loading policy version {manifest.version}"):
             await self._llm.start_weight_update()
             await self._llm.update_weights(_update({"manifest": manifest.to_dict(), "drill": drill}))
             await self._llm.finish_weight_update()
@@ -151,7 +155,7 @@ class VllmEngine:
         Raises:
             EngineError: the files are not what the manifest says, or vLLM failed; what served still serves.
         """
-        with self._attempt(f"loading the adapter of policy version {manifest.version}"):
+        async with self._attempt(f"loading the adapter of policy version {manifest.version}"):
             await self._adapters.load(manifest, drill=drill)
             await self._llm.update_weight_version(str(manifest.version))
 
@@ -161,7 +165,7 @@ class VllmEngine:
         Raises:
             EngineError: the manifest is not what this engine serves; the old weights still serve.
         """
-        with self._attempt(f"the check of policy version {manifest.version}"):
+        async with self._attempt(f"the check of policy version {manifest.version}"):
             await self._llm.collective_rpc("check_weight_manifest", args=(manifest.to_dict(),))
             await self._llm.pause_generation(mode="keep", clear_cache=False)
 
@@ -171,7 +175,7 @@ class VllmEngine:
         Raises:
             EngineError: the engine failed.
         """
-        with self._attempt(f"serving policy version {version}"):
+        async with self._attempt(f"serving policy version {version}"):
             await self._llm.update_weight_version(str(version))
             # Key-values of the old weights must never answer for the new ones.
             if not await self._llm.reset_prefix_cache(reset_running_requests=True):
@@ -185,29 +189,38 @@ class VllmEngine:
         """Open the channel to the learner. With nccl this returns when every rank has come."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        with self._attempt("opening the weight channel"):
+        async with self._attempt("opening the weight channel"):
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def start_weight_update(self) -> None:
-        with self._attempt("the start of a weight update"):
+        async with self._attempt("the start of a weight update"):
             await self._llm.start_weight_update()
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receive one chunk of weights: all of them with nccl, a full buffer with ipc."""
-        with self._attempt("receiving weights"):
+        async with self._attempt("receiving weights"):
             await self._llm.update_weights(_update(update_info))
 
     async def finish_weight_update(self) -> None:
         """End the update. vLLM's own backends know nothing of a tied head with a copy of its own."""
-        with self._attempt("the end of a weight update"):
+        async with self._attempt("the end of a weight update"):
             await self._llm.finish_weight_update()
             await self._llm.collective_rpc("retie_head")
 
-    @contextmanager
-    def _attempt(self, what: str) -> Iterator[None]:
-        """Any failure of vLLM's as an EngineError that says whose and at what; a dead engine as just that."""
+    @asynccontextmanager
+    async def _attempt(self, what: str) -> AsyncIterator[None]:
+        """Any failure of vLLM's as an EngineError that says whose and at what; a dead engine as just that.
+
+        vLLM never answers the calls under way when its core dies (0.32, v1/engine/core_client.py): only requests
+        end. So the block is ended from here, as an overdue one would be.
+        """
         try:
-            yield
+            async with asyncio.timeout(None) as life:
+                watch = asyncio.create_task(_end_at_death(life, self._llm))
+                try:
+                    yield
+                finally:
+                    watch.cancel()
         except (EngineError, EngineRequestError):
             raise
         except Exception as error:
@@ -223,12 +236,12 @@ class VllmEngine:
 
     async def served_version(self) -> int:
         """The policy version that new tokens are labelled with."""
-        with self._attempt("asking for its policy version"):
+        async with self._attempt("asking for its policy version"):
             return int(await self._llm.get_weight_version())
 
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
         """Sketches of what every layer serves, by Hugging Face name."""
-        with self._attempt("sketching its weights"):
+        async with self._attempt("sketching its weights"):
             (plain,) = await self._llm.collective_rpc("sketch_served_weights", args=(seed,))
         return {name: Sketch.from_bytes(entry) for name, entry in plain.items()}
 
@@ -237,6 +250,12 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = self._adapters = None
+
+
+async def _end_at_death(life: asyncio.Timeout, llm: Any) -> None:
+    while not llm.errored:
+        await asyncio.sleep(WATCH_S)
+    life.reschedule(asyncio.get_running_loop().time())
 
 
 def _update(info: dict[str, Any]) -> Any:
