@@ -16,6 +16,9 @@ TOLERANCE = 1e-3
 """Largest difference between what the loss asks for and what was foreseen, relative to the largest of them,
 that still counts as rounding. Beyond it the gradient is computed again, exactly."""
 
+FAR = -800.0
+"""exp of it is 0, in float64 as well."""
+
 
 class _FusedHead(torch.autograd.Function):
     @staticmethod
@@ -27,36 +30,48 @@ class _FusedHead(torch.autograd.Function):
         foreseen: Tensor,
         temperature: float,
         chunk_size: int,
-    ) -> Tensor:
+        entropy_every: int,
+    ) -> tuple[Tensor, Tensor]:
         logprobs = hidden.new_empty(len(targets))
+        entropies = torch.full_like(logprobs, torch.nan)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        buffer = hidden.new_empty(min(chunk_size, len(targets)), len(weight))
         for start in range(0, len(targets), chunk_size):
             rows = slice(start, start + chunk_size)
             states, places, asked = hidden[rows], targets[rows, None], foreseen[rows, None]
-            logits = (states @ weight.T).div_(temperature)
-            log_z = logits.logsumexp(1, keepdim=True)
-            logprobs[rows] = (logits.gather(1, places) - log_z)[:, 0]
+            logits = torch.mm(states / temperature, weight.T, out=buffer[: len(states)])
+            logits -= logits.amax(1, keepdim=True)
+            chosen = logits.gather(1, places)
+            looked_at = slice(-start % entropy_every, None, entropy_every) if entropy_every else slice(0)
+            kept = logits[looked_at].clone()
+            sums = logits.exp_().sum(1, keepdim=True)
+            log_z = sums.log()
+            logprobs[rows] = (chosen - log_z)[:, 0]
+            # Σ π (log Z - x); where π is 0 x may be -inf.
+            means = torch.linalg.vecdot(logits[looked_at], kept.clamp_(min=FAR)) / sums[looked_at, 0]
+            entropies[rows][looked_at] = log_z[looked_at, 0] - means
             # d log π(y) / d logits = onehot(y) - π, times what is asked for.
-            grad = logits.sub_(log_z).exp_().mul_(asked / -temperature)
+            grad = logits.mul_(asked / (-temperature * sums))
             grad.scatter_add_(1, places, asked / temperature)
             torch.mm(grad, weight, out=grad_hidden[rows])
             grad_weight.addmm_(grad.T, states)
         ctx.save_for_backward(hidden, weight, targets, foreseen, grad_hidden, grad_weight)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
-        return logprobs
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, targets, foreseen, grad_hidden, grad_weight = ctx.saved_tensors
         scale = scale_between(foreseen, grad)
         if scale is None:
             with torch.enable_grad():
                 leaves = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
-                again = _FusedHead.apply(*leaves, targets, grad, ctx.temperature, ctx.chunk_size)
+                again, _ = _FusedHead.apply(*leaves, targets, grad, ctx.temperature, ctx.chunk_size, 0)
             grad_hidden, grad_weight = torch.autograd.grad(again, leaves, grad)
         elif scale != 1.0:
             grad_hidden, grad_weight = grad_hidden * scale, grad_weight * scale
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 def scale_between(foreseen: Tensor, asked: Tensor) -> float | None:
@@ -79,8 +94,9 @@ def fused_logprobs(
     *,
     temperature: float = 1.0,
     chunk_size: int = 256,
-) -> Tensor:
-    """log softmax(hidden weightᵀ / temperature) at the targets, float32 or wider.
+    entropy_every: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """log softmax(hidden weightᵀ / temperature) at the targets (N,), and entropies (N,); float32 or wider.
 
     Args:
         hidden: (N, H).
@@ -90,9 +106,17 @@ def fused_logprobs(
             else the gradient is right all the same, at the cost of another forward pass.
         temperature: divides the logits, above 0.
         chunk_size: rows of logits at a time.
+        entropy_every: k, to have the entropy of tokens 0, k, 2k, .. in passing, without a gradient; NaN at
+            the others. 0: of none.
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
         return _FusedHead.apply(
-            hidden.to(wide), weight.to(wide), targets, foreseen.to(wide), temperature, chunk_size
+            hidden.to(wide),
+            weight.to(wide),
+            targets,
+            foreseen.to(wide),
+            temperature,
+            chunk_size,
+            entropy_every,
         )

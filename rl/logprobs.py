@@ -62,13 +62,18 @@ def chosen_logprobs(
         )
 
 
+def entropy_stride(num_tokens: int, at_most: int) -> int:
+    """The least k such that every k-th of `num_tokens` are `at_most` or fewer."""
+    return max(1, -(-num_tokens // at_most))
+
+
 def sampled_entropies(entropies: Callable[[Tensor], Tensor], num_tokens: int, at_most: int) -> Tensor:
-    """Entropies (N,) of every k-th token, NaN elsewhere: the least k that leaves `at_most` or fewer.
+    """Entropies (N,) of every k-th token (`entropy_stride`), NaN elsewhere.
 
     Entropy costs a product with the head, and as a metric it is an average.
     """
     out = torch.full((num_tokens,), torch.nan)
-    rows = torch.arange(0, num_tokens, max(1, -(-num_tokens // at_most)))
+    rows = torch.arange(0, num_tokens, entropy_stride(num_tokens, at_most))
     values = entropies(rows)
     return out.to(values).index_copy(0, rows.to(values.device), values)
 

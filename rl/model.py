@@ -17,6 +17,7 @@ from rl.fused_head import fused_logprobs
 from rl.layout import PaddedLayout
 from rl.logprobs import (
     chosen_logprobs,
+    entropy_stride,
     next_token_targets,
     sampled_entropies,
     scatter_tokens,
@@ -46,7 +47,7 @@ class PolicyModel(nn.Module):
         router_loss: bool = False,
         replay_routing: bool = False,
         head_dtype: torch.dtype = torch.float32,
-        chunk_size: int = 4096,
+        chunk_size: int = 1024,
         entropy_tokens: int = 512,
         needs_log_z: bool = False,
     ) -> None:
@@ -122,17 +123,18 @@ class PolicyModel(nn.Module):
         is_narrow = self.head_dtype is not torch.float32 and head.dtype is not torch.float64
         if kept_ids is not None or self.needs_log_z or self.entropy_gradient or is_narrow:
             return whole(states, head, targets, kept_ids=kept_ids, entropy_gradient=self.entropy_gradient)
-        if foreseen is None:
-            logprobs = chosen_logprobs(states, head, targets, temperature=self.temperature)
-        else:
-            logprobs = fused_logprobs(states, head, targets, foreseen, temperature=self.temperature)
+        if foreseen is not None:
+            stride = entropy_stride(len(targets), self.entropy_tokens) if wants_entropy else 0
+            fused = partial(fused_logprobs, temperature=self.temperature, entropy_every=stride)
+            return *fused(states, head, targets, foreseen), None
+        logprobs = chosen_logprobs(states, head, targets, temperature=self.temperature)
         if not wants_entropy:
             return logprobs, torch.full_like(logprobs, torch.nan), None
 
         def entropies(rows: torch.Tensor) -> torch.Tensor:
             rows = rows.to(states.device)
             with torch.no_grad():
-                return whole(states[rows], head, targets[rows])[1]
+                return whole(states[rows], head, targets[rows], chunk_size=256)[1]
 
         return logprobs, sampled_entropies(entropies, len(targets), self.entropy_tokens), None
 

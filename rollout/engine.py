@@ -20,7 +20,6 @@ from rollout.manifest import Manifest
 from rollout.routed_experts import experts_of
 from rollout.weight_sketch import Sketch
 
-
 WATCH_S = 0.5
 """Between two looks at whether the engine still lives, while an answer of its is waited for."""
 
@@ -211,8 +210,8 @@ class VllmEngine:
     async def _attempt(self, what: str) -> AsyncIterator[None]:
         """Any failure of vLLM's as an EngineError that says whose and at what; a dead engine as just that.
 
-        vLLM never answers the calls under way when its core dies (0.32, v1/engine/core_client.py): only requests
-        end. So the block is ended from here, as an overdue one would be.
+        When its core dies vLLM never answers the calls under way (0.32, v1/engine/core_client.py), only
+        requests end. So the block is ended from here, as an overdue one would be.
         """
         try:
             async with asyncio.timeout(None) as life:
@@ -253,7 +252,7 @@ class VllmEngine:
 
 
 async def _end_at_death(life: asyncio.Timeout, llm: Any) -> None:
-    while not llm.errored:
+    while not llm.errored:  # noqa: ASYNC110  (a flag of vLLM's, set by a thread: there is no event)
         await asyncio.sleep(WATCH_S)
     life.reschedule(asyncio.get_running_loop().time())
 

@@ -1,7 +1,9 @@
 """A loss head alone, forward and backward, one thing a command: run by either side's interpreter.
 
-    python -m scripts.benching.head_runner ours|trl NUM_TOKENS VOCAB HIDDEN
+    python -m scripts.benching.head_runner ours|later|trl NUM_TOKENS VOCAB HIDDEN
 
+`ours` is the head of a learner's first update after a score, `later` that of the updates behind it. All three
+tell log-probs and entropy as in training: TRL's of every token, ours of 512.
 The first `pass` also tells the peak of the memory above what hidden states and weights take, in MiB.
 """
 
@@ -20,11 +22,35 @@ from scripts.benching.commands import Commands, forget_peak, memory_kib
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Hidden states (N, H), weights (V, H), targets (N,) -> log-probs (N,)."""
 
+ENTROPY_TOKENS = 512
+CHUNK = 256
+
 
 def ours() -> Head:
-    from rl.logprobs import token_logprobs
+    """Told what the loss will ask for: here, of a mean, the same of each token."""
+    from rl.fused_head import fused_logprobs
+    from rl.logprobs import entropy_stride
 
-    return lambda hidden, weight, targets: token_logprobs(hidden, weight, targets)[0]
+    def head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        count = len(targets)
+        foreseen, stride = torch.full((count,), -1 / count), entropy_stride(count, ENTROPY_TOKENS)
+        return fused_logprobs(hidden, weight, targets, foreseen, entropy_every=stride)[0]
+
+    return head
+
+
+def later() -> Head:
+    from rl.logprobs import chosen_logprobs, sampled_entropies, token_logprobs
+
+    def head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        @torch.no_grad()
+        def entropies(rows: Tensor) -> Tensor:
+            return token_logprobs(hidden[rows], weight, targets[rows], chunk_size=CHUNK)[1]
+
+        sampled_entropies(entropies, len(targets), ENTROPY_TOKENS)
+        return chosen_logprobs(hidden, weight, targets)
+
+    return head
 
 
 def trl() -> Head:
@@ -40,7 +66,7 @@ def main() -> None:
     commands = Commands()
     side, (num_tokens, vocab, hidden_size) = sys.argv[1], map(int, sys.argv[2:])
     torch.set_num_threads(1)
-    head = {"ours": ours, "trl": trl}[side]()
+    head = {"ours": ours, "later": later, "trl": trl}[side]()
     generator = torch.Generator().manual_seed(0)
 
     def inputs(num_tokens: int, vocab: int) -> tuple[Tensor, Tensor, Tensor]:

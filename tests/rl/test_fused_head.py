@@ -13,7 +13,7 @@ from rl import learner as learner_module
 from rl.algorithms import get_algorithm
 from rl.foreseen import foreseen_gradient
 from rl.fused_head import fused_logprobs, scale_between
-from rl.logprobs import chosen_logprobs
+from rl.logprobs import chosen_logprobs, token_logprobs
 from tests.rl.test_learner import learner, multi_turn_batch
 from tests.tiny import make_tiny_model
 
@@ -43,7 +43,7 @@ def test_gradients_are_those_of_the_plain_head_whatever_was_foreseen(num_tokens,
         "nothing": torch.zeros_like(asked),
     }[told]
     wanted = chosen_logprobs(states, weight, targets, temperature=0.7)
-    found = fused_logprobs(states, weight, targets, foreseen, temperature=0.7)
+    found, _ = fused_logprobs(states, weight, targets, foreseen, temperature=0.7)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
     for x, y in zip(
         torch.autograd.grad(found, (states, weight), asked),
@@ -51,6 +51,26 @@ def test_gradients_are_those_of_the_plain_head_whatever_was_foreseen(num_tokens,
         strict=True,
     ):
         torch.testing.assert_close(x, y, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("every", [0, 1, 7])
+@pytest.mark.parametrize("chunk_size", [256, 64, 5])  # a chunk begins anywhere between two that are looked at
+def test_entropies_are_had_in_passing(every, chunk_size):
+    states, weight, targets, asked = head(300)
+    told = {"temperature": 0.7, "chunk_size": chunk_size, "entropy_every": every}
+    _, found = fused_logprobs(states, weight, targets, asked, **told)
+    wanted = torch.full_like(found, torch.nan)
+    if every:
+        wanted[::every] = token_logprobs(states, weight, targets, temperature=0.7)[1][::every].detach()
+    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0, equal_nan=True)
+    assert not found.requires_grad
+
+
+def test_logits_beyond_what_exp_holds_and_ids_that_cannot_be_drawn():
+    states = torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    weight = torch.tensor([[1e4], [-1e4], [0.0], [-torch.inf]], requires_grad=True)
+    logprobs, entropy = fused_logprobs(states[:1], weight, torch.tensor([0]), torch.ones(1), entropy_every=1)
+    assert (float(logprobs.detach()), float(entropy)) == (0.0, 0.0)
 
 
 def test_what_is_more_than_rounding_away_is_no_scale():

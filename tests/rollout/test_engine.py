@@ -6,14 +6,11 @@ What it serves is what the learner holds, or the sync says no.
 from __future__ import annotations
 
 import asyncio
-import signal
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import pytest_asyncio
 import torch
@@ -291,21 +288,3 @@ async def test_scored_canaries_equal_transformers(pair: Pair) -> None:
         np.testing.assert_allclose(
             await pair.engine.score(ids), reference_logprobs(pair.model, ids), atol=MAX_GAP
         )
-
-
-async def test_a_call_under_way_when_the_engine_is_killed_fails_at_once(tmp_path: Path) -> None:
-    """vLLM's own client would wait for the answer for ever."""
-    make_tiny_model(tmp_path, tied=True)
-    engine = VllmEngine(engine_spec(tmp_path))
-    await engine.start()
-    (core,) = [child for child in psutil.Process().children(recursive=True) if "EngineCore" in child.name()]
-    core.send_signal(signal.SIGSTOP)  # it hears the call and does not answer
-    call = asyncio.ensure_future(engine.sketch_served_weights(0))
-    _, waiting = await asyncio.wait({call}, timeout=2)
-    assert waiting
-    core.kill()
-    started = time.monotonic()
-    with pytest.raises(EngineError, match="engine is dead: a process of vLLM's was killed"):
-        await asyncio.wait_for(call, 30)
-    assert time.monotonic() - started < 10
-    await engine.stop()
