@@ -18,6 +18,8 @@ from scripts.peers import ROOT
 
 IMPORT_S, FIRST_STEP_SHARE = 0.15, 0.5
 IMPORTS = 7
+LIBRARIES = "import torch; from transformers import AutoModelForCausalLM, Qwen3ForCausalLM"
+"""What either side imports before it can have a model."""
 TINY = Case(name="tiny", prompt_len=16, completion_len=8, num_prompts=2, group_size=4)
 
 
@@ -28,9 +30,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> list[Measurement]:
     bare, ours = _import_s("pass"), _import_s("import rl")
     theirs_s, ours_s = _first_steps(options.starts)
+    libraries = _import_s(LIBRARIES)
     figures = [
         Figure(name="python -c pass, least of several", value=min(bare), unit="s"),
         Figure(name="import rl, least of several", value=min(ours), unit="s", target=IMPORT_S),
+        Figure(name="import torch and transformers' Qwen3, least of several", value=min(libraries), unit="s"),
         Figure(name="TRL: to the first optimizer step", value=min(theirs_s), unit="s"),
         Figure(name="ours: to the first optimizer step", value=min(ours_s), unit="s"),
         Figure(
