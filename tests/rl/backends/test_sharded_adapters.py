@@ -97,10 +97,10 @@ def said(
     moved = learner.score_sequences(CANARIES)
     learner.restore()
     manifest = learner.publish(3)
-    serves_files = manifest is not None and learner.served_adapter is not None
+    folder = Path(manifest.path) if manifest and learner.served_adapter else None
     facts = {
         "crcs": None if manifest is None else {t.name: t.crc32 for t in manifest.tensors},
-        "files": load_file(Path(manifest.path) / "adapter_model.safetensors") if serves_files else {},
+        "files": load_file(folder / "adapter_model.safetensors") if folder else {},
         "sketches": learner.sketch_weights(7),
         "canaries": [*before, *moved, *learner.score_sequences(CANARIES)],
         "facts": {name: value for name, value in learner.facts().items() if name != "held_parameters"},
