@@ -38,7 +38,7 @@ from rl.console import RunConsole
 from rl.defaults import resolve
 from rl.journal import Journal
 from rl.learner import Learner
-from rl.lora import with_targets
+from rl.lora import fit_problems, with_targets
 from rl.machine import Machine
 from rl.objective import Objective
 from rl.preflight import preflight
@@ -179,6 +179,8 @@ def _reopen(config: Config, machine: Machine) -> tuple[Config, RunDir, Resume]:
         settings = changed_settings(recorded_config(Path(config.resume), type(config)), config)
         changes = chain(settings, changed_manifest(recorded, now))
         forced = require_unchanged(changes, forced=config.force_resume)
+        if problems := list(fit_problems(config)):  # a resume may bring another backend
+            raise ConfigError("\n".join(problems))
         resume, problems = find_resume(directory)
         directory.set_aside(resume.state.step)
         directory.go_back(resume.state.file_bytes)

@@ -26,7 +26,7 @@ from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad
 from rl.learner_spec import LearnerSpec
 from rl.learner_state import learner_state, restore_learner
-from rl.lora import Scorer, reference_of, start_adapter
+from rl.lora import Scorer, as_it_began, start_adapter
 from rl.lora_layers import is_of_adapter
 from rl.model import PolicyModel, TokenOutputs, ValueModel, load_causal_lm
 from rl.model_checkpointing import checkpoint_layers
@@ -59,7 +59,7 @@ class Learner(Publishing):
         self.policy = self._load_policy()
         self.adapter = start_adapter(self.model, spec)
         has_reference = "ref_logprobs" in spec.algorithm.needs
-        self.reference = reference_of(self.policy, self.adapter, self._load_policy) if has_reference else None
+        self.reference = self._load_policy() if has_reference and self.adapter is None else None
         self.teacher = self._load_policy(spec.teacher) if spec.algorithm.loads_teacher else None
         has_own_body = spec.algorithm.critic == "separate"
         self.critic = ValueModel(load_causal_lm(spec.model)).to(self.device) if has_own_body else None
@@ -77,9 +77,11 @@ class Learner(Publishing):
             spec, [(policy, spec.learning_rate), (self._critic_parameters(), spec.critic_lr)]
         )
         self._forward, self.optimizer = self.backend.start(self.trained, optimizer)
-        self._reference = (
-            self.backend.freeze(self.reference) if isinstance(self.reference, PolicyModel) else self.reference
-        )
+        self._reference: Forward | Scorer | None = None
+        if self.reference is not None:
+            self._reference = self.backend.freeze(self.reference)
+        elif has_reference and self.adapter is not None:
+            self._reference = as_it_began(self._forward, self.adapter)
         self.is_first_update = False  # since the last score
 
     def _critic_parameters(self) -> list[nn.Parameter]:
@@ -187,7 +189,7 @@ class Learner(Publishing):
     def checkpoint(self, path: str, run_state: dict[str, Any]) -> None:
         """Save all that a resume needs, the driver's `run_state` with it: whole or not at all."""
         state = learner_state(self)
-        policy = self.backend.whole_model(self.model) if self.adapter is None else self.adapter
+        policy = self.backend.whole_model(self.model) if self.adapter is None else self.adapter.gathered()
         if self.backend.is_main:
             save_checkpoint(policy, self.tokenizer, state, run_state, Path(path))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from envs.names import unknown_name
 from rl.layout import PaddedLayout
 from rl.lora_settings import ALL_LINEAR, AUTO, C
-from rl.model import PolicyModel, has_router, meta_model
+from rl.model import has_router, meta_model
 from rl.outputs import TokenOutputs
 
 if TYPE_CHECKING:
@@ -35,31 +35,34 @@ def start_adapter(model: Any, spec: LearnerSpec) -> Adapter | None:
     """The adapter of `spec`, put beside the layers of `model`, which is frozen; None where spec.lora is None.
 
     Raises:
-        ValueError: the targets match no module, or the starting adapter is of another base.
+        ValueError: the targets match no module, the starting adapter is of another base, or the adapter is
+            one that several ranks cannot train (`tied_problems`).
     """
     if spec.lora is None:
         return None
     # peft takes a second to import, and a learner without an adapter never needs it.
     from rl.model_lora import Adapter
 
-    return Adapter(model, spec.lora, base=spec.model)
+    adapter = Adapter(model, spec.lora, base=spec.model)
+    if adapter.is_tied and spec.backend != "plain":
+        raise ValueError(_tied_problem(spec.backend, spec.lora.adapter))
+    return adapter
 
 
 Scorer = Callable[..., TokenOutputs]
 """What scores a layout: a policy, or a policy as it was."""
 
 
-def reference_of(policy: PolicyModel, adapter: Adapter | None, load: Callable[[], PolicyModel]) -> Scorer:
-    """The policy that training starts from: loaded a second time, or the frozen base of an adapter.
+def as_it_began(forward: Callable[..., TokenOutputs], adapter: Adapter) -> Scorer:
+    """The policy that training starts from, without a second model: the frozen base of an adapter.
 
-    The latter is the policy itself with its adapter taken away, or set to what it began as.
+    It is `forward`, by which the trained model (rl/backends/trained.py) is called, while the adapter is taken
+    away or set to what it began as.
     """
-    if adapter is None:
-        return load()
 
     def score(layout: PaddedLayout, **options: bool) -> TokenOutputs:
         with adapter.as_reference():
-            return policy(layout, **options)
+            return forward(layout, wants_values=False, **options)
 
     return score
 
@@ -75,6 +78,7 @@ def fit_problems(config: Config) -> Iterator[str]:
         yield from adapter_problems(model, config.lora_adapter, config.model)
     else:
         yield from target_problems(model, config.target_names)
+    yield from tied_problems(config, model)
     if config.lora_sync == "adapter" and has_router(model):
         yield (
             f"lora_sync = 'adapter': model {config.model} is a mixture of experts, whose adapters engines "
@@ -86,6 +90,24 @@ def fit_problems(config: Config) -> Iterator[str]:
             f"lora_sync = 'adapter': engines are not given adapters of {', '.join(of_tokens)} here; use "
             "lora_sync merged"
         )
+
+
+def tied_problems(config: Config, model: Any) -> Iterator[str]:
+    """An adapter of a tied embedding on ranks: one memory under two names, which is split as two there."""
+    if config.backend == "plain" or not _is_tied(model):
+        return
+    _, names = served_shape(config)
+    if set(names) & set(_last_parts(token_layers(model))):
+        yield _tied_problem(config.backend, config.lora_adapter)
+
+
+def _tied_problem(backend: str, adapter: str) -> str:
+    given = f"lora_adapter = {adapter!r}" if adapter else "lora_targets"
+    return (
+        f"{given} with backend = {backend!r}: it adapts the token embedding, which is tied to the head, and "
+        "the one adapter of both is trained by plain torch only; use backend plain, or "
+        + ("another adapter" if adapter else f"lora_targets {ALL_LINEAR}")
+    )
 
 
 def num_trained(config: Config, num_parameters: int) -> int:
@@ -133,9 +155,14 @@ def token_layers(model: Any) -> dict[str, nn.Module]:
     An adapter of a tied embedding is one of the head as well.
     """
     ends = {model.get_input_embeddings()}
-    if not model.config.get_text_config().tie_word_embeddings:
+    if not _is_tied(model):
         ends.add(model.get_output_embeddings())
     return {name: module for name, module in model.named_modules() if module in ends}
+
+
+def _is_tied(model: Any) -> bool:
+    """Whether a model's head and its token embedding are one."""
+    return model.config.get_text_config().tie_word_embeddings
 
 
 def _last_parts(names: Iterable[str]) -> list[str]:
@@ -154,7 +181,12 @@ def with_targets(config: C) -> C:
         return config
     targets = [ALL_LINEAR]
     model = None if config.lora_adapter or config.lora_sync == "adapter" else meta_model(config.model)
-    if model is not None and model.config.get_text_config().vocab_size <= SMALL_VOCABULARY:
+    has_ranks = config.backend != "plain"
+    if (
+        model is not None
+        and model.config.get_text_config().vocab_size <= SMALL_VOCABULARY
+        and not (has_ranks and _is_tied(model))
+    ):
         targets += _last_parts(token_layers(model))
     return replace(config, lora_targets=",".join(targets))
 

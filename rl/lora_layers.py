@@ -7,7 +7,7 @@ embedding (V, H) as `lora_embedding_A.<adapter>` (rank, V) and `lora_embedding_B
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,21 +30,28 @@ def weight_of(layer: Any) -> Tensor:
     """What a layer multiplies with, (out, in): what its adapter adds is in it, with its gradient."""
     if getattr(layer, "lora_A", None) is None or layer.disable_adapters:
         return layer.weight
-    return added(layer, layer.weight)
+    return added(layer, layer.weight, lambda tensor: tensor)
 
 
-def added(layer: Any, weight: Tensor) -> Tensor:
-    """W + scale * B @ A of an adapted layer, a new tensor in W's shape and dtype."""
+def added(layer: Any, weight: Tensor, get: Callable[[Tensor], Tensor]) -> Tensor:
+    """W + scale * B @ A of an adapted layer, a new tensor in W's shape and dtype.
+
+    Args:
+        weight: W, whole.
+        get: makes B and A whole: nothing is to be done inside a forward, where sharded weights are gathered.
+    """
     if POLICY in layer.lora_embedding_A:
-        down, up = layer.lora_embedding_B[POLICY].T, layer.lora_embedding_A[POLICY].T
+        down, up = get(layer.lora_embedding_B[POLICY]).T, get(layer.lora_embedding_A[POLICY]).T
     else:
-        down, up = layer.lora_A[POLICY].weight, layer.lora_B[POLICY].weight
+        down, up = get(layer.lora_A[POLICY].weight), get(layer.lora_B[POLICY].weight)
     return torch.addmm(weight.float(), up.float(), down.float(), alpha=layer.scaling[POLICY]).to(weight.dtype)
 
 
 @torch.no_grad()
 def whole_tensors(model: nn.Module, *, merged: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Every parameter of the model without adapters, by the name that it has without them.
+
+    Sharded ones are gathered one by one: every rank must go through all of them.
 
     Args:
         merged: with what the trained adapter adds, W + scale * B @ A, computed afresh: the base stays as it
@@ -60,14 +67,15 @@ def whole_tensors(model: nn.Module, *, merged: bool = True) -> Iterator[tuple[st
         path = path.removesuffix(BASE)
         layer: Any = model.get_submodule(path)
         is_adapted = merged and leaf == "weight"
-        yield f"{path}.{leaf}", added(layer, parameter) if is_adapted else whole(parameter)
+        weight = whole(parameter)
+        yield f"{path}.{leaf}", added(layer, weight, whole) if is_adapted else weight
 
 
-def share_gradients(model: nn.Module) -> None:
+def share_gradients(model: nn.Module) -> bool:
     """Let the adapter of a tied head and that of the embedding learn as the one that they are.
 
     peft makes them two parameters over one memory; the head's gradient is added to the embedding's here, so
-    that an optimizer sees the sum, and only once.
+    that an optimizer sees the sum, and only once. Returns whether there are any such.
     """
     modules: list[Any] = list(model.modules())
     tables = {
@@ -77,11 +85,17 @@ def share_gradients(model: nn.Module) -> None:
         if POLICY in (held := getattr(module, kind, {}))
         for parameter in [held[POLICY]]
     }
-    for module in modules:
-        for kind in ("lora_A", "lora_B"):
-            held = getattr(module, kind, {})
-            if POLICY in held and (table := tables.get(held[POLICY].weight.data_ptr())) is not None:
-                held[POLICY].weight.register_post_accumulate_grad_hook(_adder(table))
+    twins: list[tuple[nn.Parameter, nn.Parameter]] = [
+        (twin, table)
+        for module in modules
+        for kind in ("lora_A", "lora_B")
+        if POLICY in (held := getattr(module, kind, {}))
+        for twin in [held[POLICY].weight]
+        if (table := tables.get(twin.data_ptr())) is not None
+    ]
+    for twin, table in twins:
+        twin.register_post_accumulate_grad_hook(_adder(table))
+    return bool(twins)
 
 
 def _adder(table: nn.Parameter) -> Any:

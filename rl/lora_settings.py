@@ -53,8 +53,8 @@ class LoraSettings:
     """The adapter counts alpha / rank times. None: twice the rank. Also --lora.alpha."""
     lora_targets: str = AUTO
     """Modules with an adapter, by the ends of their names, such as q_proj,v_proj; all-linear: every linear
-    layer but the head. auto: that, and merged also the token embedding of a vocabulary of at most 1,024. Also
-    --lora.targets."""
+    layer but the head. auto: that, and merged also the token embedding of a vocabulary of at most 1,024,
+    where that is not tied to the head or backend is plain. Also --lora.targets."""
     lora_adapter: str = ""
     """Folder or hub id of an adapter to go on with, in peft's format; rank, alpha and targets are its own. A
     KL's reference is then the model with it. Also --lora.adapter."""
@@ -132,10 +132,10 @@ def lora_problems(config: Config) -> Iterator[str]:
             f"sabotage = {config.sabotage!r} breaks a load of all weights, and lora_sync = 'adapter' loads "
             "the adapter alone; use lora_sync merged"
         )
-    if config.backend != "plain":
+    if config.backend == "deepspeed":
         yield (
-            f"backend = {config.backend!r} with an adapter: adapters are trained on one rank so far; use "
-            "backend plain, or leave the adapter out"
+            "backend = 'deepspeed' with an adapter: adapters are trained by plain torch and by FSDP2 so far; "
+            "use backend fsdp or plain, or leave the adapter out"
         )
     if config.lora_sync == "adapter" and config.sync_backend not in ("auto", "shm"):
         yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from peft import (
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
-    set_peft_model_state_dict,
 )
 from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor
 
+from rl.backends.tensors import assign, local, num_elements, put_back, whole
 from rl.checkpoint import NUMBERS, CheckpointError, load_learner_state
 from rl.lora import differing_keys, named_targets, shape_problems, target_problems, token_layers, told
-from rl.lora_layers import POLICY, share_gradients, whole_tensors
+from rl.lora_layers import POLICY, is_of_adapter, share_gradients, whole_tensors
 from rl.lora_settings import LoraSpec
 from rl.model import load_causal_lm
 
@@ -45,10 +46,38 @@ EXTRAS = (
 """Settings of peft's that add more to the base than scale * B @ A."""
 
 
+@dataclass(frozen=True, slots=True)
+class WholeAdapter:
+    """An adapter whose tensors, by their names in the model, are whole; `peft` says how they are saved."""
+
+    peft: PeftModel
+    state: Mapping[str, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """They by their names in a file of peft's."""
+        return get_peft_model_state_dict(
+            self.peft, state_dict=dict(self.state), adapter_name=POLICY, save_embedding_layers=False
+        )
+
+    def parameters(self) -> Iterator[Tensor]:
+        """What is saved."""
+        return iter(self.tensors().values())
+
+    def save_pretrained(self, folder: Path, *, safe_serialization: bool = True) -> None:
+        """Save them for `PeftModel.from_pretrained`."""
+        self.peft.save_pretrained(
+            str(folder),
+            safe_serialization=safe_serialization,
+            selected_adapters=[POLICY],
+            save_embedding_layers=False,  # "auto" would ask the hub for the base's vocabulary
+            state_dict=dict(self.state),
+        )
+
+
 class Adapter:
     """The LoRA adapter of a policy. Its weights are float32 and alone learn; the base stays bit-identical.
 
-    With a starting adapter there is a second copy of its tensors, for the reference.
+    With a starting adapter there is a second copy of its tensors, for the reference, whole on every rank.
     """
 
     def __init__(self, model: Any, spec: LoraSpec, *, base: str) -> None:
@@ -74,33 +103,36 @@ class Adapter:
                 base_model_name_or_path=base,
             )
             self.peft = get_peft_model(model, config)
-        share_gradients(model)
+        self.is_tied = share_gradients(model)
         self.peft.eval()  # a starting adapter may have dropout, and log-probs must be repeatable
         self.base_crc32 = base_crc32(model)
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._start = [p.detach().clone() for p in self._trained] if spec.adapter else None
+        self._start = [p.detach().clone() for p in self._trained()] if spec.adapter else None
+
+    def _trained(self) -> list[Tensor]:
+        """Its parameters as they are now: a backend that shards puts others in their places."""
+        return [parameter for name, parameter in self.peft.named_parameters() if is_of_adapter(name)]
+
+    def _held(self) -> WholeAdapter:
+        """The same as they lie on this rank, not gathered."""
+        state = self.peft.state_dict(keep_vars=True)
+        return WholeAdapter(self.peft, {name: p for name, p in state.items() if is_of_adapter(name)})
+
+    def gathered(self) -> WholeAdapter:
+        """The trained adapter, whole. Of several ranks all must call this: it goes tensor by tensor."""
+        return WholeAdapter(self.peft, {name: whole(p) for name, p in self._held().state.items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The trained adapter's tensors by their names in a file of peft's."""
-        return get_peft_model_state_dict(self.peft, adapter_name=POLICY, save_embedding_layers=False)
+        """The trained adapter's tensors, whole, by their names in a file of peft's: as `gathered`."""
+        return self.gathered().tensors()
 
     def parameters(self) -> Iterator[Tensor]:
-        """What is saved."""
+        """What is saved, whole: as `gathered`."""
         return iter(self.tensors().values())
 
     @property
     def num_bytes(self) -> int:
         """Of what is saved and sent."""
-        return sum(tensor.nbytes for tensor in self.parameters())
-
-    def save_pretrained(self, folder: Path, *, safe_serialization: bool = True) -> None:
-        """Save the trained adapter for `PeftModel.from_pretrained`."""
-        self.peft.save_pretrained(
-            str(folder),
-            safe_serialization=safe_serialization,
-            selected_adapters=[POLICY],
-            save_embedding_layers=False,  # "auto" would ask the hub for the base's vocabulary
-        )
+        return sum(num_elements(tensor) * tensor.element_size() for tensor in self._held().parameters())
 
     def load(self, folder: Path) -> None:
         """Take the weights of a checkpoint's adapter; the reference stays.
@@ -111,9 +143,11 @@ class Adapter:
         if not (folder / WEIGHTS).is_file():
             raise CheckpointError(f"{folder} holds no {WEIGHTS}: it is of a run that trained all weights")
         theirs = load_peft_weights(str(folder), device="cpu")
-        if problems := differing_keys(self.tensors(), theirs):
+        ours = self._held().tensors()
+        if problems := differing_keys(ours, theirs):
             raise CheckpointError(f"checkpoint {folder} is of another adapter: {told(problems)}")
-        set_peft_model_state_dict(self.peft, theirs, adapter_name=POLICY)
+        for name, parameter in ours.items():
+            assign(parameter, theirs[name])
 
     def require_base(self, numbers: Mapping[str, Any], folder: Path) -> None:
         """Raise CheckpointError unless the checkpoint `folder`, of these numbers, is of this very base."""
@@ -131,17 +165,15 @@ class Adapter:
             with self.as_base():
                 yield
             return
-        kept = [parameter.detach().clone() for parameter in self._trained]
-        self._set(self._start)
+        trained = self._trained()
+        kept = [local(parameter).clone() for parameter in trained]
+        for parameter, value in zip(trained, self._start, strict=True):
+            assign(parameter, value)
         try:
             yield
         finally:
-            self._set(kept)
-
-    @torch.no_grad()
-    def _set(self, values: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self._trained, values, strict=True):
-            parameter.copy_(value)
+            for parameter, value in zip(trained, kept, strict=True):
+                put_back(parameter, value)
 
     @contextmanager
     def as_base(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +41,10 @@ class Publishing:
         """What weights are sent in: the engines' own."""
         return self.spec.precision.engine_dtype
 
+    def _wire_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights, as they are sent."""
+        return wire_tensors(self.model, self.wire_dtype)
+
     @property
     def served_adapter(self) -> Adapter | None:
         """The adapter, where engines are given that and not the weights that it is merged into."""
@@ -52,9 +56,9 @@ class Publishing:
         from rollout.weight_transfer_device import DeviceWeights
 
         if not self.backend.is_main:
-            self._outlet = Bystander(self.model, self.wire_dtype, has_channel=True)
+            self._outlet = Bystander(self._wire_tensors, has_channel=True)
             return
-        tensors = partial(wire_tensors, self.model, self.wire_dtype)
+        tensors = self._wire_tensors
         self._outlet = DeviceWeights(backend, tensors, engines, num_engines)
 
     def publish(self, version: int) -> Manifest | None:
@@ -63,7 +67,9 @@ class Publishing:
         With several ranks all gather, the main one writes, and the others return None.
         """
         if self._outlet is None and not self.backend.is_main:
-            self._outlet = Bystander(self.model, self.wire_dtype, has_channel=False)
+            adapter = self.served_adapter
+            gather = self._wire_tensors if adapter is None else adapter.tensors
+            self._outlet = Bystander(gather, has_channel=False)
         if self._outlet is None:
             name = f"{self.spec.run_name}-{os.getpid()}"
             self._outlet = open_outlet(name, self.model, self.wire_dtype, self.served_adapter)

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,11 +91,12 @@ class SharedWeights:
 
 class Bystander:
     """The outlet of a rank that sends nothing: it gathers whenever the main rank's outlet goes through all
-    weights. A device channel does so when it is made and when it sends, shared memory when it is written.
+    that is sent. A device channel does so when it is made and when it sends, the others when written.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, *, has_channel: bool) -> None:
-        self._model, self._dtype, self._has_channel = model, dtype, has_channel
+    def __init__(self, gather: Callable[[], Iterable[object]], *, has_channel: bool) -> None:
+        """`gather` goes through what the main rank's outlet does, in its order."""
+        self._gather, self._has_channel = gather, has_channel
         if has_channel:
             self.send()
 
@@ -105,7 +106,7 @@ class Bystander:
             self.send()
 
     def send(self) -> None:
-        for _ in wire_tensors(self._model, self._dtype):
+        for _ in self._gather():
             pass
 
     def close(self) -> None:
@@ -159,7 +160,8 @@ class AdapterFiles:
     def write(self, version: int) -> Manifest:
         """Save the adapter as it is now to a fresh folder, and say what was saved."""
         path = Path(tempfile.mkdtemp(prefix=f"{version}-", dir=self._folder))
-        self._adapter.save_pretrained(path)
+        adapter = self._adapter.gathered()
+        adapter.save_pretrained(path)
         self._written.append(path)
         while len(self._written) > KEPT_ADAPTERS:
             shutil.rmtree(self._written.pop(0), ignore_errors=True)
@@ -171,7 +173,7 @@ class AdapterFiles:
                 offset=0,
                 crc32=zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()),
             )
-            for name, tensor in self._adapter.tensors().items()
+            for name, tensor in adapter.tensors().items()
         ]
         return Manifest(version=version, path=str(path), tensors=tuple(specs))
 

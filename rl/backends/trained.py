@@ -27,18 +27,22 @@ class TrainedModel(nn.Module):
         layout: PaddedLayout | None = None,
         teacher: PolicyModel | None = None,
         token_ids: Tensor | None = None,
+        wants_values: bool = True,
         **options: Any,
     ) -> TokenOutputs | Tensor:
         """The outputs of a layout; or, of `token_ids` (1, T), the log-probs (T - 1,) of all but the first.
 
-        The latter are at temperature 1, float32. `options` are those of PolicyModel's forward.
+        The latter are at temperature 1, float32. `options` are those of PolicyModel's forward. Without
+        `wants_values` a critic with a body of its own is not asked.
         """
         device = next(self.parameters()).device.type if layout is None else layout.token_ids.device.type
         with torch.autocast(device, self.dtype, enabled=self.dtype is not torch.float32):
             if token_ids is not None:
                 return self._sequence(token_ids)
             outputs: TokenOutputs = self.policy(layout, teacher, **options)
-            return outputs if self.critic is None else outputs._replace(values=self.critic(layout))
+            if self.critic is None or not wants_values:
+                return outputs
+            return outputs._replace(values=self.critic(layout))
 
     def _sequence(self, token_ids: Tensor) -> Tensor:
         logits = self.policy.model(input_ids=token_ids, use_cache=False).logits[0, :-1].float()

@@ -114,6 +114,7 @@ def whole_moments(learner: Learner) -> dict[str, np.ndarray]:
     return {
         name: learner.backend.moments(learner.optimizer, p)["exp_avg"].cpu().numpy().copy()
         for name, p in learner.trained.named_parameters()
+        if p.requires_grad
     }
 
 
