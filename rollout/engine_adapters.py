@@ -146,18 +146,24 @@ def check_fit(manifest: Manifest, spec: EngineSpec) -> None:
     Raises:
         WeightSyncError: its rank is larger, or it is beside other modules.
     """
-    ranks = [tensor.shape[0] for tensor in manifest.tensors if ".lora_A." in tensor.name]
-    if max(ranks, default=0) > spec.adapter_rank:
+    rank, targets = adapter_shape(manifest)
+    if rank > spec.adapter_rank:
         raise WeightSyncError(
-            f"the adapter {manifest.path} has rank {max(ranks)}, and the engine was made for up to "
+            f"the adapter {manifest.path} has rank {rank}, and the engine was made for up to "
             f"{spec.adapter_rank}: give it a larger adapter_rank"
         )
-    modules = {tensor.name.partition(".lora_")[0].rpartition(".")[2] for tensor in manifest.tensors}
-    if others := sorted(modules - {*spec.adapter_targets}):
+    if others := sorted({*targets} - {*spec.adapter_targets}):
         raise WeightSyncError(
             f"the adapter {manifest.path} is beside {', '.join(others)}, and the engine was made for "
             f"adapters beside {', '.join(spec.adapter_targets)}: name them in adapter_targets"
         )
+
+
+def adapter_shape(manifest: Manifest) -> tuple[int, tuple[str, ...]]:
+    """What an engine makes room for: the adapter's largest rank, and the last parts of its modules' names."""
+    ranks = [tensor.shape[0] for tensor in manifest.tensors if ".lora_A." in tensor.name]
+    modules = {tensor.name.partition(".lora_")[0].rpartition(".")[2] for tensor in manifest.tensors}
+    return max(ranks, default=0), tuple(sorted(modules))
 
 
 def check_files(manifest: Manifest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,37 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
 
 from envs.policy import Completion, SamplingParams
 from rollout.engine import EngineError, VllmEngine
-from rollout.engine_adapters import WEIGHTS, ServedAdapters, adapter_manifest, check_fit
-from rollout.engine_spec import BASE, POLICY, adapter_arguments
-from rollout.manifest import WeightSyncError
+from rollout.engine_adapters import adapter_manifest
+from rollout.engine_spec import BASE, POLICY
+from tests.made_adapters import TARGETS, make_adapter
 from tests.rollout.test_engine import engine_spec
 from tests.tiny import load, make_tiny_model, reference_logprobs
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_GAP = 1e-4
-TARGETS = ("down_proj", "q_proj", "v_proj")
 PROMPT = [3 + (7 * place) % 90 for place in range(40)]
-
-
-def make_adapter(base: Path, folder: Path, *, seed: int, rank: int = 4, targets: Sequence[str] = TARGETS) -> Path:
-    """An adapter in peft's format with seeded weights, large enough to move every log-prob."""
-    torch.manual_seed(seed)
-    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[*targets], task_type="CAUSAL_LM")
-    settings.base_model_name_or_path = str(base)
-    model: Any = get_peft_model(load(base), settings)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(0.2 * torch.randn(parameter.shape))
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    return folder
 
 
 @dataclass
@@ -85,9 +68,7 @@ def versions(completion: Completion) -> set[int]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     base = make_tiny_model(tmp_path_factory.mktemp("model"), tied=True)
-    engine = VllmEngine(
-        replace(engine_spec(base), adapter_rank=4, adapter_targets=TARGETS, num_adapters=2)
-    )
+    engine = VllmEngine(replace(engine_spec(base), adapter_rank=4, adapter_targets=TARGETS, num_adapters=2))
     await engine.start()
     yield Served(engine, base)
     await engine.stop()
@@ -151,7 +132,9 @@ async def test_a_third_name_is_refused_until_one_is_removed(served: Served, adap
     await served.load(POLICY, 1, adapters[0])
     await served.load("rival", 1, adapters[1])
     before = await served.ids()
-    with pytest.raises(EngineError, match=r"no room for the adapter 'third': .* made for 2 at once .*'rival'"):
+    with pytest.raises(
+        EngineError, match=r"no room for the adapter 'third': .* made for 2 at once .*'rival'"
+    ):
         await served.load("third", 1, adapters[2])
     assert await served.ids() == before
     with pytest.raises(ValueError, match=r"unknown adapter 'rivl'; did you mean 'rival'"):
