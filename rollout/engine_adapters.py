@@ -85,12 +85,12 @@ class ServedAdapters:
             WeightSyncError: the engine has no room for one more name or for such an adapter, the files there
                 are not what the manifest says, or vLLM did not take them. What served still serves.
         """
-        from vllm.lora.request import LoRARequest  # the environment of vLLM is set by now
-
         async with self._one_at_a_time:
             self._require_room(name)
             check_fit(manifest, self._spec)
             check_files(manifest)
+            from vllm.lora.request import LoRARequest  # the environment of vLLM is set by now
+
             number = next(self._numbers)
             request = LoRARequest(
                 lora_name=f"{name} version {manifest.version}, load {number}",

@@ -55,8 +55,8 @@ def find_adapters(words: Sequence[str], base: Source) -> list[NamedAdapter]:
             folder = Path(source.model).expanduser()
             if not (folder / ADAPTER).is_file():
                 raise EvaluationError(
-                    f"--adapters {path}: {folder} holds no {ADAPTER}; expected an adapter in peft's "
-                    "format, a checkpoint or the directory of a run that trained one. A whole model is --model"
+                    f"--adapters {path}: {folder} holds no {ADAPTER}; expected an adapter in peft's format, "
+                    "a checkpoint or the directory of a run that trained one. A whole model is --model"
                 )
             if unfit := [*_problems(model, str(folder), base)]:
                 raise EvaluationError("\n".join(unfit))
