@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,8 +92,11 @@ def make_engine_specs(config: Config) -> list[EngineSpec]:
     ]
 
 
-def make_rollouts(config: Config) -> list[RemoteRollouts]:
-    """An engine with its agents in a Ray actor, for each of `config.engines`; not started yet."""
+def make_rollouts(config: Config, engines: Sequence[EngineSpec] | None = None) -> list[RemoteRollouts]:
+    """An engine with its agents in a Ray actor, for each of `config.engines`; not started yet.
+
+    `engines` are given where they are others than those of make_engine_specs.
+    """
     return [
         RemoteRollouts(
             RolloutSpec(
@@ -119,7 +122,7 @@ def make_rollouts(config: Config) -> list[RemoteRollouts]:
             group_s=config.group_deadline_s,
             sync_s=config.sync_deadline_s,
         )
-        for spec in make_engine_specs(config)
+        for spec in engines or make_engine_specs(config)
     ]
 
 

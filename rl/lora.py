@@ -79,17 +79,20 @@ def fit_problems(config: Config) -> Iterator[str]:
     else:
         yield from target_problems(model, config.target_names)
     yield from tied_problems(config, model)
-    if config.lora_sync == "adapter" and has_router(model):
-        yield (
-            f"lora_sync = 'adapter': model {config.model} is a mixture of experts, whose adapters engines "
-            "are not given here; use lora_sync merged"
-        )
-    _, names = served_shape(config) if config.lora_sync == "adapter" else (0, ())
-    if of_tokens := [name for name in names if name in _last_parts([*token_layers(model), "lm_head"])]:
-        yield (
-            f"lora_sync = 'adapter': engines are not given adapters of {', '.join(of_tokens)} here; use "
-            "lora_sync merged"
-        )
+    if config.lora_sync == "adapter":
+        for problem in unserved(model, config.model, served_shape(config)[1]):
+            yield f"lora_sync = 'adapter': {problem}; use lora_sync merged"
+
+
+def unserved(model: Any, name: str, targets: Iterable[str]) -> Iterator[str]:
+    """Why engines are not given adapters beside modules of `model` (meta will do), called `name`.
+
+    `targets` are the last parts of the modules' names.
+    """
+    if has_router(model):
+        yield f"model {name} is a mixture of experts, whose adapters engines are not given here"
+    if of_tokens := [name for name in targets if name in _last_parts([*token_layers(model), "lm_head"])]:
+        yield f"engines are not given adapters of {', '.join(of_tokens)} here"
 
 
 def tied_problems(config: Config, model: Any) -> Iterator[str]:

@@ -151,12 +151,7 @@ class Adapter:
 
     def require_base(self, numbers: Mapping[str, Any], folder: Path) -> None:
         """Raise CheckpointError unless the checkpoint `folder`, of these numbers, is of this very base."""
-        base = numbers["base"]
-        if base["crc32"] != self.base_crc32:
-            raise CheckpointError(
-                f"checkpoint {folder} is of an adapter beside {base['model']}, CRC {base['crc32']:08x}; "
-                f"model {self.base} has {self.base_crc32:08x}: use the model that it was trained with"
-            )
+        require_crc32(numbers, folder, base=self.base, crc32=self.base_crc32)
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -204,6 +199,16 @@ def base_crc32(model: Any) -> int:
     return crc
 
 
+def require_crc32(numbers: Mapping[str, Any], folder: Path, *, base: str, crc32: int) -> None:
+    """Raise CheckpointError unless the checkpoint `folder`, of these numbers, is of a base of this CRC."""
+    theirs = numbers["base"]
+    if theirs["crc32"] != crc32:
+        raise CheckpointError(
+            f"checkpoint {folder} is of an adapter beside {theirs['model']}, CRC {theirs['crc32']:08x}; "
+            f"model {base} has {crc32:08x}: use the model that it was trained with"
+        )
+
+
 def base_of(folder: Path) -> str:
     """The model that an adapter is beside. Raises ValueError where there is no adapter that can be read."""
     try:
@@ -228,9 +233,12 @@ def merged_model(folder: Path) -> Any:
     return model
 
 
-def adapter_problems(model: Any, path: str, base: str) -> Iterator[str]:
-    """Why the adapter `path` (folder or hub id) cannot go on beside `model` (meta will do), called `base`."""
-    where = f"lora_adapter = {path!r}"
+def adapter_problems(model: Any, path: str, base: str, *, option: str = "lora_adapter") -> Iterator[str]:
+    """Why the adapter `path` (folder or hub id) cannot be beside `model` (meta will do), called `base`.
+
+    `option` is the setting that names it.
+    """
+    where = f"{option} = {path!r}"
     try:
         config = PeftConfig.from_pretrained(path)
         weights = load_peft_weights(path, device="cpu")

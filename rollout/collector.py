@@ -14,6 +14,7 @@ from envs.messages import Task
 from envs.policy import NO_FILTERS, SamplingFilters
 from rewards.base import shuffle_scores
 from rollout.clock import require_no_clock
+from rollout.engine_spec import POLICY
 from rollout.outcomes import failures_of, failures_told
 from rollout.task_stream import TaskStream
 from rollout.trajectory import TrajectoryGroup
@@ -21,7 +22,10 @@ from rollout.trajectory import TrajectoryGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRequest:
-    """One group to run. (run seed, step, index, member, turn) determine every random draw in it."""
+    """One group to run. (run seed, step, index, member, turn) determine every random draw in it.
+
+    `adapter` names which of an engine's adapters plays; BASE: its model alone.
+    """
 
     task: Task
     index: int
@@ -29,6 +33,7 @@ class GroupRequest:
     group_size: int
     temperature: float
     filters: SamplingFilters = NO_FILTERS
+    adapter: str = POLICY
 
 
 class GroupRunner(Protocol):
@@ -164,6 +169,7 @@ class Collector(Generic[Runner]):
         temperature: float,
         num_samples: int = 1,
         filters: SamplingFilters = NO_FILTERS,
+        adapter: str = POLICY,
     ) -> list[TrajectoryGroup]:
         """`num_samples` trajectories for each task; the cursor stays where it is.
 
@@ -178,6 +184,7 @@ class Collector(Generic[Runner]):
                 group_size=num_samples,
                 temperature=temperature,
                 filters=filters,
+                adapter=adapter,
             )
             for index, task in enumerate(tasks)
         ]

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,13 @@ from envs.base import EngineRequestError
 from envs.policy import MAX_KEPT, Completion, SamplingParams
 from rollout.completions import ROOM_FOR_TIES, completion_of, num_alternatives
 from rollout.engine_adapters import ServedAdapters
-from rollout.engine_spec import EngineSpec, adapter_arguments, device_arguments, engine_environment
+from rollout.engine_spec import (
+    POLICY,
+    EngineSpec,
+    adapter_arguments,
+    device_arguments,
+    engine_environment,
+)
 from rollout.manifest import Manifest
 from rollout.routed_experts import experts_of
 from rollout.weight_sketch import Sketch
@@ -65,14 +72,19 @@ class VllmEngine:
         try:
             self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
             await self._llm.update_weight_version("0")
-            self._adapters = ServedAdapters(self._llm)
+            self._adapters = ServedAdapters(self._llm, self.spec)
         except Exception as error:
             raise EngineError(f"{self.spec.name} did not start on {self.spec.model}: {error}") from error
 
-    async def complete(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> Completion:
-        """Sample one continuation.
+    async def complete(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, adapter: str = POLICY
+    ) -> Completion:
+        """Sample one continuation, with the adapter of this name; BASE: with the model alone.
+
+        The versions of its tokens are those of the adapter that answered, or of the model's own weights.
 
         Raises:
+            ValueError: no adapter of this name is loaded.
             EngineRequestError: the engine failed at this request and lives.
             EngineError: the engine is dead or gave back something that is not a finished completion, or lacks
                 ids that could be drawn where they are asked for.
@@ -96,7 +108,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        result, version = await self._finish(prompt_ids, params)
+        result, version = await self._finish(prompt_ids, params, adapter)
         output = result.outputs[0]
         num_rows = len(prompt_ids) + len(output.token_ids) - 1 - sampling.num_routed
         experts = experts_of(output, num_rows) if self.spec.returns_experts else None
@@ -105,11 +117,11 @@ class VllmEngine:
                 output, return_kept=filters.return_kept, routed_experts=experts, version=version
             )
 
-    async def score(self, token_ids: Sequence[int]) -> np.ndarray:
+    async def score(self, token_ids: Sequence[int], *, adapter: str = POLICY) -> np.ndarray:
         """Log-probability of each id after the first, given those before it: float32 (len - 1,).
 
-        Used for canaries. A sequence that the prefix cache holds is computed afresh (prompt log-probs skip
-        it).
+        Used for canaries; `adapter` as in `complete`. A sequence that the prefix cache holds is computed
+        afresh (prompt log-probs skip it).
         """
         from vllm import SamplingParams as VllmSamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -117,23 +129,23 @@ class VllmEngine:
         params = VllmSamplingParams(
             max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        result, _ = await self._finish(token_ids, params)
+        result, _ = await self._finish(token_ids, params, adapter)
         entries = zip(token_ids[1:], result.prompt_logprobs[1:], strict=True)
         return np.array([entry[token].logprob for token, entry in entries], dtype=np.float32)
 
-    async def _finish(self, prompt_ids: Sequence[int], params: Any) -> tuple[Any, int | None]:
+    async def _finish(self, prompt_ids: Sequence[int], params: Any, adapter: str) -> tuple[Any, int | None]:
         """The final output of one request, and the version of the adapter that answered, if one did."""
+        served = self._adapters.named(adapter)
         request_id = f"{self.spec.name}-{next(self._ids)}"
         final = None
         async with self._attempt(f"request {request_id}"):
             prompt = {"prompt_token_ids": list(prompt_ids)}
-            async with self._adapters.in_use() as adapter:
-                lora = adapter and adapter.request
+            async with self._adapters.in_use(served) as lora:
                 async for output in self._llm.generate(prompt, params, request_id, lora_request=lora):
                     final = output
         if final is None or not final.finished:
             raise EngineError(f"{self.spec.name} ended request {request_id} without a finished output")
-        return final, adapter and adapter.version
+        return final, served and served.version
 
     async def receive_weights(self, manifest: Manifest, *, drill: str = "") -> None:
         """Load one policy version out of shared memory: prepare, load, serve.
@@ -148,15 +160,22 @@ class VllmEngine:
             await self._llm.finish_weight_update()
         await self.serve_weights(manifest.version)
 
-    async def receive_adapter(self, manifest: Manifest, *, drill: str = "") -> None:
-        """Load one policy version as an adapter beside the model, and serve it to every request from now on.
+    async def receive_adapter(self, manifest: Manifest, *, name: str = POLICY, drill: str = "") -> None:
+        """Load one version of the adapter `name` beside the model; every request for it from now on gets it.
+
+        The other adapters and the model alone answer as before.
 
         Raises:
-            EngineError: the files are not what the manifest says, or vLLM failed; what served still serves.
+            EngineError: the engine was not made for one more name or for such an adapter, the files are not
+                what the manifest says, or vLLM failed; what served still serves.
         """
-        async with self._attempt(f"loading the adapter of policy version {manifest.version}"):
-            await self._adapters.load(manifest, drill=drill)
-            await self._llm.update_weight_version(str(manifest.version))
+        async with self._attempt(f"loading version {manifest.version} of adapter {name!r}"):
+            await self._adapters.load(manifest, name, drill=drill)
+
+    async def remove_adapter(self, name: str) -> None:
+        """Make room for another name; requests in flight end with it. Raises EngineError: it is unknown."""
+        async with self._attempt(f"removing adapter {name!r}"):
+            await self._adapters.remove(name)
 
     async def prepare_weights(self, manifest: Manifest) -> None:
         """Check what is announced against the model, then hold the requests in flight.
@@ -233,8 +252,10 @@ class VllmEngine:
             failed = EngineRequestError if isinstance(error, EngineGenerateError) else EngineError
             raise failed(f"{self.spec.name}: {what} failed: {str(error) or repr(error.__cause__)}") from error
 
-    async def served_version(self) -> int:
-        """The policy version that new tokens are labelled with."""
+    async def served_version(self, adapter: str = POLICY) -> int:
+        """The version that new tokens of this adapter are labelled with. Raises ValueError: it is unknown."""
+        if (served := self._adapters.named(adapter)) is not None:
+            return served.version
         async with self._attempt("asking for its policy version"):
             return int(await self._llm.get_weight_version())
 
@@ -249,6 +270,18 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = self._adapters = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPolicy:
+    """One adapter of an engine as a Policy."""
+
+    engine: VllmEngine
+    adapter: str
+
+    async def complete(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> Completion:
+        """Sample one continuation: see VllmEngine.complete."""
+        return await self.engine.complete(prompt_ids, sampling, adapter=self.adapter)
 
 
 async def _end_at_death(life: asyncio.Timeout, llm: Any) -> None:

@@ -27,6 +27,18 @@ CHANNEL_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
 }
 GPU_FILL = 0.9  # of an engine's share of a GPU: what vLLM may fill, the rest is its CUDA context
 
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM makes room for (vllm 0.32, config/lora.py: MaxLoRARanks)."""
+
+VERSIONS_PER_ADAPTER = 2
+"""That an engine has room for at a time: the current one, and the one that requests in flight began with."""
+
+POLICY = "policy"
+"""The adapter that answers where none is named; until it is first loaded, the model alone does."""
+
+BASE = ""
+"""In the place of an adapter's name: the model alone, which is the reference of an adapter's KL."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
@@ -37,7 +49,12 @@ class EngineSpec:
     engine on the CPU; on a GPU `num_gpus` rules instead, the engine's share of one (at most 1).
     `weight_transfer_backend` is a name in vLLM's weight-transfer registry. With `returns_experts` completions
     tell a mixture's routing. With `adapter_rank` above 0 it serves LoRA adapters of up to that
-    rank, beside the modules whose names end in one of `adapter_targets`.
+    rank, beside the modules whose names end in one of `adapter_targets`: `num_adapters` of them at once, each
+    under a name of its own.
+
+    Raises:
+        ValueError: no room for an adapter is asked for, more without an adapter_rank, or a rank that vLLM has
+            no room for.
     """
 
     name: str
@@ -55,7 +72,22 @@ class EngineSpec:
     batch_invariant: bool = False
     adapter_rank: int = 0
     adapter_targets: tuple[str, ...] = ()
+    num_adapters: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.num_adapters < 1:
+            raise ValueError(f"num_adapters = {self.num_adapters}: expected 1 or more")
+        if self.num_adapters > 1 and not self.adapter_rank:
+            raise ValueError(
+                f"num_adapters = {self.num_adapters} has no effect with adapter_rank = 0, an engine without "
+                "adapters: give the largest rank of theirs, or leave num_adapters out"
+            )
+        if not 0 <= self.adapter_rank <= ADAPTER_RANKS[-1]:
+            raise ValueError(
+                f"adapter_rank = {self.adapter_rank}: expected 0 (no adapters) to {ADAPTER_RANKS[-1]}, the "
+                "largest that vLLM has room for; merge the adapter into its model (scripts.export)"
+            )
 
 
 def engine_environment(spec: EngineSpec) -> dict[str, str]:
@@ -83,13 +115,6 @@ def device_arguments(spec: EngineSpec) -> dict[str, Any]:
     }
 
 
-ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM makes room for (vllm 0.32, config/lora.py: MaxLoRARanks)."""
-
-NUM_ADAPTERS = 2
-"""That an engine has room for at a time: the current one, and the one that requests in flight began with."""
-
-
 def adapter_arguments(spec: EngineSpec) -> dict[str, Any]:
     """The arguments of AsyncEngineArgs for an engine that serves adapters; none for any other.
 
@@ -98,11 +123,12 @@ def adapter_arguments(spec: EngineSpec) -> dict[str, Any]:
     """
     if not spec.adapter_rank:
         return {}
+    num_loaded = VERSIONS_PER_ADAPTER * spec.num_adapters
     return {
         "enable_lora": True,
         "max_lora_rank": next(rank for rank in ADAPTER_RANKS if rank >= spec.adapter_rank),
-        "max_loras": NUM_ADAPTERS,
-        "max_cpu_loras": NUM_ADAPTERS,
+        "max_loras": num_loaded,
+        "max_cpu_loras": num_loaded,
         # Never the head: with an adapter's layer around it, scoring a prompt kills the engine on the CPU.
         "lora_target_modules": list(spec.adapter_targets),
     }

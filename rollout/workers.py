@@ -19,7 +19,8 @@ from rewards.base import resolve_reward
 from rewards.judge_asking import OwnPolicy
 from rollout.agent import ONE_RETRY, request_seed, run_group
 from rollout.collector import GroupRequest
-from rollout.engine import EngineSpec, VllmEngine
+from rollout.engine import AdapterPolicy, EngineSpec, VllmEngine
+from rollout.engine_spec import POLICY
 from rollout.failures import PeerFailedError, world_cause
 from rollout.limits import Limits
 from rollout.manifest import Manifest
@@ -112,7 +113,7 @@ class RolloutWorker:
         return await run_group(
             request.task,
             self.definition,
-            self.engine,
+            AdapterPolicy(self.engine, request.adapter),
             self.renderer,
             self.reward,
             index=request.index,
@@ -133,10 +134,10 @@ class RolloutWorker:
         await self.engine.receive_weights(Manifest.from_dict(manifest), drill=drill)
         return await self.engine.served_version()
 
-    async def receive_adapter(self, manifest: Mapping[str, Any], drill: str) -> int:
-        """Load a policy version as an adapter; returns the version that new tokens are labelled with."""
-        await self.engine.receive_adapter(Manifest.from_dict(manifest), drill=drill)
-        return await self.engine.served_version()
+    async def receive_adapter(self, manifest: Mapping[str, Any], drill: str, name: str) -> int:
+        """Load a version of adapter `name`; returns the version that new tokens of it are labelled with."""
+        await self.engine.receive_adapter(Manifest.from_dict(manifest), name=name, drill=drill)
+        return await self.engine.served_version(name)
 
     async def prepare_weights(self, manifest: Mapping[str, Any]) -> None:
         await self.engine.prepare_weights(Manifest.from_dict(manifest))
@@ -163,9 +164,10 @@ class RolloutWorker:
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
         return await self.engine.sketch_served_weights(seed)
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    async def score(self, sequences: Sequence[Sequence[int]], adapter: str) -> list[np.ndarray]:
         """Log-probabilities of canaries: see VllmEngine.score."""
-        return list(await asyncio.gather(*(self.engine.score(ids) for ids in sequences)))
+        scores = (self.engine.score(ids, adapter=adapter) for ids in sequences)
+        return list(await asyncio.gather(*scores))
 
     async def stop(self) -> None:
         await asyncio.gather(self.engine.stop(), self.reward.close())
@@ -212,9 +214,9 @@ class RemoteRollouts:
             self._actor.receive_weights.remote(manifest.to_dict(), drill), self._sync_s, "weight sync"
         )
 
-    async def receive_adapter(self, manifest: Manifest, drill: str = "") -> int:
+    async def receive_adapter(self, manifest: Manifest, drill: str = "", name: str = POLICY) -> int:
         return await self._within(
-            self._actor.receive_adapter.remote(manifest.to_dict(), drill), self._sync_s, "adapter sync"
+            self._actor.receive_adapter.remote(manifest.to_dict(), drill, name), self._sync_s, "adapter sync"
         )
 
     async def prepare_weights(self, manifest: Manifest) -> None:
@@ -230,8 +232,8 @@ class RemoteRollouts:
             self._actor.sketch_served_weights.remote(seed), self._sync_s, "weight sketch"
         )
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        return await self._within(self._actor.score.remote(sequences), self._sync_s, "canaries")
+    async def score(self, sequences: Sequence[Sequence[int]], adapter: str = POLICY) -> list[np.ndarray]:
+        return await self._within(self._actor.score.remote(sequences, adapter), self._sync_s, "canaries")
 
     async def stop(self) -> None:
         """Ask the engine to end its processes, then the actor."""

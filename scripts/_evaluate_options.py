@@ -9,6 +9,7 @@ from rl.config import Device, EngineDtype
 from rl.evaluation import EvaluationError
 
 ENGINE_ONLY = (
+    "adapters",
     "top_k",
     "min_p",
     "context_length",
@@ -37,6 +38,9 @@ class Options:
     """Environment variable that holds the endpoint's key; it may be unset."""
     against: str = ""
     """Another policy as --model takes it, or a former evaluation.json: the paired difference to it."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters of --model in peft's format, PATH or NAME=PATH of folders, checkpoints or runs: they and
+    the model alone are evaluated on the same engines at once, each less each."""
 
     env: tuple[str, ...] = ()
     """Environments with their levels: calc:1 my_env.py:ENV:0. Empty: the run's."""
@@ -95,7 +99,8 @@ class Options:
 
     out: str = ""
     """Folder of evaluation.json and the episodes, and of against.json and against/ where --against was
-    sampled too; new or empty. Empty: runs/evaluate-<time>."""
+    sampled too; with --adapters of comparison.json and a folder for each of them and for base, the model
+    alone. New or empty. Empty: runs/evaluate-<time>."""
 
     @property
     def num_samples(self) -> int:
@@ -107,7 +112,7 @@ class Options:
         return sorted(set(self.k))
 
 
-LISTS = ("--k", "--env")
+LISTS = ("--k", "--env", "--adapters")
 """Options that take several values."""
 
 
@@ -142,6 +147,8 @@ def _policy_problems(options: Options) -> Iterator[str]:
         yield f"what is evaluated is --model (folder, hub id or run) or --endpoint (address); {given}"
     if options.endpoint and not options.endpoint_model:
         yield "--endpoint needs --endpoint-model, the model's name there"
+    if options.adapters and options.against:
+        yield "--against with --adapters: these and the model are compared with each other; leave one out"
     without_effect, instead = (ENGINE_ONLY, "endpoint") if options.endpoint else (ENDPOINT_ONLY, "model")
     for name in without_effect:
         if getattr(options, name) != getattr(Options, name) and not (options.against and options.endpoint):

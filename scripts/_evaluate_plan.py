@@ -22,6 +22,7 @@ from rl.paired import TaskKey, require_same_tasks, task_keys
 from rl.reward_checks import judge_of
 from rl.sandbox_checks import sandbox_line
 from rl.validation import ConfigError
+from scripts._evaluate_adapters import MODEL_ALONE, NamedAdapter, find_adapters
 from scripts._evaluate_options import Options, require_options
 from scripts._evaluated import (
     Cell,
@@ -44,6 +45,7 @@ class Plan:
 
     options: Options
     source: Source | None  # None: the endpoint
+    adapter: NamedAdapter | None = None  # beside the model of `source`; None: that alone
     settings: Mapping[str, Any]
     cells: Sequence[Cell]
 
@@ -81,9 +83,22 @@ class Plan:
 
     def recorded_policy(self) -> dict[str, Any]:
         """What evaluation.json says of the policy."""
+        if self.adapter and self.source:
+            return {**self.adapter.source.facts(), "base": self.source.facts()}
         if self.source:
             return self.source.facts()
         return {"name": self.options.endpoint_model, "endpoint": self.options.endpoint}
+
+    @property
+    def version(self) -> int:
+        """That engines must label every sampled token with."""
+        return self.adapter.manifest.version if self.adapter else 0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is damaged of that which is evaluated."""
+        sources = [self.adapter.source if self.adapter else self.source]
+        return [f"{s.model} is evaluated: {problem}" for s in sources if s for problem in s.warnings]
 
     def task_keys(self) -> set[TaskKey]:
         return {(cell.definition.name, cell.level, task.id) for cell in self.cells for task in cell.tasks}
@@ -125,6 +140,30 @@ def make_other(plan: Plan) -> Plan | Evaluation | None:
     require_same_tasks(plan.task_keys(), task_keys(former.outcomes))
     former.results(plan.options.ks)  # raises where it has too few samples
     return former
+
+
+def make_plans(plan: Plan) -> list[Plan]:
+    """`plan`, and one for each of the adapters that are evaluated on its engines.
+
+    Raises:
+        ValueError: an adapter does not fit the model of `plan`, or one asks what cannot be asked of several.
+    """
+    if not plan.options.adapters:
+        return [plan]
+    assert plan.source is not None  # of an endpoint adapters have no effect, which was refused
+    refuse_own_judge(plan.cells)
+    adapters = find_adapters(plan.options.adapters, plan.source)
+    alone = replace(plan.source, name=MODEL_ALONE)
+    return [replace(plan, source=alone), *(replace(plan, source=alone, adapter=each) for each in adapters)]
+
+
+def refuse_own_judge(cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        if (judge := judge_of(cell.reward)) is not None and judge.policy:
+            raise ConfigError(
+                f'reward = {cell.reward!r}: policy = "self" asks the policy that is judged, and --adapters '
+                "are several; name an endpoint in the judge's file, or evaluate one at a time (--model)"
+            )
 
 
 def check(plan: Plan) -> None:

@@ -13,6 +13,12 @@ from rl.evaluation import Evaluation
 from rl.machine import command_line
 from rollout.record import Record, TrajectoryRecorder
 from rollout.trajectory import TrajectoryGroup
+from scripts._evaluate_plan import EVALUATION
+from scripts._evaluate_report import Comparison, Report
+
+AGAINST = "against.json"
+AGAINST_EPISODES = "against"
+COMPARISON = "comparison.json"
 
 MAX_BYTES = int(Config.max_record_mb * 1e6)
 """Of trajectories.jsonl, as of a run's by default; what comes after is left out, which is said."""
@@ -24,6 +30,35 @@ class Sampled:
 
     evaluation: Evaluation
     groups: Sequence[TrajectoryGroup]
+
+
+def write(out: Path, sampled: Sampled, report: Report, *, against: Sequence[Sampled] = ()) -> list[Path]:
+    """Write evaluation.json and the episodes into the folder `out`, and those of a sampled --against.
+
+    Returns the folder whose episodes scripts.view is to show.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(out / EVALUATION, report.to_json())
+    write_episodes(out, sampled)
+    for other in against:
+        atomic_write_json(out / AGAINST, Report.of(other.evaluation, None, report.ks).to_json())
+        write_episodes(out / AGAINST_EPISODES, other)
+    return [out]
+
+
+def write_with_adapters(out: Path, sampled: Sequence[Sampled], comparison: Comparison) -> list[Path]:
+    """Write comparison.json into `out`, and what is of one policy into a folder of its name.
+
+    The first is the model alone, against which each adapter's evaluation.json is. Returns the folders.
+    """
+    alone, *_ = (each.evaluation for each in sampled)
+    shown = []
+    for each in sampled:
+        other = None if each.evaluation is alone else alone
+        report = Report.of(each.evaluation, other, comparison.ks)
+        shown += write(out / each.evaluation.policy["name"], each, report)
+    atomic_write_json(out / COMPARISON, comparison.to_json())
+    return shown
 
 
 def write_episodes(folder: Path, sampled: Sampled) -> None:

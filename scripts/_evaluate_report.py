@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any, Self
 
 from rl.evaluation import Estimate, Evaluation, LevelResult
@@ -20,6 +21,7 @@ class Report:
     other: Evaluation | None
     other_results: Sequence[LevelResult]
     differences: Sequence[LevelDifference]
+    ks: Sequence[int]
 
     @classmethod
     def of(cls, evaluation: Evaluation, other: Evaluation | None, ks: Sequence[int]) -> Self:
@@ -29,6 +31,7 @@ class Report:
             other=other,
             other_results=other.results(ks) if other else (),
             differences=differences(evaluation, other, ks) if other else (),
+            ks=ks,
         )
 
     def lines(self) -> Iterator[str]:
@@ -38,13 +41,7 @@ class Report:
             yield ""
             yield from _result_lines(self.other, self.other_results)
             yield ""
-            yield f"{_name(self.evaluation)} less {_name(self.other)}, paired by task"
-            yield from _table(
-                [
-                    [f"{d.env}:{d.level}", f"{d.num_tasks} tasks", *_cells(d, signed=True)]
-                    for d in self.differences
-                ]
-            )
+            yield from _difference_lines(self.evaluation, self.other, self.differences)
             for line in differing_settings(self.evaluation, self.other):
                 yield f"  NOTE: the settings differ: {line}"
             for line in differing_versions(self.evaluation, self.other):
@@ -67,6 +64,49 @@ class Report:
                 "differences": [_as_json(each) for each in self.differences],
             }
         return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Policies that met the same tasks: each one's numbers, and what each adds to every one before it."""
+
+    evaluations: Sequence[Evaluation]
+    ks: Sequence[int]
+
+    def _pairs(self) -> Iterator[tuple[Evaluation, Evaluation, Sequence[LevelDifference]]]:
+        for earlier, later in combinations(self.evaluations, 2):
+            yield later, earlier, differences(later, earlier, self.ks)
+
+    def lines(self) -> Iterator[str]:
+        """The tables of each policy, and of each pair."""
+        for evaluation in self.evaluations:
+            yield from Report.of(evaluation, None, self.ks).lines()
+            yield ""
+        for later, earlier, found in self._pairs():
+            yield from _difference_lines(later, earlier, found)
+
+    def to_json(self) -> dict[str, Any]:
+        """comparison.json: the results of each policy by name, and the difference of each pair."""
+        return {
+            "results": {
+                e.policy["name"]: [_as_json(result) for result in e.results(self.ks)]
+                for e in self.evaluations
+            },
+            "differences": [
+                {
+                    "policy": later.policy["name"],
+                    "less": earlier.policy["name"],
+                    "by_level": [_as_json(each) for each in found],
+                }
+                for later, earlier, found in self._pairs()
+            ],
+        }
+
+
+def _difference_lines(ours: Evaluation, other: Evaluation, found: Sequence[LevelDifference]) -> Iterator[str]:
+    yield f"{_name(ours)} less {_name(other)}, paired by task"
+    rows = [[f"{d.env}:{d.level}", f"{d.num_tasks} tasks", *_cells(d, signed=True)] for d in found]
+    yield from _table(rows)
 
 
 def _result_lines(evaluation: Evaluation, results: Sequence[LevelResult]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
     python -m scripts.evaluate --model runs/NAME --num-tasks 256      # as the run evaluated itself at its end
     python -m scripts.evaluate --model MODEL --env calc:1 calc:2 --num-tasks 512 --k 1,4,16 --against OTHER
+    python -m scripts.evaluate --model MODEL --adapters runs/A other=FOLDER --env calc:1   # on one engine
     python -m scripts.evaluate --endpoint http://localhost:8000/v1 --endpoint-model NAME --env calc:2
 
 Every task and every random stream is a pure function of (seed, task, sample), so two policies meet the same
@@ -24,38 +25,45 @@ import ray
 import tyro
 
 from envs.endpoint import ChatEndpoint, EndpointError
-from recipes.placement import make_rollouts, start_ray
+from recipes.placement import make_engine_specs, make_rollouts, start_ray
 from recipes.stopping import STOPPED, run_interruptibly, stop_of
 from rewards.base import default_workers, resolve_reward
-from rl.durable import atomic_write_json
 from rl.evaluation import Evaluation, EvaluationError, count_errors, outcome_of
 from rl.machine import source_commit, stack_versions
 from rl.run_dir import default_run_dir
 from rollout.chat_endpoint import EndpointRollouts
 from rollout.collector import Collector, CollectorSpec, GroupRequest
+from rollout.engine_spec import BASE
 from rollout.failures import PeerFailedError
 from rollout.limits import Limits
 from rollout.task_stream import TaskStream
 from rollout.trajectory import Trajectory, TrajectoryGroup
+from scripts._evaluate_adapters import with_room
 from scripts._evaluate_options import Options, spread
-from scripts._evaluate_plan import EVALUATION, Plan, check, make_other, make_plan
-from scripts._evaluate_record import Sampled, write_episodes
-from scripts._evaluate_report import Report
+from scripts._evaluate_plan import Plan, check, make_other, make_plan, make_plans
+from scripts._evaluate_record import Sampled, write, write_with_adapters
+from scripts._evaluate_report import Comparison, Report
 from scripts._evaluated import LIMITS, Cell, by_limits, endpoint_spec
 
-AGAINST = "against.json"
-AGAINST_EPISODES = "against"
 NUM_CONCURRENT_OF_ENDPOINT = 16
 REFUSED, EVALUATED = 2, 0
 
 
-async def with_engines(plan: Plan, cells: Sequence[Cell]) -> list[list[TrajectoryGroup]]:
-    """The groups of each cell, all of one environment and limit, from engines of this plan's policy."""
-    config = plan.config(cells[0])
-    engines = make_rollouts(config)
+async def with_engines(plans: Sequence[Plan], cells: Sequence[Cell]) -> list[list[list[TrajectoryGroup]]]:
+    """For each plan the groups of each cell, all of one environment and limit.
+
+    The plans are of one model: alone, and with adapters that its engines hold, which play at once.
+    """
+    config = plans[0].config(cells[0])
+    adapters = [plan.adapter for plan in plans if plan.adapter]
+    engines = make_rollouts(config, with_room(make_engine_specs(config), adapters))
     try:
         await asyncio.gather(*(engine.start() for engine in engines))
-        return await collect(plan, cells, engines, config.num_concurrent)
+        for each in adapters:
+            loads = (engine.receive_adapter(each.manifest, name=each.name) for engine in engines)
+            await asyncio.gather(*loads)
+        num_concurrent = config.num_concurrent // len(plans)
+        return await asyncio.gather(*(collect(plan, cells, engines, num_concurrent) for plan in plans))
     finally:
         await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True)
 
@@ -102,20 +110,23 @@ async def collect(
     collector = Collector(stream, runners, spec)
     collected = []
     for cell in cells:
-        print(f"{cell.name}: {len(cell.tasks)} tasks ...", file=sys.stderr, flush=True)
+        whose = f"{plan.adapter.name}, " if plan.adapter else ""
+        print(f"{whose}{cell.name}: {len(cell.tasks)} tasks ...", file=sys.stderr, flush=True)
         collected.append(
             await collector.evaluate(
                 cell.tasks,
                 temperature=plan.settings["eval_temperature"],
                 num_samples=plan.options.num_samples,
                 filters=plan.filters,
+                adapter=plan.adapter.name if plan.adapter else BASE,
             )
         )
     return collected
 
 
-async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[TrajectoryGroup]]:
-    """The groups of each cell, all of one environment and limit, from the endpoint."""
+async def with_endpoint(plans: Sequence[Plan], cells: Sequence[Cell]) -> list[list[list[TrajectoryGroup]]]:
+    """As with_engines, of the one plan of an endpoint."""
+    (plan,) = plans
     endpoint = ChatEndpoint(endpoint_spec(plan.options))
     definition = cells[0].definition
     reward = resolve_reward(
@@ -136,25 +147,34 @@ async def with_endpoint(plan: Plan, cells: Sequence[Cell]) -> list[list[Trajecto
         )
         num_concurrent = plan.options.num_concurrent or NUM_CONCURRENT_OF_ENDPOINT
         timed = Timed(rollouts=rollouts, deadline_s=plan.options.group_deadline_s)
-        return await collect(plan, cells, [timed], num_concurrent)
+        return [await collect(plan, cells, [timed], num_concurrent)]
     finally:
         await asyncio.gather(reward.close(), endpoint.close())
 
 
-async def evaluate(plan: Plan) -> Sampled:
-    """Every cell sampled and scored, by one version of one policy."""
-    sample = with_engines if plan.source else with_endpoint
-    outcomes, all_groups = [], []
-    for cells in by_limits(plan.cells):
-        for cell, groups in zip(cells, await sample(plan, cells), strict=True):
-            outcomes += [outcome_of(group, cell.definition.name, cell.level) for group in groups]
-            require_success(cell, [trajectory for group in groups for trajectory in group.trajectories])
-            all_groups += groups
+async def evaluate(plans: Sequence[Plan]) -> list[Sampled]:
+    """Every cell sampled and scored by the policy of each plan; they differ in their adapters alone."""
+    sample = with_engines if plans[0].source else with_endpoint
+    cells, groups = [], [[] for _ in plans]
+    for together in by_limits(plans[0].cells):
+        cells += together
+        for found, more in zip(groups, await sample(plans, together), strict=True):
+            found += more
+    return [judged(plan, cells, found) for plan, found in zip(plans, groups, strict=True)]
+
+
+def judged(plan: Plan, cells: Sequence[Cell], groups: Sequence[Sequence[TrajectoryGroup]]) -> Sampled:
+    """What the groups of each cell say of the plan's policy, which in one version must have sampled all."""
+    outcomes = []
+    for cell, of_cell in zip(cells, groups, strict=True):
+        outcomes += [outcome_of(group, cell.definition.name, cell.level) for group in of_cell]
+        require_success(cell, [trajectory for group in of_cell for trajectory in group.trajectories])
+    all_groups = [group for of_cell in groups for group in of_cell]
     trajectories = [trajectory for group in all_groups for trajectory in group.trajectories]
     spans = (span for t in trajectories for turn in t.turns for span in turn.completion.version_spans)
     versions = {span.version for span in spans}
-    if len(versions) > 1:
-        raise RuntimeError(f"one policy version was to be evaluated and {sorted(versions)} have sampled")
+    if versions - {plan.version}:
+        raise RuntimeError(f"version {plan.version} was to be evaluated and {sorted(versions)} have sampled")
     evaluation = Evaluation(
         policy=plan.recorded_policy(),
         settings=plan.recorded_settings(),
@@ -183,9 +203,8 @@ def versions_here() -> dict[str, str]:
 
 def warn(plan: Plan) -> None:
     """Say which checkpoints of the run are damaged."""
-    if plan.source:
-        for problem in plan.source.warnings:
-            print(f"WARNING: {plan.source.model} is evaluated: {problem}", file=sys.stderr)
+    for warning in plan.warnings:
+        print(f"WARNING: {warning}", file=sys.stderr)
 
 
 def require_empty(out: Path) -> None:
@@ -194,18 +213,17 @@ def require_empty(out: Path) -> None:
         raise EvaluationError(f"--out {out} is not empty; give a new or an empty folder")
 
 
-async def evaluate_both(plan: Plan, other: Plan | Evaluation | None) -> tuple[Sampled, Sampled | None]:
-    ours = await evaluate(plan)
-    return ours, await evaluate(other) if isinstance(other, Plan) else None
+async def evaluate_all(plans: Sequence[Sequence[Plan]]) -> list[Sampled]:
+    return [sampled for together in plans for sampled in await evaluate(together)]
 
 
-def run(plan: Plan, other: Plan | Evaluation | None) -> tuple[Sampled, Sampled | None]:
-    """Both evaluations, the other unless it is made already, on a Ray of their own if there are engines."""
-    of_engines = [each for each in (plan, other) if isinstance(each, Plan) and each.source]
+def run(plans: Sequence[Sequence[Plan]]) -> list[Sampled]:
+    """All evaluations, those that share engines together, on a Ray of their own if there are engines."""
+    of_engines = [together[0] for together in plans if together[0].source]
     try:
         if of_engines:
-            start_ray(of_engines[0].config(plan.cells[0]))
-        return run_interruptibly(evaluate_both(plan, other))
+            start_ray(of_engines[0].config(plans[0][0].cells[0]))
+        return run_interruptibly(evaluate_all(plans))
     finally:
         ray.shutdown()
 
@@ -215,17 +233,19 @@ def main() -> int:
     out = Path(options.out) if options.out else default_run_dir("evaluate")
     try:
         require_empty(out)
-        plan = make_plan(options)
-        other = make_other(plan)
-        for each in (plan, other):
+        plans = make_plans(make_plan(options))
+        other = make_other(plans[0])
+        check(plans[0])
+        if isinstance(other, Plan):
+            check(other)
+        for each in (*plans, other):
             if isinstance(each, Plan):
-                check(each)
                 warn(each)
     except (ValueError, EndpointError) as error:
         print(f"Nothing was evaluated:\n{error}", file=sys.stderr)
         return REFUSED
     try:
-        ours, sampled_other = run(plan, other)
+        ours, *more = run([plans, [other]] if isinstance(other, Plan) else [plans])
     except EvaluationError as error:
         print(f"\nSTOPPED: {error}", file=sys.stderr)
         return STOPPED
@@ -235,19 +255,18 @@ def main() -> int:
             raise
         print(f"\nSTOPPED: {stop.cause}", file=sys.stderr)
         return stop.exit_code
-    theirs = sampled_other.evaluation if sampled_other else other
-    assert not isinstance(theirs, Plan)  # a plan was sampled
-    report = Report.of(ours.evaluation, theirs, options.ks)
-    print("\n".join(report.lines()))
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(out / EVALUATION, report.to_json())
-    write_episodes(out, ours)
-    if sampled_other:
-        against = Report.of(sampled_other.evaluation, None, options.ks)
-        atomic_write_json(out / AGAINST, against.to_json())
-        write_episodes(out / AGAINST_EPISODES, sampled_other)
+    if options.adapters:
+        comparison = Comparison([each.evaluation for each in (ours, *more)], options.ks)
+        print("\n".join(comparison.lines()))
+        shown = write_with_adapters(out, [ours, *more], comparison)
+    else:
+        theirs = more[0].evaluation if more else other
+        assert not isinstance(theirs, Plan)  # a plan was sampled
+        report = Report.of(ours.evaluation, theirs, options.ks)
+        print("\n".join(report.lines()))
+        shown = write(out, ours, report, against=more)
     print(f"written: {', '.join(str(path) for path in sorted(out.glob('*.json*')))}")
-    print(f"the episodes: python -m scripts.view {out}")
+    print(f"the episodes: python -m scripts.view {' '.join(map(str, shown))}")
     return EVALUATED
 
 
