@@ -21,7 +21,7 @@ from tests.made_adapters import TARGETS, make_adapter
 from tests.rollout.test_engine import engine_spec
 from tests.tiny import load, make_tiny_model, reference_logprobs
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 MAX_GAP = 1e-4
 PROMPT = [3 + (7 * place) % 90 for place in range(40)]
@@ -89,16 +89,17 @@ async def test_two_adapters_and_the_base_answer_at_once_each_with_its_own_logpro
     await served.load("rival", 3, adapters[1])
     assert len(await served.ids()) == 2
     names = [POLICY, "rival", BASE]
+    models = {name: served.model(name) for name in names}
     batch = await asyncio.gather(*(served.complete(name, seed) for seed in range(4) for name in names))
     for place, completion in enumerate(batch):
         name = names[place % 3]
         assert versions(completion) == {{POLICY: 7, "rival": 3, BASE: 0}[name]}
-        assert gap(served.model(name), completion) < MAX_GAP
+        assert gap(models[name], completion) < MAX_GAP
         # The test can tell them apart: neither of the others answers so.
-        assert all(gap(served.model(other), completion) > 0.1 for other in names if other != name)
+        assert all(gap(models[other], completion) > 0.1 for other in names if other != name)
     scores = await asyncio.gather(*(served.engine.score(PROMPT, adapter=name) for name in names))
     for name, score in zip(names, scores, strict=True):
-        np.testing.assert_allclose(score, reference_logprobs(served.model(name), PROMPT), atol=MAX_GAP)
+        np.testing.assert_allclose(score, reference_logprobs(models[name], PROMPT), atol=MAX_GAP)
     default = await served.engine.complete(PROMPT, SamplingParams(max_tokens=24, seed=0))
     assert default == batch[0]  # where none is named, the policy answers
 
