@@ -79,8 +79,11 @@ def by_device(query: Tensor, key: Tensor, value: Tensor, trie: Trie, scale: floa
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, trie: Trie, scale: float) -> Tensor:
     """FlashAttention over the segments of a trie without branches, each a causal sequence of its own."""
+    queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
     out = varlen_attn(
-        *(x[0].transpose(0, 1) for x in (query, key, value)),
+        queries,
+        keys,
+        values,
         trie.boundaries,
         trie.boundaries,
         trie.longest,

@@ -36,27 +36,30 @@ class OffloadedAdamW(AdamW):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_one(parameter, group)
+                    self._step_one(parameter, parameter.grad, group)
                     devices.add(parameter.device)
         for device in devices:
             if device.type == "cuda":
                 # The copies into main memory are under way; a checkpoint would read before they end.
                 torch.cuda.synchronize(device)
 
-    def _step_one(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
-        value, grad = local(parameter), local(parameter.grad)
+    def _step_one(self, parameter: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
+        value = local(parameter)
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
             state |= {name: placed(self, parameter, torch.zeros_like(value)) for name in MOMENTS}
         # Copies even where both are the same device: what a step forgets to take back is then forgotten in
         # the tests as well, which have no GPU.
-        here = [torch.empty_like(value).copy_(state[name], non_blocking=True) for name in MOMENTS]
+        exp_avg, exp_avg_sq = (
+            torch.empty_like(value).copy_(state[name], non_blocking=True) for name in MOMENTS
+        )
         beta1, beta2 = group["betas"]
         adamw(
             [value],
-            [grad],
-            *([moment] for moment in here),
+            [local(grad)],
+            [exp_avg],
+            [exp_avg_sq],
             [],
             [state["step"]],
             foreach=group["foreach"],
@@ -68,7 +71,7 @@ class OffloadedAdamW(AdamW):
             eps=group["eps"],
             maximize=False,
         )
-        for name, moment in zip(MOMENTS, here, strict=True):
+        for name, moment in zip(MOMENTS, (exp_avg, exp_avg_sq), strict=True):
             state[name].copy_(moment, non_blocking=True)
 
 

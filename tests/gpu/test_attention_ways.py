@@ -24,9 +24,9 @@ def out_and_grads(way: str, trie: Trie, dtype: torch.dtype, num_keys: int) -> li
         torch.randn(1, heads, trie.num_tokens, 64, generator=generator, device="cuda").to(dtype)
         for heads in (4, num_keys, num_keys, 4)
     )
-    inputs = [x.requires_grad_() for x in (query, key, value)]
-    out = WAYS[way](*inputs, trie, 0.125)
-    return [x.float() for x in (out, *torch.autograd.grad(out, inputs, grad))]
+    query, key, value = (x.requires_grad_() for x in (query, key, value))
+    out = WAYS[way](query, key, value, trie, 0.125)
+    return [x.float() for x in (out, *torch.autograd.grad(out, (query, key, value), grad))]
 
 
 @pytest.mark.parametrize("num_keys", [2, 4])

@@ -26,7 +26,7 @@ SIZE = 1 << 20
 
 
 def stepped(kind: type[AdamW]) -> tuple[list[np.ndarray], int]:
-    """Eight parameters and their moments after three steps, and what the optimizer holds on the GPU, bytes."""
+    """Eight parameters and their moments after three steps, and the bytes that stay on the GPU."""
     generator = torch.Generator("cuda").manual_seed(0)
     parameters = [nn.Parameter(torch.randn(SIZE, generator=generator, device="cuda")) for _ in range(8)]
     for parameter in parameters:

@@ -50,7 +50,7 @@ def refusal(machine: Machine, **fields: Any) -> str:
         ),
         (
             {"optimizer_offload": "cpu"},
-            "optimizer_offload = 'cpu' has no effect without a GPU: the optimizer's state lies in main memory",
+            "optimizer_offload = 'cpu' has no effect without a GPU: the optimizer's state lies in main",
         ),
         ({"optimizer_offload": "cpu", "backend": "fsdp"}, "'cpu' has no effect without a GPU"),
         ({"optimizer_offload": "cpu", "backend": "deepspeed"}, "has no effect without a GPU"),
