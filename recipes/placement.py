@@ -144,6 +144,7 @@ def make_learner_spec(config: Config, algorithm: Objective, *, run_name: str, in
         micro_batch_tokens=config.micro_batch_tokens,
         layout=config.layout,
         activation_checkpointing=config.activation_checkpointing,
+        optimizer_offload=config.optimizer_offload,
         device=config.device,
         precision=Precision(model=config.learner_dtype, head=config.head_dtype, engine=config.engine_dtype),
         num_threads=config.learner_threads,

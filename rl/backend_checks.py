@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rl.config import Config
     from rl.objective import Objective
 
-RANKED = ("backend", "learner_ranks", "zero_stage")
+RANKED = ("backend", "learner_ranks", "zero_stage", "optimizer_offload")
 """Settings on which trained numbers depend by the order of sums only."""
 
 
@@ -33,6 +33,11 @@ def backend_problems(config: Config, *, num_gpus: int) -> Iterator[str]:
         yield (
             f"zero_stage = {config.zero_stage} with backend = {config.backend!r}: only deepspeed has ZeRO "
             "stages; leave it 0 or use backend deepspeed"
+        )
+    if config.optimizer_offload != "none" and not num_gpus and config.device != "cuda":
+        yield (
+            f"optimizer_offload = {config.optimizer_offload!r} has no effect without a GPU: the optimizer's "
+            "state lies in main memory already; leave it out"
         )
     if config.backend == "plain":
         return

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from rl.overrides import Count, Range
 
+OptimizerOffload = Literal["none", "cpu"]
 BackendName = Literal["plain", "deepspeed", "fsdp"]
 
 
@@ -22,3 +23,6 @@ class BackendSettings:
     zero_stage: Annotated[int, Range(0, 3)] = 0
     """What DeepSpeed spreads over the ranks. 1: optimizer state; 2: gradients too; 3: weights too. 0 is auto:
     3 with backend deepspeed."""
+    optimizer_offload: OptimizerOffload = "none"
+    """Where the optimizer's state of a learner on a GPU lies. cpu: in main memory, which frees 8 bytes a
+    trained parameter on the GPU and makes updates slower; with backend deepspeed AdamW steps on the CPU."""

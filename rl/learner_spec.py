@@ -20,6 +20,7 @@ class LearnerSpec:
     the row is made of. In the folder `incidents` the batches of updates that were not applied are kept;
     "" keeps none. With `exact` only kernels that repeat themselves to the bit are used. `backend` and
     `zero_stage` say how the weights lie on the `num_ranks` ranks, of which this is `rank` (rl/backends).
+    `optimizer_offload` "cpu" keeps AdamW's moments in main memory (rl/optimizer_offload.py).
     `layout` says how a batch is computed (rl/layout.py, pad), in passes of `micro_batch_size` samples, or of
     `micro_batch_tokens` tokens where that is not 0; with `activation_checkpointing` the policy's layers are
     computed again in the backward pass.
@@ -54,6 +55,7 @@ class LearnerSpec:
     exact: bool = False
     backend: str = "plain"
     zero_stage: int = 0
+    optimizer_offload: str = "none"
     rank: int = 0
     num_ranks: int = 1
     lora: LoraSpec | None = None

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rl.backends.tensors import whole
 from rl.numerics import MetricSums, Share, mean_share
+from rl.optimizer_offload import OffloadedAdamW
 
 if TYPE_CHECKING:
     from rl.learner_spec import LearnerSpec
@@ -39,7 +40,7 @@ class Optimizer:
     """One AdamW over groups of parameters, each with its peak learning rate and a gradient norm of its own.
 
     The norms are clipped apart: a critic's errors, large at first, must not shrink the policy's step. A group
-    without parameters is left out.
+    without parameters is left out. With `offloads` AdamW's moments lie in main memory.
     """
 
     def __init__(
@@ -53,11 +54,12 @@ class Optimizer:
         num_updates: int,
         warmup_updates: int,
         scales_loss: bool = False,
+        offloads: bool = False,
     ) -> None:
         self.num_updates = 0  # asked for, applied or not
         self.was_skipped = False
         self.max_grad_norm = max_grad_norm
-        self.adamw = AdamW(
+        self.adamw = (OffloadedAdamW if offloads else AdamW)(
             [{"params": list(parameters), "lr": rate} for parameters, rate in groups if parameters],
             betas=betas,
             weight_decay=weight_decay,
@@ -83,6 +85,7 @@ class Optimizer:
             num_updates=spec.num_updates,
             warmup_updates=spec.warmup_updates,
             scales_loss=spec.precision.scales_loss,
+            offloads=spec.optimizer_offload == "cpu" and spec.backend != "deepspeed",  # which does it itself
         )
 
     def backward(self, loss: Tensor) -> None:

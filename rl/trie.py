@@ -64,11 +64,27 @@ class Trie:
 
         return create_block_mask(sees, None, None, self.num_tokens, self.num_tokens, device=str(reach.device))
 
-    @property
+    @cached_property
     def dense_mask(self) -> Tensor:
         """The same as one matrix (U, U) bool, true where a row sees a column: the obvious version."""
         place = torch.arange(self.num_tokens, device=self.reach.device)
         return (place[None] <= place[:, None]) & (place[:, None] < self.reach[None])
+
+    @cached_property
+    def has_branches(self) -> bool:
+        """Whether anything is shared: without, every segment is a sequence of its own."""
+        return not all(segment.is_root for segment in self.segments)
+
+    @cached_property
+    def boundaries(self) -> Tensor:
+        """Where the segments begin, and the end: (segments + 1,) int32, for FlashAttention."""
+        starts = [segment.start for segment in self.segments]
+        return torch.tensor([*starts, self.num_tokens], dtype=torch.int32, device=self.reach.device)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest segment."""
+        return max(segment.end - segment.start for segment in self.segments)
 
     def to(self, device: torch.device | str) -> Trie:
         """The same trie with its tensors on `device`."""

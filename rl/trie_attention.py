@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from rl.attention_ways import by_device
 from rl.samples import TrainSample
 from rl.trie import Segment, Trie, make_trie, trie_options
 
@@ -51,10 +50,8 @@ def attend(
     )
     query, key, value = (x.to(narrow) for x in (query, key, value))
     scale = scaling or query.shape[-1] ** -0.5
-    if query.device.type == "cpu":
-        out = _Segments.apply(query, key, value, trie.segments, scale)
-    else:
-        out = flex(query, key, value, trie, scale)
+    compute = segmented if query.device.type == "cpu" else by_device
+    out = compute(query, key, value, trie, scale)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -117,6 +114,11 @@ class _Segments(torch.autograd.Function):
         return *narrow, None, None
 
 
+def segmented(query: Tensor, key: Tensor, value: Tensor, trie: Trie, scale: float) -> Tensor:
+    """The CPU's way. (1, heads, U, D) each, of one dtype; so is the result."""
+    return _Segments.apply(query, key, value, trie.segments, scale)  # type: ignore[return-value]
+
+
 def _parts(segment: Segment) -> list[tuple[slice, bool]]:
     """Which rows see a segment's keys: its own, causally, and all behind it."""
     own = (slice(segment.start, segment.end), True)
@@ -134,19 +136,6 @@ def _add_part(out: Tensor, log_sum: Tensor, part: Tensor, part_sum: Tensor) -> N
     total = torch.logaddexp(log_sum, part_sum)
     out.mul_((log_sum - total).exp()[..., None]).add_(part * (part_sum - total).exp()[..., None])
     log_sum.copy_(total)
-
-
-def flex(query: Tensor, key: Tensor, value: Tensor, trie: Trie, scale: float) -> Tensor:
-    """CUDA's way: FlexAttention with the trie's block mask. (1, heads, U, D) each."""
-    grouped = query.shape[1] != key.shape[1]
-    return _compiled_flex()(  # type: ignore[return-value]
-        query, key, value, block_mask=trie.block_mask, scale=scale, enable_gqa=grouped
-    )
-
-
-@cache
-def _compiled_flex() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
 
 
 def drivable_layout(layout: str, models: Sequence[Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -18,10 +18,15 @@ from rl.backends.trained import TrainedModel
 from rl.learner_spec import LearnerSpec
 from rl.model import PolicyModel
 from rl.optimizer import Optimizer
+from rl.optimizer_offload import OffloadedAdamW, placed
 
 
 class FsdpBackend(ShardedBackend):
-    """Parameters are DTensors, and so are their gradients and AdamW's moments."""
+    """Parameters are DTensors, and so are their gradients and AdamW's moments, unless these are offloaded.
+
+    That is ours (rl/optimizer_offload.py) and not FSDP2's CPUOffloadPolicy, which takes the weights out of
+    the GPU too: a sync, a checkpoint and the gradient's norm would need a second communicator, the CPU's.
+    """
 
     def __init__(self, spec: LearnerSpec) -> None:
         super().__init__(spec)
@@ -39,14 +44,18 @@ class FsdpBackend(ShardedBackend):
         return policy
 
     def moments(self, steps: Steps, parameter: nn.Parameter) -> Moments:
-        return {name: whole(value) for name, value in steps.adamw.state.get(parameter, {}).items()}
+        state = steps.adamw.state.get(parameter, {})
+        if isinstance(steps.adamw, OffloadedAdamW):
+            state = {name: x if name == "step" else _as_shard_of(parameter, x) for name, x in state.items()}
+        return {name: whole(value) for name, value in state.items()}
 
     def set_moments(self, steps: Steps, moments: Mapping[nn.Parameter, Moments]) -> None:
         steps.adamw.state.clear()
         for parameter, state in moments.items():
             assert isinstance(parameter, DTensor)
             steps.adamw.state[parameter] = {
-                name: value if name == "step" else like(parameter, value) for name, value in state.items()
+                name: value if name == "step" else placed(steps.adamw, parameter, like(parameter, value))
+                for name, value in state.items()
             }
 
     def _shard(self, root: nn.Module) -> None:
@@ -66,6 +75,19 @@ class FsdpBackend(ShardedBackend):
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
+
+
+def _as_shard_of(parameter: nn.Parameter, held: Tensor) -> DTensor:
+    """What this rank holds of a tensor that is sharded as `parameter` is, where collectives reach it."""
+    assert isinstance(parameter, DTensor)
+    return DTensor.from_local(
+        held.to(parameter.device),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def decoder_layers(root: nn.Module) -> list[Any]:

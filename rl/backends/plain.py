@@ -11,6 +11,7 @@ from rl.backends.base import Forward, Moments, Steps
 from rl.backends.trained import TrainedModel
 from rl.model import PolicyModel
 from rl.optimizer import Optimizer
+from rl.optimizer_offload import placed
 
 
 class PlainBackend:
@@ -37,7 +38,8 @@ class PlainBackend:
         steps.adamw.state.clear()
         for parameter, state in moments.items():
             steps.adamw.state[parameter] = {
-                name: value if name == "step" else value.to(parameter.device) for name, value in state.items()
+                name: value if name == "step" else placed(steps.adamw, parameter, value)
+                for name, value in state.items()
             }
 
     def whole_model(self, model: Any) -> Any:

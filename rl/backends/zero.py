@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from rl.backends.base import Forward, Moments, Steps
 from rl.backends.group import COLLECTIVES
@@ -53,7 +55,10 @@ class ZeroBackend(ShardedBackend):
 
     def start(self, trained: TrainedModel, optimizer: Optimizer) -> tuple[Forward, Steps]:
         engine, *_ = deepspeed.initialize(
-            model=trained, optimizer=optimizer.adamw, config=self._config(), dist_init_required=False
+            model=trained,
+            optimizer=optimizer.adamw,
+            config=training_config(self.spec),
+            dist_init_required=False,
         )
         return engine, ZeroSteps(engine, optimizer, num_ranks=self.spec.num_ranks)
 
@@ -61,7 +66,8 @@ class ZeroBackend(ShardedBackend):
         policy.requires_grad_(False)
         if self.spec.zero_stage < 3:
             return policy
-        engine, *_ = deepspeed.initialize(model=policy, config=self._config(), dist_init_required=False)
+        config = zero_config(self.spec)
+        engine, *_ = deepspeed.initialize(model=policy, config=config, dist_init_required=False)
         return engine
 
     def moments(self, steps: Steps, parameter: nn.Parameter) -> Moments:
@@ -93,19 +99,34 @@ class ZeroBackend(ShardedBackend):
                 else:
                     safe_set_full_optimizer_state(parameter, state[name].to(parameter.device), name)
 
-    def _config(self) -> dict[str, Any]:
-        return {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,  # as many backward passes a step as we like
-            "gradient_clipping": self.spec.max_grad_norm,
-            "steps_per_print": 2**31,
-            "zero_optimization": {
-                "stage": self.spec.zero_stage,
-                "overlap_comm": self.spec.device == "cuda",
-                "stage3_param_persistence_threshold": 0,  # every parameter is sharded, the small ones too
-            },
-        }
+
+def zero_config(spec: LearnerSpec) -> dict[str, Any]:
+    """DeepSpeed's configuration of any model, trained or not."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,  # as many backward passes a step as we like
+        "gradient_clipping": spec.max_grad_norm,
+        "steps_per_print": 2**31,
+        "zero_optimization": {
+            "stage": spec.zero_stage,
+            "overlap_comm": spec.device == "cuda",
+            "stage3_param_persistence_threshold": 0,  # every parameter is sharded, the small ones too
+        },
+    }
+
+
+def training_config(spec: LearnerSpec) -> dict[str, Any]:
+    """The same of the model that is trained: where its optimizer's state lies.
+
+    An offloaded step stays torch's AdamW, on the CPU: DeepSpeed's own would have to be compiled.
+    """
+    config = zero_config(spec)
+    if spec.optimizer_offload == "none":
+        return config
+    offload = {"device": spec.optimizer_offload, "pin_memory": spec.device == "cuda"}
+    zero = config["zero_optimization"] | {"offload_optimizer": offload}
+    return config | {"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False}
 
 
 class ZeroSteps:
@@ -135,7 +156,8 @@ class ZeroSteps:
         rate = float(self.schedule.get_last_lr()[0])
         self.was_skipped = False
         if not self._num_backwards:
-            return self._optimizer.advance(rate)
+            with _gradients_aside(self.adamw):
+                return self._optimizer.advance(rate)
         self.engine.step()
         self.was_skipped = not self.engine.was_step_applied()
         if not self.was_skipped:
@@ -146,6 +168,21 @@ class ZeroSteps:
             "optim/skipped_updates": scalar_share(1.0 if self.was_skipped else 0.0),
             "optim/grad_norm": scalar_share(norm),
         }
+
+
+@contextmanager
+def _gradients_aside(adamw: AdamW) -> Iterator[None]:
+    """No parameter of `adamw` has a gradient within it.
+
+    Offloaded, ZeRO 1 and 2 keep buffers of zeros as gradients, by which AdamW would move what it has.
+    """
+    parameters = [p for group in adamw.param_groups for p in group["params"]]
+    kept = [p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    yield
+    for parameter, grad in zip(parameters, kept, strict=True):
+        parameter.grad = grad
 
 
 def gathered(parameter: Tensor) -> Tensor:

@@ -48,6 +48,13 @@ def refusal(machine: Machine, **fields: Any) -> str:
             {"backend": "deepspeed", "algorithm": "ppo"},
             "it has a critic, whose gradient norm is clipped apart",
         ),
+        (
+            {"optimizer_offload": "cpu"},
+            "optimizer_offload = 'cpu' has no effect without a GPU: the optimizer's state lies in main",
+        ),
+        ({"optimizer_offload": "cpu", "backend": "fsdp"}, "'cpu' has no effect without a GPU"),
+        ({"optimizer_offload": "cpu", "backend": "deepspeed"}, "has no effect without a GPU"),
+        ({"optimizer_offload": "nvme"}, "unknown choice 'nvme'"),
         ({"backend": "deepspeed", "learner_dtype": "float16"}, "its loss scale is not ours; use bfloat16"),
     ],
 )
@@ -64,6 +71,15 @@ def test_each_rank_and_each_engine_needs_a_gpu() -> None:
     fits = resolve(Config(backend="fsdp", learner_ranks=3), FOUR_GPUS)
     validate(fits, FOUR_GPUS)
     assert (fits.sync_backend, gpu_shares(fits)) == ("nccl", (1.0, 1.0))
+
+
+@pytest.mark.parametrize("backend", ["plain", "fsdp"])
+def test_on_a_gpu_the_optimizer_can_be_offloaded(backend: Any) -> None:
+    validate(resolve(Config(backend=backend, optimizer_offload="cpu"), FOUR_GPUS), FOUR_GPUS)
+
+
+def test_offload_has_no_effect_where_the_gpu_is_left_alone() -> None:
+    assert "has no effect without a GPU" in refusal(FOUR_GPUS, device="cpu", optimizer_offload="cpu")
 
 
 def test_without_a_compiler_deepspeed_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +110,7 @@ def test_a_resumed_run_may_have_other_ranks() -> None:
     recorded = resolve(Config(backend="deepspeed", learner_ranks=2), LAPTOP)
     plain = replace(recorded, backend="plain", learner_ranks=1, zero_stage=0)
     assert list(changed_settings(recorded, plain)) == []
+    assert list(changed_settings(recorded, replace(plain, optimizer_offload="cpu"))) == []
     assert list(changed_settings(recorded, replace(plain, seed=1))) != []
 
 
