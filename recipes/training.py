@@ -49,7 +49,7 @@ class Run:
 async def train_and_judge(run: Run, started: float) -> int:
     """Gates, measurement, training, measurement, verdict."""
     config, resumed = run.config, run.resumed
-    if config.resume or config.lora_adapter:  # engines start from the model alone
+    if config.resume or not config.starts_from_its_model:  # engines start from the model alone
         await run.sync.publish(run.learner, run.collector, version=resumed.policy_version)
     if config.sabotage == "perturb_learner":
         await run.learner.perturb(1e-3, seed=0)

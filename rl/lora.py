@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from envs.names import unknown_name
 from rl.layout import PaddedLayout
-from rl.lora_settings import ALL_LINEAR, AUTO, C
-from rl.model import PolicyModel, has_router, meta_model
+from rl.lora_settings import ALL_LINEAR, AUTO, C, LoraSpec, missing_bitsandbytes
+from rl.model import PolicyModel, has_router, load_causal_lm, meta_model
 from rl.outputs import TokenOutputs
 
 if TYPE_CHECKING:
@@ -27,8 +27,27 @@ SMALL_VOCABULARY = 1024
 on the calc policy by supervised steps, the chance of a reference episode came to 0.65 without, 0.76 with it,
 and 0.78 with all weights."""
 
+BLOCK = 64
+"""Weights of a row that share a scale in 4 bits (arXiv 2305.14314, section 4)."""
+
 MAX_NAMED = 4
 """Differences that an error names; the others it counts."""
+
+
+def load_base(path: str, lora: LoraSpec | None, *, device: str = "cpu") -> Any:
+    """The model of `path` as `lora` wants it held: float32, or with its linear layers in 4 bits.
+
+    Raises:
+        ValueError: it cannot be read, or not be quantised, or bitsandbytes is missing.
+    """
+    if lora is None or lora.base == "full":
+        return load_causal_lm(path)
+    if problems := [*missing_bitsandbytes(), *nf4_problems(meta_model(path), path)]:
+        raise ValueError("\n".join(problems))
+    # bitsandbytes is an extra, and whoever holds a model whole never needs it.
+    from rl.model_nf4 import load_nf4
+
+    return load_nf4(path, device=device)
 
 
 def start_adapter(model: Any, spec: LearnerSpec) -> Adapter | None:
@@ -72,7 +91,7 @@ def fit_problems(config: Config) -> Iterator[str]:
     if config.lora_adapter:
         from rl.model_lora import adapter_problems  # with peft, as above
 
-        yield from adapter_problems(model, config.lora_adapter, config.model)
+        yield from adapter_problems(model, config.lora_adapter, config.model, base_format=config.lora_base)
     else:
         yield from target_problems(model, config.target_names)
     if config.lora_sync == "adapter" and has_router(model):
@@ -80,6 +99,8 @@ def fit_problems(config: Config) -> Iterator[str]:
             f"lora_sync = 'adapter': model {config.model} is a mixture of experts, whose adapters engines "
             "are not given here; use lora_sync merged"
         )
+    if config.lora_base == "nf4":
+        yield from nf4_problems(model, config.model)
     _, names = served_shape(config) if config.lora_sync == "adapter" else (0, ())
     if of_tokens := [name for name in names if name in _last_parts([*token_layers(model), "lm_head"])]:
         yield (
@@ -96,10 +117,33 @@ def num_trained(config: Config, num_parameters: int) -> int:
     layers: dict[str, Any] = {**linear_layers(model), **token_layers(model)}
     targets = named_targets(model, with_targets(config).target_names)
     return config.lora_rank * sum(
-        sum(layer.weight.shape)
+        sum(shape_of_layer(layer))
         for name, layer in layers.items()
         if any(_is_named(name, target) for target in targets)
     )
+
+
+def nf4_problems(model: Any, name: str) -> Iterator[str]:
+    """Why the layers of `model` (meta will do), called `name`, cannot be held in 4 bits."""
+    layers = linear_layers(model)
+    if has_router(model):
+        yield (
+            f"lora_base = 'nf4': model {name} is a mixture of experts, most of whose weights lie in no "
+            "linear layer and would stay as they are; use lora_base full"
+        )
+    elif not layers:
+        yield f"lora_base = 'nf4': model {name} has no linear layer besides its head; use lora_base full"
+    odd = [f"{path} ({layer.in_features})" for path, layer in layers.items() if layer.in_features % BLOCK]
+    if odd:
+        yield (
+            f"lora_base = 'nf4': rows of model {name} are no whole number of blocks of {BLOCK} weights: "
+            f"{told(odd)}; use lora_base full"
+        )
+
+
+def num_quantized(model: Any) -> int:
+    """Weights of `model` (meta will do) that lora_base nf4 holds in 4 bits."""
+    return sum(layer.in_features * layer.out_features for layer in linear_layers(model).values())
 
 
 def served_shape(config: Config) -> tuple[int, tuple[str, ...]]:
@@ -120,6 +164,13 @@ def linear_layers(model: Any) -> dict[str, nn.Linear]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
+
+
+def shape_of_layer(layer: Any) -> tuple[int, int]:
+    """(rows, columns) of a linear layer's or an embedding's weight, also where its data are codes."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.num_embeddings, layer.embedding_dim
 
 
 def linear_names(model: Any) -> list[str]:
@@ -193,7 +244,7 @@ def shape_problems(model: Any, shapes: Mapping[str, Sequence[int]]) -> list[str]
             problems.append(f"it adapts {path}, which the model lacks")
             continue
         is_down = part.removeprefix("embedding_").startswith("A")
-        rows, columns = layer.weight.shape
+        rows, columns = shape_of_layer(layer)
         axis, width = (1, columns) if is_down else (0, rows)
         if isinstance(layer, nn.Embedding):  # a table is looked up, and its adapter is written transposed
             axis, width = (1, rows) if is_down else (0, columns)

@@ -48,7 +48,7 @@ def whole_tensors(model: nn.Module, *, merged: bool = True) -> Iterator[tuple[st
 
     Args:
         merged: with what the trained adapter adds, W + scale * B @ A, computed afresh: the base stays as it
-            is. False: W itself.
+            is. False: W itself. A W that is held in 4 bits is what its codes stand for, in float32.
     """
     for name, parameter in model.named_parameters():
         if is_of_adapter(name):
@@ -60,7 +60,7 @@ def whole_tensors(model: nn.Module, *, merged: bool = True) -> Iterator[tuple[st
         path = path.removesuffix(BASE)
         layer: Any = model.get_submodule(path)
         is_adapted = merged and leaf == "weight"
-        yield f"{path}.{leaf}", added(layer, parameter) if is_adapted else whole(parameter)
+        yield f"{path}.{leaf}", added(layer, whole(parameter)) if is_adapted else whole(parameter)
 
 
 def share_gradients(model: nn.Module) -> None:

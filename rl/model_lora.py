@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,10 +22,19 @@ from peft.utils.save_and_load import load_peft_weights
 from torch import Tensor
 
 from rl.checkpoint import NUMBERS, CheckpointError, load_learner_state
-from rl.lora import differing_keys, named_targets, shape_problems, target_problems, token_layers, told
+from rl.lora import (
+    differing_keys,
+    load_base,
+    named_targets,
+    shape_problems,
+    target_problems,
+    token_layers,
+    told,
+)
 from rl.lora_layers import POLICY, share_gradients, whole_tensors
-from rl.lora_settings import LoraSpec
+from rl.lora_settings import LoraBase, LoraSpec
 from rl.model import load_causal_lm
+from rl.model_folder import FORMAT, format_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -57,9 +67,9 @@ class Adapter:
         Raises:
             ValueError: the targets match no module, or the starting adapter does not fit the model.
         """
-        self.base = base
+        self.base, self._format = base, spec.base
         if spec.adapter:
-            _require(adapter_problems(model, spec.adapter, base))
+            _require(adapter_problems(model, spec.adapter, base, base_format=spec.base))
             self.peft = PeftModel.from_pretrained(model, spec.adapter, adapter_name=POLICY, is_trainable=True)
             for config in self.peft.peft_config.values():
                 config.base_model_name_or_path = base
@@ -101,6 +111,8 @@ class Adapter:
             selected_adapters=[POLICY],
             save_embedding_layers=False,  # "auto" would ask the hub for the base's vocabulary
         )
+        if self._format != "full":
+            (folder / FORMAT).write_text(json.dumps({"lora_base": self._format}))
 
     def load(self, folder: Path) -> None:
         """Take the weights of a checkpoint's adapter; the reference stays.
@@ -121,7 +133,8 @@ class Adapter:
         if base["crc32"] != self.base_crc32:
             raise CheckpointError(
                 f"checkpoint {folder} is of an adapter beside {base['model']}, CRC {base['crc32']:08x}; "
-                f"model {self.base} has {self.base_crc32:08x}: use the model that it was trained with"
+                f"model {self.base} in {self._format} has {self.base_crc32:08x}: use the model that it was "
+                "trained with"
             )
 
     @contextmanager
@@ -183,11 +196,14 @@ def base_of(folder: Path) -> str:
 def merged_model(folder: Path) -> Any:
     """The model of an adapter in `folder`, with what the adapter adds, in float32: as engines are given it.
 
+    Of a base in 4 bits it is what these stand for, and what the adapter adds.
+
     Raises:
         ValueError: the adapter cannot be read, or its base is not there, or is another one by now.
     """
     base = base_of(folder)
-    adapter = Adapter(load_causal_lm(base), LoraSpec(adapter=str(folder)), base=base)
+    spec = LoraSpec(adapter=str(folder), base=format_of(folder))
+    adapter = Adapter(load_base(base, spec), spec, base=base)
     if (folder / NUMBERS).is_file():
         adapter.require_base(load_learner_state(folder).numbers, folder)
     model = load_causal_lm(base)
@@ -196,18 +212,24 @@ def merged_model(folder: Path) -> Any:
     return model
 
 
-def adapter_problems(model: Any, path: str, base: str) -> Iterator[str]:
+def adapter_problems(model: Any, path: str, base: str, *, base_format: LoraBase) -> Iterator[str]:
     """Why the adapter `path` (folder or hub id) cannot go on beside `model` (meta will do), called `base`."""
     where = f"lora_adapter = {path!r}"
     try:
         config = PeftConfig.from_pretrained(path)
         weights = load_peft_weights(path, device="cpu")
+        trained_beside = format_of(path)
     except (OSError, ValueError, TypeError, KeyError) as error:
         yield (
             f"{where} cannot be read as an adapter: {error}. Expected a folder with {CONFIG} and {WEIGHTS}, "
             "as peft saves them, or the id of such an adapter on the Hugging Face hub"
         )
         return
+    if trained_beside not in ("full", base_format):
+        yield (
+            f"{where} was trained beside its base in {trained_beside}, and lora_base is {base_format!r}, "
+            f"beside which it answers otherwise; add lora_base {trained_beside}"
+        )
     if config.peft_type != "LORA":
         yield f"{where} is of peft's type {config.peft_type}; only LORA is trained here"
         return

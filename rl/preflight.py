@@ -16,9 +16,9 @@ from rewards.base import LEARNED
 from rl.config import Config
 from rl.durable import require_free_bytes
 from rl.hints import hint_message
-from rl.lora import fit_problems, num_trained
+from rl.lora import fit_problems, num_quantized, num_trained
 from rl.machine import Machine
-from rl.model import ModelFacts, model_facts
+from rl.model import ModelFacts, meta_model, model_facts
 from rl.policy_gradient import PolicyGradient
 from rl.reward_checks import judge_problems
 from rl.router_replay import ROUTERS
@@ -47,6 +47,9 @@ RANK_BYTES = 4
 """A parameter's bytes in each further rank, which loads all weights before it keeps its part."""
 FROZEN_BYTES = 4
 """Those of a parameter that an adapter leaves as it is. The adapter's own are a hundredth of all, or less."""
+
+NF4_BYTES = 4.127 / 8
+"""Those of one in 4 bits, scales included (arXiv 2305.14314, section 3)."""
 
 
 def preflight(config: Config, machine: Machine, run_path: Path) -> None:
@@ -159,6 +162,8 @@ def memory_problems(config: Config, machine: Machine, facts: ModelFacts) -> Iter
     held = FROZEN_BYTES if config.trains_adapter else LEARNER_BYTES
     learner = held + RANK_BYTES * (config.learner_ranks - 1)
     num_bytes = facts.num_parameters * (learner + wire * (1 + config.engines))
+    if config.lora_base == "nf4":
+        num_bytes -= num_quantized(meta_model(config.model)) * (FROZEN_BYTES - NF4_BYTES)
     if num_bytes > machine.memory_bytes:
         yield (
             f"model {config.model} has {facts.num_parameters / 1e6:,.0f} M parameters: learner, weight sync "
