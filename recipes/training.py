@@ -49,7 +49,7 @@ class Run:
 async def train_and_judge(run: Run, started: float) -> int:
     """Gates, measurement, training, measurement, verdict."""
     config, resumed = run.config, run.resumed
-    if config.resume or config.lora_adapter:  # engines start from the model alone
+    if config.resume or not config.starts_from_its_model:  # engines start from the model alone
         await run.sync.publish(run.learner, run.collector, version=resumed.policy_version)
     if config.sabotage == "perturb_learner":
         await run.learner.perturb(1e-3, seed=0)
@@ -172,7 +172,9 @@ def _next_commands(config: Config, recipe: str, checkpoint: Path) -> list[str]:
     harder = (level for level in resolve_env(config.env).levels if level > config.level)
     trained = os.path.relpath(checkpoint)
     whole = f"--model {trained}"
-    policy = f"--model {config.model} --lora.adapter {trained}" if config.trains_adapter else whole
+    held = "" if config.lora_base == "full" else f" --lora.base {config.lora_base}"
+    beside = f"--model {config.model} --lora.adapter {trained}{held}"
+    policy = beside if config.trains_adapter else whole
     onward = f"{config.env}:{min(harder, default=config.level)}"
     return [
         f"{command}{named} --seed {config.seed + 1}",

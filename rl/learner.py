@@ -14,13 +14,14 @@ from torch import nn
 
 from envs.names import load_object
 from rl.backends.base import Forward, make_backend
-from rl.backends.tensors import local, num_elements
+from rl.backends.tensors import local, num_elements, num_held
 from rl.backends.trained import TrainedModel, nothing_of
 from rl.batch import LossCounts, TrainBatch
 from rl.checkpoint import save_checkpoint
 from rl.determinism import use_exact_kernels
 from rl.first_ratio import first_ratio_error
 from rl.foreseen import foreseen_gradient
+from rl.frozen_base import load_base
 from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad
@@ -102,7 +103,7 @@ class Learner(Publishing):
             "num_parameters": float(num_parameters),
             "num_tensors": float(len(base)),
             "num_trained": float(sum(trained.values())),
-            "held_parameters": float(sum(local(p).numel() for p in base)),
+            "held_parameters": float(sum(map(num_held, base))),
             "sync_bytes": float(adapter.num_bytes if adapter else num_parameters * self.wire_dtype.itemsize),
         }
 
@@ -209,8 +210,9 @@ class Learner(Publishing):
         return self.teacher if self.spec.algorithm.compares_distributions else None
 
     def _load_policy(self, path: str = "") -> PolicyModel:
+        spec = self.spec
         return PolicyModel(
-            load_causal_lm(path or self.spec.model),
+            load_causal_lm(path) if path else load_base(spec.model, spec.lora, device=spec.device),
             temperature=self.spec.temperature,
             entropy_gradient=self.spec.algorithm.entropy_gradient,
             value_head=self.spec.algorithm.critic == "head",

@@ -73,9 +73,9 @@ def fit_problems(config: Config) -> Iterator[str]:
         return
     config, model = with_targets(config), meta_model(config.model)
     if config.lora_adapter:
-        from rl.model_lora import adapter_problems  # with peft, as above
+        from rl.model_adapter import adapter_problems  # with peft, as above
 
-        yield from adapter_problems(model, config.lora_adapter, config.model)
+        yield from adapter_problems(model, config.lora_adapter, config.model, base_format=config.lora_base)
     else:
         yield from target_problems(model, config.target_names)
     yield from tied_problems(config, model)
@@ -121,7 +121,7 @@ def num_trained(config: Config, num_parameters: int) -> int:
     layers: dict[str, Any] = {**linear_layers(model), **token_layers(model)}
     targets = named_targets(model, with_targets(config).target_names)
     return config.lora_rank * sum(
-        sum(layer.weight.shape)
+        sum(shape_of_layer(layer))
         for name, layer in layers.items()
         if any(_is_named(name, target) for target in targets)
     )
@@ -145,6 +145,13 @@ def linear_layers(model: Any) -> dict[str, nn.Linear]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
+
+
+def shape_of_layer(layer: Any) -> tuple[int, int]:
+    """(rows, columns) of a linear layer's or an embedding's weight, also where its data are codes."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.num_embeddings, layer.embedding_dim
 
 
 def linear_names(model: Any) -> list[str]:
@@ -228,7 +235,7 @@ def shape_problems(model: Any, shapes: Mapping[str, Sequence[int]]) -> list[str]
             problems.append(f"it adapts {path}, which the model lacks")
             continue
         is_down = part.removeprefix("embedding_").startswith("A")
-        rows, columns = layer.weight.shape
+        rows, columns = shape_of_layer(layer)
         axis, width = (1, columns) if is_down else (0, rows)
         if isinstance(layer, nn.Embedding):  # a table is looked up, and its adapter is written transposed
             axis, width = (1, rows) if is_down else (0, columns)

@@ -55,7 +55,7 @@ def whole_tensors(model: nn.Module, *, merged: bool = True) -> Iterator[tuple[st
 
     Args:
         merged: with what the trained adapter adds, W + scale * B @ A, computed afresh: the base stays as it
-            is. False: W itself.
+            is. False: W itself. A W that is held in 4 bits is what its codes stand for, in float32.
     """
     for name, parameter in model.named_parameters():
         if is_of_adapter(name):

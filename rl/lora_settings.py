@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rl.overrides import NonNegative, Positive, Size
@@ -12,6 +14,10 @@ if TYPE_CHECKING:
     from rl.config import Config
 
 LoraSync = Literal["auto", "merged", "adapter"]
+LoraBase = Literal["full", "nf4"]
+
+BITSANDBYTES = "0.50.2"
+"""The release that quantises, as pyproject.toml pins it: an extra, which only lora_base nf4 imports."""
 
 ALL_LINEAR = "all-linear"
 AUTO = "auto"
@@ -33,7 +39,8 @@ OPTION = "--lora."
 class LoraSpec:
     """An adapter to be trained: a new one of `rank`, or with `adapter` (folder or hub id) one that goes on.
 
-    With `serves_adapter` engines get the adapter alone, else the base with what it adds.
+    With `serves_adapter` engines get the adapter alone, else the base with what it adds. `base` says how the
+    frozen weights are held.
     """
 
     rank: int = 0
@@ -41,6 +48,7 @@ class LoraSpec:
     targets: tuple[str, ...] = (ALL_LINEAR,)
     adapter: str = ""
     serves_adapter: bool = False
+    base: LoraBase = "full"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +71,20 @@ class LoraSettings:
     lora_sync: LoraSync = "auto"
     """What engines get: the adapter alone, or merged, the whole model with it added. auto: the adapter on a
     GPU, merged on a CPU, where an engine samples half as fast with an adapter. Also --lora.sync."""
+    lora_base: LoraBase = "full"
+    """How the learner holds the frozen model. nf4: its linear layers in 4 bits (QLoRA), which takes an eighth
+    of the memory; engines are sent what these 4 bits stand for, with the adapter merged. Needs bitsandbytes.
+    Also --lora.base."""
 
     @property
     def trains_adapter(self) -> bool:
         """Whether LoRA is on."""
         return self.lora_rank > 0 or bool(self.lora_adapter)
+
+    @property
+    def starts_from_its_model(self) -> bool:
+        """Whether the policy of a new run is the model's folder, from which engines load."""
+        return not self.lora_adapter and self.lora_base == "full"
 
     @property
     def lora(self) -> LoraSpec | None:
@@ -80,6 +97,7 @@ class LoraSettings:
             targets=self.target_names,
             adapter=self.lora_adapter,
             serves_adapter=self.lora_sync == "adapter",
+            base=self.lora_base,
         )
 
     @property
@@ -97,7 +115,7 @@ def resolved_lora(config: Config, *, on_gpu: bool) -> dict[str, object]:
     """The settings of LoRA in place of "auto" and None; nothing where it is off."""
     if not config.trains_adapter:
         return {}
-    automatic = "adapter" if on_gpu else "merged"
+    automatic = "adapter" if on_gpu and config.lora_base == "full" else "merged"
     alpha = config.lora_alpha
     if alpha is None and not config.lora_adapter:
         alpha = ALPHA_FACTOR * config.lora_rank
@@ -141,6 +159,32 @@ def lora_problems(config: Config) -> Iterator[str]:
         yield (
             f"sync_backend = {config.sync_backend!r} has no effect with lora_sync = 'adapter', which engines "
             "load from files on this host; use auto"
+        )
+    if config.lora_base == "nf4":
+        yield from _nf4_problems(config)
+
+
+def _nf4_problems(config: Config) -> Iterator[str]:
+    if config.lora_sync == "adapter":
+        yield (
+            "lora_base = 'nf4' with lora_sync = 'adapter': engines would serve the adapter beside the whole "
+            "model, and it is trained beside a rounded one; use lora_sync merged, which sends what it is "
+            "trained beside"
+        )
+    if config.backend != "plain":
+        yield (
+            f"lora_base = 'nf4' with backend = {config.backend!r}: weights in 4 bits are not sharded here; "
+            "use backend plain, or lora_base full"
+        )
+    yield from missing_bitsandbytes()
+
+
+def missing_bitsandbytes() -> Iterator[str]:
+    """What to do where the package is not there. It is not imported."""
+    if find_spec("bitsandbytes") is None:
+        yield (
+            "lora_base = 'nf4': the package bitsandbytes is not installed; bring it in with `"
+            f"{sys.executable} -m pip install --no-deps bitsandbytes=={BITSANDBYTES}`, or use lora_base full"
         )
 
 

@@ -272,10 +272,10 @@ def meta_model(path: str) -> Any:
         raise _unloadable(path, error) from error
 
 
-def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32) -> Any:
+def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """A model folder or hub id, in `dtype`, in evaluation mode (no dropout: log-probs must be repeatable).
 
-    Code that comes with a model is never run, and only safetensors are read.
+    Code that comes with a model is never run, and only safetensors are read. Options as from_pretrained's.
 
     Raises:
         ValueError: the folder or hub id cannot be read as a causal language model.
@@ -283,7 +283,7 @@ def load_causal_lm(path: str, *, dtype: torch.dtype = torch.float32) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         return AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            path, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True, **options
         ).eval()
     except (OSError, ValueError) as error:
         raise _unloadable(path, error) from error

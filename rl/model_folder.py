@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rl.lora_settings import LoraBase
 from rollout.renderer import TURN_END, TURN_START
 from rollout.tokenizer import TOKENIZER_FILES
 
 ADAPTER = "adapter_config.json"
+FORMAT = "base.json"
+"""Beside an adapter whose base was in 4 bits: peft has no place to say so, and beside whole weights the same
+adapter answers otherwise."""
 MARKERS = (TURN_START, TURN_END)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -65,3 +69,20 @@ def _tokens(tokenizer: dict[str, Any]) -> set[str]:
     # BPE and WordPiece map token to id; Unigram lists (token, score).
     named = vocabulary if isinstance(vocabulary, dict) else (entry[0] for entry in vocabulary)
     return {*named, *(token["content"] for token in tokenizer.get("added_tokens", ()))}
+
+
+def format_of(folder: str | Path) -> LoraBase:
+    """How the base was held that the adapter in `folder` was trained beside; full where nothing says so.
+
+    Raises:
+        ValueError: what is there cannot be read.
+    """
+    file = Path(folder).expanduser() / FORMAT
+    if not file.is_file():
+        return "full"
+    try:
+        if json.loads(file.read_text())["lora_base"] == "nf4":
+            return "nf4"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    raise ValueError(f'{file} names a base that is not known here; expected {{"lora_base": "nf4"}}')

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +23,33 @@ from torch import Tensor
 
 from rl.backends.tensors import assign, local, num_elements, put_back, whole
 from rl.checkpoint import NUMBERS, CheckpointError, load_learner_state
-from rl.lora import differing_keys, named_targets, shape_problems, target_problems, token_layers, told
-from rl.lora_layers import POLICY, is_of_adapter, share_gradients, whole_tensors
-from rl.lora_settings import LoraSpec
-from rl.model import load_causal_lm
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations of peft's that take something out of the base: it would not stay as it is."""
-
-
-EXTRAS = (
-    "use_dora",
-    "modules_to_save",
-    "lora_bias",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "arrow_config",
+from rl.frozen_base import load_base
+from rl.lora import (
+    differing_keys,
+    named_targets,
+    target_problems,
+    token_layers,
+    told,
 )
-"""Settings of peft's that add more to the base than scale * B @ A."""
+from rl.lora_layers import POLICY, is_of_adapter, share_gradients, whole_tensors
+from rl.lora_settings import LoraBase, LoraSpec
+from rl.model import load_causal_lm
+from rl.model_adapter import adapter_problems
+from rl.model_folder import FORMAT, format_of
+
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class WholeAdapter:
-    """An adapter whose tensors, by their names in the model, are whole; `peft` says how they are saved."""
+    """An adapter whose tensors, by their names in the model, are whole; `peft` says how they are saved.
+
+    `base_format` is how the weights are held that it is beside.
+    """
 
     peft: PeftModel
     state: Mapping[str, Tensor]
+    base_format: LoraBase
 
     def tensors(self) -> dict[str, Tensor]:
         """They by their names in a file of peft's."""
@@ -72,6 +70,8 @@ class WholeAdapter:
             save_embedding_layers=False,  # "auto" would ask the hub for the base's vocabulary
             state_dict=dict(self.state),
         )
+        if self.base_format != "full":
+            (folder / FORMAT).write_text(json.dumps({"lora_base": self.base_format}))
 
 
 class Adapter:
@@ -87,8 +87,9 @@ class Adapter:
             ValueError: the targets match no module, or the starting adapter does not fit the model.
         """
         self.base = base
+        self._format: LoraBase = spec.base
         if spec.adapter:
-            _require(adapter_problems(model, spec.adapter, base))
+            _require(adapter_problems(model, spec.adapter, base, base_format=spec.base))
             self.peft = PeftModel.from_pretrained(model, spec.adapter, adapter_name=POLICY, is_trainable=True)
             for config in self.peft.peft_config.values():
                 config.base_model_name_or_path = base
@@ -115,11 +116,13 @@ class Adapter:
     def _held(self) -> WholeAdapter:
         """The same as they lie on this rank, not gathered."""
         state = self.peft.state_dict(keep_vars=True)
-        return WholeAdapter(self.peft, {name: p for name, p in state.items() if is_of_adapter(name)})
+        own = {name: p for name, p in state.items() if is_of_adapter(name)}
+        return WholeAdapter(self.peft, own, self._format)
 
     def gathered(self) -> WholeAdapter:
         """The trained adapter, whole. Of several ranks all must call this: it goes tensor by tensor."""
-        return WholeAdapter(self.peft, {name: whole(p) for name, p in self._held().state.items()})
+        held = self._held()
+        return replace(held, state={name: whole(p) for name, p in held.state.items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """The trained adapter's tensors, whole, by their names in a file of peft's: as `gathered`."""
@@ -151,7 +154,7 @@ class Adapter:
 
     def require_base(self, numbers: Mapping[str, Any], folder: Path) -> None:
         """Raise CheckpointError unless the checkpoint `folder`, of these numbers, is of this very base."""
-        require_crc32(numbers, folder, base=self.base, crc32=self.base_crc32)
+        require_crc32(numbers, folder, base=f"{self.base} in {self._format}", crc32=self.base_crc32)
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -220,68 +223,20 @@ def base_of(folder: Path) -> str:
 def merged_model(folder: Path) -> Any:
     """The model of an adapter in `folder`, with what the adapter adds, in float32: as engines are given it.
 
+    Of a base in 4 bits it is what these stand for, and what the adapter adds.
+
     Raises:
         ValueError: the adapter cannot be read, or its base is not there, or is another one by now.
     """
     base = base_of(folder)
-    adapter = Adapter(load_causal_lm(base), LoraSpec(adapter=str(folder)), base=base)
+    spec = LoraSpec(adapter=str(folder), base=format_of(folder))
+    adapter = Adapter(load_base(base, spec), spec, base=base)
     if (folder / NUMBERS).is_file():
         adapter.require_base(load_learner_state(folder).numbers, folder)
     model = load_causal_lm(base)
     model.load_state_dict(dict(whole_tensors(adapter.peft.get_base_model())), strict=False)
     model.tie_weights()
     return model
-
-
-def adapter_problems(model: Any, path: str, base: str, *, option: str = "lora_adapter") -> Iterator[str]:
-    """Why the adapter `path` (folder or hub id) cannot be beside `model` (meta will do), called `base`.
-
-    `option` is the setting that names it.
-    """
-    where = f"{option} = {path!r}"
-    try:
-        config = PeftConfig.from_pretrained(path)
-        weights = load_peft_weights(path, device="cpu")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        yield (
-            f"{where} cannot be read as an adapter: {error}. Expected a folder with {CONFIG} and {WEIGHTS}, "
-            "as peft saves them, or the id of such an adapter on the Hugging Face hub"
-        )
-        return
-    if config.peft_type != "LORA":
-        yield f"{where} is of peft's type {config.peft_type}; only LORA is trained here"
-        return
-    settings: Any = config
-    used = [name for name in EXTRAS if getattr(settings, name, None)]
-    used += ["bias"] if settings.bias != "none" else []
-    if used:
-        yield f"{where} has {', '.join(used)}; only W + scale * B @ A is trained here"
-    if str(settings.init_lora_weights).startswith(CHANGES_BASE):
-        yield (
-            f"{where} was begun by init_lora_weights = {settings.init_lora_weights!r}, which changes the "
-            "base; convert it to a plain one (peft: path_initial_model_for_weight_conversion)"
-        )
-    if problems := shape_problems(model, {name: tensor.shape for name, tensor in weights.items()}):
-        yield (
-            f"{where} is of another base ({settings.base_model_name_or_path}) than model {base}: "
-            f"{told(problems)}"
-        )
-    elif not _is_same(settings.base_model_name_or_path, base):
-        yield (
-            f"{where} was trained beside {settings.base_model_name_or_path!r}, and model is {base!r}, whose "
-            "layers have the same shapes. Use that model; if it is the same under another name, say so in "
-            f"{CONFIG} (base_model_name_or_path)"
-        )
-
-
-def _is_same(theirs: str | None, ours: str) -> bool:
-    """Whether two names are of one base: equal, one folder, or unknown."""
-    if not theirs or theirs == ours:
-        return True
-    return (
-        Path(theirs).expanduser().exists()
-        and Path(theirs).expanduser().resolve() == Path(ours).expanduser().resolve()
-    )
 
 
 def _require(problems: Iterator[str]) -> None:

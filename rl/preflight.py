@@ -15,10 +15,11 @@ from envs.splits import Split
 from rewards.base import LEARNED
 from rl.config import Config
 from rl.durable import require_free_bytes
+from rl.frozen_base import base_problems, num_quantized
 from rl.hints import hint_message
 from rl.lora import fit_problems, num_trained
 from rl.machine import Machine
-from rl.model import ModelFacts, model_facts
+from rl.model import ModelFacts, meta_model, model_facts
 from rl.policy_gradient import PolicyGradient
 from rl.reward_checks import judge_problems
 from rl.router_replay import ROUTERS
@@ -48,6 +49,9 @@ RANK_BYTES = 4
 FROZEN_BYTES = 4
 """Those of a parameter that an adapter leaves as it is. The adapter's own are a hundredth of all, or less."""
 
+NF4_BYTES = 4.127 / 8
+"""Those of one in 4 bits, scales included (arXiv 2305.14314, section 3)."""
+
 
 def preflight(config: Config, machine: Machine, run_path: Path) -> None:
     """Raise ConfigError with every problem of a resolved `config` whose model is at hand. Writes nothing."""
@@ -64,6 +68,7 @@ def preflight(config: Config, machine: Machine, run_path: Path) -> None:
         *router_problems(config, facts),
         *model_problems(config, facts),
         *fit_problems(config),
+        *base_problems(config),
         *memory_problems(config, machine, facts),
         *disk_problems(config, facts, run_path),
         *prompt_problems(config, renderer, tokenizer),
@@ -159,6 +164,8 @@ def memory_problems(config: Config, machine: Machine, facts: ModelFacts) -> Iter
     held = FROZEN_BYTES if config.trains_adapter else LEARNER_BYTES
     learner = held + RANK_BYTES * (config.learner_ranks - 1)
     num_bytes = facts.num_parameters * (learner + wire * (1 + config.engines))
+    if config.lora_base == "nf4":
+        num_bytes -= num_quantized(meta_model(config.model)) * (FROZEN_BYTES - NF4_BYTES)
     if num_bytes > machine.memory_bytes:
         yield (
             f"model {config.model} has {facts.num_parameters / 1e6:,.0f} M parameters: learner, weight sync "

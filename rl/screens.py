@@ -105,8 +105,9 @@ def adapter_line(config: Config, num_trained: int) -> str:
     """What an adapter is, how it learns and how it gets to the engines; of a resolved configuration."""
     made = f"rank {config.lora_rank}, alpha {config.lora_alpha or 0:g}, beside {config.lora_targets}"
     rate = f"learning rate {config.lora_lr:g} (--lora.lr; learning_rate is {config.learning_rate:g})"
+    held = "all frozen" if config.lora_base == "full" else f"all frozen, linear layers in {config.lora_base}"
     return (
-        f"all frozen; a LoRA adapter learns ({config.lora_adapter or made}): {num_trained:,} parameters, "
+        f"{held}; a LoRA adapter learns ({config.lora_adapter or made}): {num_trained:,} parameters, "
         f"{rate}; engines get {'it alone' if config.lora_sync == 'adapter' else 'the model with it merged'}"
     )
 

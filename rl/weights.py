@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
-from rl.backends.tensors import assign, num_elements, whole
+from rl.backends.tensors import assign, is_quantized, num_elements, whole
 from rl.lora_layers import is_of_adapter, whole_tensors
 from rollout.manifest import Manifest, TensorSpec
 from rollout.weight_sketch import Sketch, sketch_tensor
@@ -133,12 +133,13 @@ def sketch_weights(
 def perturb(model: nn.Module, scale: float, seed: int, *, adapter_only: bool = False) -> None:
     """Add seeded noise to every parameter: normal, with standard deviation `scale` x the tensor's RMS.
 
-    An adapter's has standard deviation `scale`: half of a fresh one is 0, and it would add nothing.
+    An adapter's has standard deviation `scale`: half of a fresh one is 0, and it would add nothing. What is
+    held in 4 bits stays: its layer moves with its adapter, and is not the model folder's in any case.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         of_adapter = is_of_adapter(name)
-        if adapter_only and not of_adapter:
+        if is_quantized(parameter) or (adapter_only and not of_adapter):
             continue
         value = whole(parameter)
         rms = value.float().square().mean().sqrt().clamp(min=1e-3)

@@ -94,9 +94,9 @@ def _name_problems(names: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 
 def _problems(model: Any, folder: str, base: Source) -> Iterator[str]:
-    from rl.model_lora import adapter_problems  # with peft
+    from rl.model_adapter import adapter_problems  # with peft
 
-    yield from adapter_problems(model, folder, base.model, option="--adapters")
+    yield from adapter_problems(model, folder, base.model, base_format="full", option="--adapters")
 
 
 def _room_problems(model: Any, base: Source, path: str, manifest: Manifest) -> Iterator[str]:

@@ -5,8 +5,8 @@
 
 Takes the directory of a run (its newest sound checkpoint), a checkpoint, or any adapter in peft's format.
 What is written gives the log-probs of the trained policy: AutoModelForCausalLM.from_pretrained reads the
-first, PeftModel.from_pretrained the second, beside the model that it names. Exit code 0: exported;
-2: refused.
+first, PeftModel.from_pretrained the second, beside the model that it names, loaded in 4 bits where base.json
+says so (--lora.base nf4). Exit code 0: exported; 2: refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tyro
 
 from rl.checkpoint import HASHES, newest_sound, verify
 from rl.durable import atomic_folder
-from rl.model_folder import ADAPTER
+from rl.model_folder import ADAPTER, format_of
 from rollout.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 STATE = ("training", HASHES)
@@ -98,6 +98,8 @@ def main() -> int:
         print(f"Nothing was exported:\n{error}", file=sys.stderr)
         return REFUSED
     print(f"{checkpoint} exported to {options.to}")
+    if options.adapter and (held := format_of(options.to)) != "full":
+        print(f"It is for its base in {held}, doubly quantised: load the base so, or export the whole model")
     return 0
 
 

@@ -44,6 +44,7 @@ HEAVY = {
     "math_verify": ("rewards/math_answer.py",),
     "peft": ("rl/model*.py",),
     "deepspeed": ("rl/backends/zero.py",),
+    "bitsandbytes": ("rl/model_nf4.py",),
     "accelerate": (),
     "datasets": ("recipes/*.py",),
     "wandb": ("rl/tracker.py",),

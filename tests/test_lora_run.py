@@ -81,6 +81,20 @@ def test_the_next_run_goes_on_from_its_adapter(run: FinishedRun, tmp_path: Path)
 
 
 @pytest.mark.extra
+def test_with_a_base_in_4_bits_engines_serve_the_rounded_model_from_the_start(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra bnb is not installed: nothing can be quantised")
+    finished = run_recipe(tmp_path / "run", ["--lora.rank", "8", "--lora.base", "nf4"])
+    assert finished.code == 0, finished.screen
+    assert "all frozen, linear layers in nf4" in finished.screen
+    assert all(metrics["gap/abs_max"] < 1e-4 for metrics in finished.metrics)
+    checkpoint = checkpoints_of(tmp_path / "run" / "checkpoints")[0]
+    assert json.loads((checkpoint / "base.json").read_text()) == {"lora_base": "nf4"}
+    command = [sys.executable, "-m", "scripts.replay", str(tmp_path / "run"), "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert "the loss is equal to the bit" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.extra
 def test_it_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     options = ["--lora.rank", "4", "--determinism", "exact", "--max-wall-s", "600", "--save-every", "1"]
     whole = run_recipe(tmp_path / "whole", [*options, "--num-steps", "3", "--keep-checkpoints", "0"])

@@ -1,8 +1,9 @@
 """Parameters that may be sharded, one at a time: the whole of one, what a rank holds, a new value.
 
 A parameter is whole (plain torch, ZeRO 1 and 2), a DTensor (FSDP2), or one that DeepSpeed has partitioned
-(ZeRO 3: it has a `ds_id`). `whole` and `assign` are collectives where it is sharded: every rank must call
-them, in one order.
+(ZeRO 3: it has a `ds_id`); a frozen one may be in 4 bits (rl/model_nf4.py: it has a
+`quant_state`). `whole` and `assign` are collectives where it is sharded: every rank must call them, in one
+order.
 """
 
 from __future__ import annotations
@@ -15,19 +16,38 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, detached; the tensor itself where it is not sharded, else a copy that is gathered."""
+    """All of a tensor, detached; the tensor itself where it is not sharded, else a copy that is gathered.
+
+    Of a tensor in 4 bits what it stands for, in float32.
+    """
     if isinstance(tensor, DTensor):
         return tensor.full_tensor().detach()
     if hasattr(tensor, "ds_id"):
         from rl.backends.zero import gathered  # DeepSpeed is imported only where it is used
 
         return gathered(tensor)
+    if is_quantized(tensor):
+        from rl.model_nf4 import dequantized  # and so is bitsandbytes
+
+        return dequantized(tensor)
     return tensor.detach()
 
 
-def num_elements(tensor: Tensor) -> int:
+def is_quantized(tensor: Any) -> bool:
+    """Whether a parameter is held in 4 bits: frozen, and its data are codes."""
+    return getattr(tensor, "quant_state", None) is not None
+
+
+def num_elements(tensor: Any) -> int:
     """How many numbers the whole of a tensor has."""
+    if is_quantized(tensor):
+        return tensor.quant_state.shape.numel()
     return getattr(tensor, "ds_numel", tensor.numel())
+
+
+def num_held(tensor: Any) -> int:
+    """How many of them this rank holds."""
+    return num_elements(tensor) if is_quantized(tensor) else local(tensor).numel()
 
 
 def local(tensor: Tensor) -> Tensor:

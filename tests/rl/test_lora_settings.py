@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,18 @@ import pytest
 from recipes.cli import parse
 from rl.config import Config
 from rl.defaults import resolve
+from rl.frozen_base import base_problems
 from rl.lora import fit_problems, num_trained, with_targets
 from rl.lora_settings import LoraSpec
 from rl.machine import Machine
+from rl.model import model_facts
+from rl.preflight import memory_problems
 from rl.screens import adapter_line
 from rl.validation import ConfigError, validate
 from tests.rl.test_lora import FRESH, learner
-from tests.tiny import load, make_tiny_model
+from tests.tiny import load, make_tiny_mixture, make_tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 LAPTOP = Machine(host="laptop", cores=2, memory_bytes=8 << 30, gpus=())
 ONE_GPU = replace(LAPTOP, gpus=("H200",))
 
@@ -36,7 +43,8 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def problems(tied: Path, **fields: Any) -> str:
-    return "\n".join(fit_problems(resolve(Config(model=str(tied), **fields), LAPTOP)))
+    config = resolve(Config(model=str(tied), **fields), LAPTOP)
+    return "\n".join([*fit_problems(config), *base_problems(config)])
 
 
 def test_targets_that_match_no_module_are_refused_with_the_nearest(tied: Path) -> None:
@@ -94,6 +102,10 @@ def test_an_adapter_of_another_base_is_refused_with_what_differs(tied: Path, tmp
         ({"lora_rank": 8, "lora_adapter": "a/b"}, "lora_rank = 8 with lora_adapter"),
         ({"lora_rank": 8, "lora_sync": "merge"}, "did you mean 'merged'?"),
         ({"lora_rank": 8, "lora_sync": "adapter", "sabotage": "no_retie"}, "use lora_sync merged"),
+        ({"lora_base": "nf4"}, "lora_base has no effect without an adapter"),
+        ({"lora_rank": 8, "lora_base": "nf3"}, "did you mean 'nf4'?"),
+        ({"lora_rank": 8, "lora_base": "nf4", "lora_sync": "adapter"}, "is trained beside a rounded one"),
+        ({"lora_rank": 8, "lora_base": "nf4", "backend": "fsdp"}, "weights in 4 bits are not sharded here"),
     ],
 )
 def test_settings_without_effect_or_that_do_not_fit_are_refused(
@@ -102,6 +114,63 @@ def test_settings_without_effect_or_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError) as caught:
         validate(Config(**fields), LAPTOP)
     assert expected in str(caught.value)
+
+
+def test_a_base_in_4_bits_without_its_package_is_refused_with_the_command_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch, tied: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    command = rf"bitsandbytes is not installed.*pip install --no-deps {re.escape(*extras['bnb'])}`"
+    with pytest.raises(ConfigError, match=command):
+        validate(Config(lora_rank=8, lora_base="nf4"), LAPTOP)
+    with pytest.raises(ValueError, match=command):
+        learner(tied, replace(FRESH, base="nf4"))
+
+
+def test_models_whose_layers_cannot_be_held_in_4_bits_are_refused(tied: Path, tmp_path: Path) -> None:
+    assert not problems(tied, lora_rank=4, lora_base="nf4")
+    mixture = make_tiny_mixture(tmp_path / "mixture")
+    assert "is a mixture of experts, most of whose weights" in problems(mixture, lora_rank=4, lora_base="nf4")
+    settings = json.loads((tied / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "intermediate_size": 250}))
+    told = problems(tmp_path, lora_rank=4, lora_base="nf4")
+    assert "blocks of 64 weights: model.layers.0.mlp.down_proj (250); model.layers.1.mlp.down_proj" in told
+    assert "q_proj" not in told
+    assert not problems(tmp_path, lora_rank=4)
+
+
+def test_an_adapter_of_a_base_in_4_bits_is_not_put_beside_a_whole_one(tied: Path, tmp_path: Path) -> None:
+    learner(tied).checkpoint(str(tmp_path / "saved"), {})
+    given = {"lora_adapter": str(tmp_path / "saved")}
+    assert not problems(tied, **given)
+    (tmp_path / "saved" / "base.json").write_text('{"lora_base": "nf4"}')
+    assert "lora_base is 'full', beside which it answers otherwise; add lora_base nf4" in problems(
+        tied, **given
+    )
+    assert not problems(tied, **given, lora_base="nf4")
+    (tmp_path / "saved" / "base.json").write_text('{"lora_base": "int3"}')
+    assert "names a base that is not known here" in problems(tied, **given)
+
+
+def test_a_base_in_4_bits_is_sent_merged_before_anything_is_measured_and_takes_less_memory(
+    folder: Path,
+) -> None:
+    config = resolve(Config(model=str(folder), lora_rank=4, lora_base="nf4"), ONE_GPU)
+    assert (config.lora_base, config.lora_sync) == ("nf4", "merged")
+    assert not config.starts_from_its_model
+    assert replace(config, lora_base="full").starts_from_its_model
+    assert config.lora is not None
+    assert config.lora.base == "nf4"
+    assert "embed_tokens" in with_targets(config).lora_targets
+    assert "linear layers in nf4" in adapter_line(config, 1)
+    # Two layers of q 128x128, k and v 128x64, o 128x128, three of 128x256: 294,912 weights in 4.127 bits.
+    # With an engine's copy and one to send, a weight takes 12 bytes, of which 4 are the learner's.
+    facts, on_cpu = model_facts(str(folder)), replace(config, device="cpu", engine_dtype="float32", engines=1)
+    least = 12 * facts.num_parameters - 294_912 * (4 - 4.127 / 8)
+    for memory_bytes, is_refused in ((int(least) - 1, True), (int(least) + 1, False)):
+        machine = replace(LAPTOP, memory_bytes=memory_bytes)
+        assert bool([*memory_problems(on_cpu, machine, facts)]) == is_refused
 
 
 def test_the_dotted_options_are_the_fields(tied: Path) -> None:
