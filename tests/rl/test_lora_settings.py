@@ -94,6 +94,10 @@ def test_an_adapter_of_another_base_is_refused_with_what_differs(tied: Path, tmp
         ({"lora_rank": 8, "lora_adapter": "a/b"}, "lora_rank = 8 with lora_adapter"),
         ({"lora_rank": 8, "lora_sync": "merge"}, "did you mean 'merged'?"),
         ({"lora_rank": 8, "lora_sync": "adapter", "sabotage": "no_retie"}, "use lora_sync merged"),
+        (
+            {"lora_rank": 8, "backend": "deepspeed", "learner_ranks": 2, "zero_stage": 3},
+            "backend = 'deepspeed' with an adapter: adapters are trained by plain torch and by FSDP2 so far",
+        ),
     ],
 )
 def test_settings_without_effect_or_that_do_not_fit_are_refused(
