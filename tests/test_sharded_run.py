@@ -21,6 +21,12 @@ LOSSES = ("policy/loss", "policy/kl_ref_k3", "policy/entropy", "optim/lr", "opti
             ["--backend", "fsdp"], "gloo, reduce-scatter (FSDP2)", id="fsdp", marks=pytest.mark.extra
         ),
         pytest.param(
+            ["--backend", "fsdp", "--lora.rank", "8"],
+            "gloo, reduce-scatter (FSDP2)",
+            id="fsdp-adapter",
+            marks=pytest.mark.extra,
+        ),
+        pytest.param(
             ["--backend", "deepspeed", "--zero-stage", "3"],
             "gloo, reduce-scatter (DeepSpeed ZeRO 3)",
             id="zero-3",

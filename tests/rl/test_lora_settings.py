@@ -106,6 +106,10 @@ def test_an_adapter_of_another_base_is_refused_with_what_differs(tied: Path, tmp
         ({"lora_rank": 8, "lora_base": "nf3"}, "did you mean 'nf4'?"),
         ({"lora_rank": 8, "lora_base": "nf4", "lora_sync": "adapter"}, "is trained beside a rounded one"),
         ({"lora_rank": 8, "lora_base": "nf4", "backend": "fsdp"}, "weights in 4 bits are not sharded here"),
+        (
+            {"lora_rank": 8, "backend": "deepspeed", "learner_ranks": 2, "zero_stage": 3},
+            "backend = 'deepspeed' with an adapter: adapters are trained by plain torch and by FSDP2 so far",
+        ),
     ],
 )
 def test_settings_without_effect_or_that_do_not_fit_are_refused(
