@@ -197,7 +197,9 @@ def sampled_states(hidden: torch.Tensor, layout: PaddedLayout) -> tuple[torch.Te
     """The states (N, H) that predict the sampled tokens, and these tokens (N,), row by row."""
     if layout.trie is None:
         return next_token_targets(hidden, layout.token_ids, layout.loss_mask)
-    return hidden[0, layout.trie.predictors], layout.token_ids[layout.loss_mask]
+    # Not hidden[0, predictors]: siblings share a predictor, and on a CPU torch adds up the gradients of an
+    # indexed row in the order that threads come by.
+    return hidden[0].index_select(0, layout.trie.predictors), layout.token_ids[layout.loss_mask]
 
 
 def plain_states(model: Any, layout: PaddedLayout) -> tuple[torch.Tensor, None]:
