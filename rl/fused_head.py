@@ -16,6 +16,9 @@ TOLERANCE = 1e-3
 """Largest difference between what the loss asks for and what was foreseen, relative to the largest of them,
 that still counts as rounding. Beyond it the gradient is computed again, exactly."""
 
+CACHED = 2**20
+"""Logits that a CPU's cache holds: so many are gone over several times before the next ones are."""
+
 FAR = -800.0
 """exp of it is 0, in float64 as well."""
 
@@ -36,25 +39,22 @@ class _FusedHead(torch.autograd.Function):
         entropies = torch.full_like(logprobs, torch.nan)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         buffer = hidden.new_empty(min(chunk_size, len(targets)), len(weight))
+        num_cached = max(1, CACHED // len(weight)) if hidden.device.type == "cpu" else chunk_size
         for start in range(0, len(targets), chunk_size):
             rows = slice(start, start + chunk_size)
-            states, places, asked = hidden[rows], targets[rows, None], foreseen[rows, None]
+            states = hidden[rows]
             logits = torch.mm(states / temperature, weight.T, out=buffer[: len(states)])
-            logits -= logits.amax(1, keepdim=True)
-            chosen = logits.gather(1, places)
-            looked_at = slice(-start % entropy_every, None, entropy_every) if entropy_every else slice(0)
-            kept = logits[looked_at].clone()
-            sums = logits.exp_().sum(1, keepdim=True)
-            log_z = sums.log()
-            logprobs[rows] = (chosen - log_z)[:, 0]
-            # Σ π (log Z - x); where π is 0 x may be -inf.
-            means = torch.linalg.vecdot(logits[looked_at], kept.clamp_(min=FAR)) / sums[looked_at, 0]
-            entropies[rows][looked_at] = log_z[looked_at, 0] - means
-            # d log π(y) / d logits = onehot(y) - π, times what is asked for.
-            grad = logits.mul_(asked / (-temperature * sums))
-            grad.scatter_add_(1, places, asked / temperature)
-            torch.mm(grad, weight, out=grad_hidden[rows])
-            grad_weight.addmm_(grad.T, states)
+            for first in range(start, start + len(states), num_cached):
+                block = slice(first, min(first + num_cached, start + len(states)))
+                looked_at = slice(-first % entropy_every, None, entropy_every) if entropy_every else slice(0)
+                logprobs[block], entropies[block][looked_at] = _to_gradient(
+                    logits[first - start : block.stop - start],
+                    targets[block, None],
+                    foreseen[block, None] / temperature,
+                    looked_at,
+                )
+            torch.mm(logits, weight, out=grad_hidden[rows])
+            grad_weight.addmm_(logits.T, states)
         ctx.save_for_backward(hidden, weight, targets, foreseen, grad_hidden, grad_weight)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         ctx.mark_non_differentiable(entropies)
@@ -72,6 +72,24 @@ class _FusedHead(torch.autograd.Function):
         elif scale != 1.0:
             grad_hidden, grad_weight = grad_hidden * scale, grad_weight * scale
         return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def _to_gradient(logits: Tensor, places: Tensor, asked: Tensor, looked_at: slice) -> tuple[Tensor, Tensor]:
+    """Make `asked` * d log π(y) / d logits of logits (n, V), in place; `places` and `asked` are (n, 1).
+
+    Returns:
+        log π(y) (n,), and the entropies of the rows `looked_at`.
+    """
+    logits -= logits.amax(1, keepdim=True)
+    chosen = logits.gather(1, places)
+    kept = logits[looked_at].clone()
+    sums = logits.exp_().sum(1, keepdim=True)
+    log_z = sums.log()
+    # Σ π (log Z - x); where π is 0 x may be -inf.
+    means = torch.linalg.vecdot(logits[looked_at], kept.clamp_(min=FAR)) / sums[looked_at, 0]
+    # d log π(y) / d logits = onehot(y) - π.
+    logits.mul_(-asked / sums).scatter_add_(1, places, asked)
+    return (chosen - log_z)[:, 0], log_z[looked_at, 0] - means
 
 
 def scale_between(foreseen: Tensor, asked: Tensor) -> float | None:

@@ -134,7 +134,7 @@ class PolicyModel(nn.Module):
         def entropies(rows: torch.Tensor) -> torch.Tensor:
             rows = rows.to(states.device)
             with torch.no_grad():
-                return whole(states[rows], head, targets[rows], chunk_size=256)[1]
+                return whole(states[rows], head, targets[rows], chunk_size=64)[1]
 
         return logprobs, sampled_entropies(entropies, len(targets), self.entropy_tokens), None
 

@@ -23,7 +23,7 @@ Head = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Hidden states (N, H), weights (V, H), targets (N,) -> log-probs (N,)."""
 
 ENTROPY_TOKENS = 512
-CHUNK = 256
+CHUNK = 64
 
 
 def ours() -> Head:
