@@ -1,12 +1,13 @@
-"""The head with its gradient made in the forward pass, where what the loss will ask for is known beforehand.
+"""The head and its log-softmax, a block of logits at a time: log-probs, gradient, and entropies in passing.
 
-Recomputing the logits for the backward pass is a fourth product with the head beside three. A loss that is
-given log-probs asks for d loss / d log π of each token, and on the first update after a score these log-probs
-are old_logprobs: then it can be asked before.
+Log-probs take one product with the head, their gradient three: the logits again, and a product for each of
+states and head. Where what the loss will ask for, d loss / d log π of each token, is known beforehand, the
+gradient is made in the forward pass, and of the four products three are left (rl/foreseen.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,51 +31,72 @@ class _FusedHead(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        foreseen: Tensor,
+        foreseen: Tensor | None,
         temperature: float,
         chunk_size: int,
         entropy_every: int,
     ) -> tuple[Tensor, Tensor]:
-        logprobs = hidden.new_empty(len(targets))
-        entropies = torch.full_like(logprobs, torch.nan)
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        buffer = hidden.new_empty(min(chunk_size, len(targets)), len(weight))
-        num_cached = max(1, CACHED // len(weight)) if hidden.device.type == "cpu" else chunk_size
-        for start in range(0, len(targets), chunk_size):
-            rows = slice(start, start + chunk_size)
-            states = hidden[rows]
-            logits = torch.mm(states / temperature, weight.T, out=buffer[: len(states)])
-            for first in range(start, start + len(states), num_cached):
-                block = slice(first, min(first + num_cached, start + len(states)))
-                looked_at = slice(-first % entropy_every, None, entropy_every) if entropy_every else slice(0)
-                logprobs[block], entropies[block][looked_at] = _to_gradient(
-                    logits[first - start : block.stop - start],
-                    targets[block, None],
-                    foreseen[block, None] / temperature,
-                    looked_at,
-                )
-            torch.mm(logits, weight, out=grad_hidden[rows])
-            grad_weight.addmm_(logits.T, states)
-        ctx.save_for_backward(hidden, weight, targets, foreseen, grad_hidden, grad_weight)
+        logprobs, entropies, grads = _passed(
+            hidden, weight, targets, foreseen, temperature, chunk_size, entropy_every, ctx.needs_input_grad
+        )
+        ctx.save_for_backward(hidden, weight, targets, foreseen, *grads)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, targets, foreseen, grad_hidden, grad_weight = ctx.saved_tensors
-        scale = scale_between(foreseen, grad)
+        hidden, weight, targets, foreseen, *grads = ctx.saved_tensors
+        scale = None if foreseen is None else scale_between(foreseen, grad)
         if scale is None:
-            with torch.enable_grad():
-                leaves = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
-                again, _ = _FusedHead.apply(*leaves, targets, grad, ctx.temperature, ctx.chunk_size, 0)
-            grad_hidden, grad_weight = torch.autograd.grad(again, leaves, grad)
+            del grads
+            options = ctx.temperature, ctx.chunk_size, 0, ctx.needs_input_grad
+            _, _, grads = _passed(hidden, weight, targets, grad, *options)
         elif scale != 1.0:
-            grad_hidden, grad_weight = grad_hidden * scale, grad_weight * scale
-        return grad_hidden, grad_weight, None, None, None, None, None
+            grads = [each if each is None else each * scale for each in grads]
+        return *grads, None, None, None, None, None
 
 
-def _to_gradient(logits: Tensor, places: Tensor, asked: Tensor, looked_at: slice) -> tuple[Tensor, Tensor]:
+def _passed(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    asked: Tensor | None,
+    temperature: float,
+    chunk_size: int,
+    entropy_every: int,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
+    """Log-probs (N,), entropies (N,), and, where `asked` (N,) is there, the gradient of Σ asked log π to
+    `hidden` and `weight`, as they are `needed`.
+    """
+    logprobs = hidden.new_empty(len(targets))
+    entropies = torch.full_like(logprobs, torch.nan)
+    grad_hidden = torch.empty_like(hidden) if needed[0] and asked is not None else None
+    grad_weight = torch.zeros_like(weight) if needed[1] and asked is not None else None
+    buffer = hidden.new_empty(min(chunk_size, len(targets)), len(weight))
+    num_cached = max(1, CACHED // len(weight)) if hidden.device.type == "cpu" else chunk_size
+    for start in range(0, len(targets), chunk_size):
+        rows = slice(start, start + chunk_size)
+        states = hidden[rows]
+        logits = torch.mm(states / temperature, weight.T, out=buffer[: len(states)])
+        for first in range(start, start + len(states), num_cached):
+            block = slice(first, min(first + num_cached, start + len(states)))
+            looked_at = slice(-first % entropy_every, None, entropy_every) if entropy_every else slice(0)
+            logprobs[block], entropies[block][looked_at] = _softmax(
+                logits[first - start : block.stop - start],
+                targets[block, None],
+                None if asked is None else asked[block, None] / temperature,
+                looked_at,
+            )
+        if grad_hidden is not None:
+            torch.mm(logits, weight, out=grad_hidden[rows])
+        if grad_weight is not None:
+            grad_weight.addmm_(logits.T, states)
+    return logprobs, entropies, (grad_hidden, grad_weight)
+
+
+def _softmax(logits: Tensor, places: Tensor, asked: Tensor | None, looked_at: slice) -> tuple[Tensor, Tensor]:
     """Make `asked` * d log π(y) / d logits of logits (n, V), in place; `places` and `asked` are (n, 1).
 
     Returns:
@@ -87,8 +109,9 @@ def _to_gradient(logits: Tensor, places: Tensor, asked: Tensor, looked_at: slice
     log_z = sums.log()
     # Σ π (log Z - x); where π is 0 x may be -inf.
     means = torch.linalg.vecdot(logits[looked_at], kept.clamp_(min=FAR)) / sums[looked_at, 0]
-    # d log π(y) / d logits = onehot(y) - π.
-    logits.mul_(-asked / sums).scatter_add_(1, places, asked)
+    if asked is not None:
+        # d log π(y) / d logits = onehot(y) - π.
+        logits.mul_(-asked / sums).scatter_add_(1, places, asked)
     return (chosen - log_z)[:, 0], log_z[looked_at, 0] - means
 
 
@@ -108,7 +131,7 @@ def fused_logprobs(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    foreseen: Tensor,
+    foreseen: Tensor | None = None,
     *,
     temperature: float = 1.0,
     chunk_size: int = 256,
@@ -116,12 +139,14 @@ def fused_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log softmax(hidden weightᵀ / temperature) at the targets (N,), and entropies (N,); float32 or wider.
 
+    `chunk_size` rows of logits exist at a time. Gradients of gradients are not to be had.
+
     Args:
         hidden: (N, H).
         weight: (V, H), the head.
         targets: (N,) int64.
-        foreseen: (N,), d loss / d log π as the loss is expected to ask for it. Where it asks for something
-            else the gradient is right all the same, at the cost of another forward pass.
+        foreseen: (N,), d loss / d log π as the loss is expected to ask for it, where that is known. Where it
+            asks for something else the gradient is right all the same, at the cost of making it twice.
         temperature: divides the logits, above 0.
         chunk_size: rows of logits at a time.
         entropy_every: k, to have the entropy of tokens 0, k, 2k, .. in passing, without a gradient; NaN at
@@ -133,7 +158,7 @@ def fused_logprobs(
             hidden.to(wide),
             weight.to(wide),
             targets,
-            foreseen.to(wide),
+            None if foreseen is None or not torch.is_grad_enabled() else foreseen.to(wide),
             temperature,
             chunk_size,
             entropy_every,

@@ -130,3 +130,9 @@ def _padded_kept(rows: Sequence[np.ndarray | None], real: Tensor) -> Tensor | No
     out = torch.full((*real.shape, width), -1, dtype=torch.int32)
     out[real] = torch.from_numpy(np.concatenate(wide)).to(torch.int32)
     return out
+
+
+def unpadded(tensor: Tensor, rows: Sequence[int], samples: Sequence[TrainSample]) -> dict[int, np.ndarray]:
+    """The rows (B, T) of a pass as arrays (T,) of the samples that they are of, by their places in `rows`."""
+    arrays = zip(rows, tensor.cpu().numpy(), strict=True)
+    return {row: array[: len(samples[row].token_ids)] for row, array in arrays}

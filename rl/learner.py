@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from rl.checkpoint import save_checkpoint
 from rl.determinism import use_exact_kernels
 from rl.first_ratio import first_ratio_error
 from rl.foreseen import foreseen_gradient
-from rl.frozen_base import load_base
 from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
-from rl.layout import PaddedLayout, TokenArrays, pad
+from rl.layout import PaddedLayout, TokenArrays, pad, unpadded
+from rl.learner_models import load_policy
 from rl.learner_spec import LearnerSpec
 from rl.learner_state import learner_state, restore_learner
 from rl.lora import Scorer, as_it_began, start_adapter
@@ -41,9 +41,6 @@ from rl.trie_attention import drivable_layout
 from rollout.renderer import ChatMLRenderer
 from rollout.tokenizer import load_tokenizer
 
-if TYPE_CHECKING:
-    pass
-
 
 class Learner(Publishing):
     """Holds the policy, its optimizer, and what the algorithm's row needs besides: a reference, a critic."""
@@ -57,11 +54,11 @@ class Learner(Publishing):
         self.spec = spec
         self.device = torch.device(spec.device)
         self.tokenizer = load_tokenizer(spec.model)
-        self.policy = self._load_policy()
+        self.policy = load_policy(spec)
         self.adapter = start_adapter(self.model, spec)
         has_reference = "ref_logprobs" in spec.algorithm.needs
-        self.reference = self._load_policy() if has_reference and self.adapter is None else None
-        self.teacher = self._load_policy(spec.teacher) if spec.algorithm.loads_teacher else None
+        self.reference = load_policy(spec) if has_reference and self.adapter is None else None
+        self.teacher = load_policy(spec, spec.teacher) if spec.algorithm.loads_teacher else None
         has_own_body = spec.algorithm.critic == "separate"
         self.critic = ValueModel(load_causal_lm(spec.model)).to(self.device) if has_own_body else None
         modules = [self.policy, self.reference, self.teacher, self.critic]
@@ -84,6 +81,7 @@ class Learner(Publishing):
         elif has_reference and self.adapter is not None:
             self._reference = as_it_began(self._forward, self.adapter)
         self.is_first_update = False  # since the last score
+        self._own_logprobs: dict[int, np.ndarray] = {}
 
     def _critic_parameters(self) -> list[nn.Parameter]:
         """What belongs to the critic and never to the engines: its head, and its body where it has one."""
@@ -109,14 +107,17 @@ class Learner(Publishing):
 
     @torch.no_grad()
     def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
-        """Add `old_logprobs`, a critic's `old_values`, and what reference and teacher are asked by `needs`.
+        """Add what is named in `needs`: the policy's own `old_logprobs`, with a critic's `old_values`, and
+        what reference and teacher are asked.
 
         Each is one float32 array (T,) a sample.
         """
-        self.is_first_update = True
-        has_critic = self.spec.algorithm.critic != "none"
-        own = ("old_logprobs", "old_values") if has_critic else ("old_logprobs",)
-        arrays = self._per_sample(own, self._own_scores, batch.samples)
+        self.expect_update()
+        arrays: dict[str, TokenArrays] = {}
+        if "old_logprobs" in needs:
+            has_critic = self.spec.algorithm.critic != "none"
+            own = ("old_logprobs", "old_values") if has_critic else ("old_logprobs",)
+            arrays |= self._per_sample(own, self._own_scores, batch.samples)
         if "ref_logprobs" in needs:
             if self._reference is None:
                 raise ValueError(
@@ -132,25 +133,50 @@ class Learner(Publishing):
             arrays |= self._per_sample(("teacher_logprobs",), scores, batch.samples)
         return replace(batch, **arrays)
 
-    def update(self, minibatch: TrainBatch) -> MetricSums:
-        """One optimizer update on a scored and weighed minibatch.
+    def expect_update(self) -> None:
+        """The weights stay as they are until the next update: what it computes of old_logprobs is theirs."""
+        self.is_first_update = True
 
-        The loss is normalised by the minibatch's own global counts, so the gradient does not depend on
-        micro_batch_size. A gradient that is not finite is not applied: it is counted in
-        `optim/skipped_updates`.
+    def own_logprobs(self) -> TokenArrays:
+        """The log-probs that the last update started from, where its batch came without old_logprobs.
+
+        One float32 array (T,) a sample, in the batch's order; of no sample otherwise.
         """
-        counts = minibatch.counts
+        return tuple(self._own_logprobs[row] for row in range(len(self._own_logprobs)))
+
+    def update(self, minibatch: TrainBatch) -> MetricSums:
+        """One optimizer update on a weighed minibatch.
+
+        Without old_logprobs the policy's own before this update take their place: the ratio is 1. The loss is
+        normalised by the minibatch's own global counts, so the gradient does not depend on micro_batch_size.
+        A gradient that is not finite is not applied: it is counted in `optim/skipped_updates`.
+
+        Raises:
+            ValueError: the loss has a ratio to old_logprobs, and the weights have moved since the batch could
+                be scored.
+        """
+        counts, is_scored = minibatch.counts, minibatch.old_logprobs is not None
+        if not is_scored and not self.is_first_update and "old_logprobs" in self.spec.algorithm.needs:
+            raise ValueError(
+                "the batch has no old_logprobs, and this update is not the first since learner.score: score "
+                "it with what algorithm.needs_for(number of updates) names"
+            )
+        self._own_logprobs = {}
         self.optimizer.zero_grad()
         parts: list[MetricSums] = []
         passes = self.passes(minibatch.samples)
         num_passes = self.backend.largest(len(passes))
-        for micro_batch in minibatch.micro_batches(passes):
+        for rows, micro_batch in zip(passes, minibatch.micro_batches(passes), strict=True):
             layout = micro_batch.padded(layout=self.layout).to(self.device)
             outputs = self.evaluate(layout, self._compared, foreseen=self._foreseen(layout, counts))
-            loss, sums = self.spec.algorithm.loss(outputs, layout, counts)
+            own = outputs.logprobs.detach()
+            known = layout if is_scored else replace(layout, old_logprobs=own)
+            loss, sums = self.spec.algorithm.loss(outputs, known, counts)
             self.optimizer.backward(loss)
             if self.is_first_update:
                 sums |= first_ratio_error(outputs.logprobs, layout)
+            if not is_scored:
+                self._own_logprobs |= unpadded(own, rows, minibatch.samples)
             parts.append(sums)
         return self.finish(parts, minibatch, num_passes)
 
@@ -209,21 +235,6 @@ class Learner(Publishing):
         """The teacher, where the loss compares whole distributions with it."""
         return self.teacher if self.spec.algorithm.compares_distributions else None
 
-    def _load_policy(self, path: str = "") -> PolicyModel:
-        spec = self.spec
-        return PolicyModel(
-            load_causal_lm(path) if path else load_base(spec.model, spec.lora, device=spec.device),
-            temperature=self.spec.temperature,
-            entropy_gradient=self.spec.algorithm.entropy_gradient,
-            value_head=self.spec.algorithm.critic == "head",
-            jsd_beta=self.spec.algorithm.jsd_beta,
-            needs_log_z=self.spec.algorithm.needs_log_z,
-            router_loss=self.spec.algorithm.uses_router_loss,
-            # A reference replays too: at the start it is the policy, and its KL 0. A teacher may be anything.
-            replay_routing=self.spec.replay_routing and not path,
-            head_dtype=self.spec.precision.head_dtype,
-        ).to(self.device)
-
     def passes(self, samples: Sequence[TrainSample]) -> list[list[int]]:
         """Which of `samples` go through the model together (rl/packing.py)."""
         spec = self.spec
@@ -232,9 +243,15 @@ class Learner(Publishing):
         )
 
     def _foreseen(self, layout: PaddedLayout, counts: LossCounts) -> torch.Tensor | None:
-        """What the loss will ask for, where the weights are still those that old_logprobs are of."""
-        if not self.is_first_update or self.spec.precision.model_dtype is not torch.float32:
+        """What the loss will ask for, where the weights are still those that old_logprobs are of.
+
+        An engine in float32 has said them already, but for rounding.
+        """
+        precision = self.spec.precision
+        if not self.is_first_update or precision.model_dtype is not torch.float32:
             return None
+        if layout.old_logprobs is None and precision.engine_dtype is torch.float32:
+            layout = replace(layout, old_logprobs=layout.rollout_logprobs)
         return foreseen_gradient(self.spec.algorithm, layout, counts)
 
     def evaluate(
@@ -274,6 +291,6 @@ class Learner(Publishing):
         for rows in chosen:
             tensors = compute(pad([samples[row] for row in rows], layout=self.layout).to(self.device))
             for name, tensor in zip(names, tensors, strict=True):
-                for row, padded in zip(rows, tensor.cpu().numpy(), strict=True):
-                    arrays[name][row] = padded[: len(samples[row].token_ids)]
+                for row, array in unpadded(tensor, rows, samples).items():
+                    arrays[name][row] = array
         return {name: tuple(values) for name, values in arrays.items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -46,36 +44,13 @@ def entropy_of_logits(logits: Tensor) -> Tensor:
     return ((logits - lse).exp() * surprise).sum(-1)
 
 
-def chosen_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk_size: int = 256
-) -> Tensor:
-    """log softmax(hidden weightᵀ / temperature) at the targets (N,) and nothing else, in float32 or wider.
-
-    torch's chunked cross-entropy of a head, about half the time of `token_logprobs`; `chunk_size` rows of
-    logits exist at a time. Arguments as there. Gradients of gradients are not to be had.
-    """
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk_size, chunking_method=None)
-    with torch.autocast(hidden.device.type, enabled=False):
-        return -functional.linear_cross_entropy(
-            hidden.to(wide) / temperature, weight.to(wide), targets, reduction="none", options=options
-        )
+ENTROPY_TOKENS = 512
+"""Of how many tokens a pass the entropy is told: it costs time, and as a metric it is an average."""
 
 
 def entropy_stride(num_tokens: int, at_most: int) -> int:
     """The least k such that every k-th of `num_tokens` are `at_most` or fewer."""
     return max(1, -(-num_tokens // at_most))
-
-
-def sampled_entropies(entropies: Callable[[Tensor], Tensor], num_tokens: int, at_most: int) -> Tensor:
-    """Entropies (N,) of every k-th token (`entropy_stride`), NaN elsewhere.
-
-    Entropy costs a product with the head, and as a metric it is an average.
-    """
-    out = torch.full((num_tokens,), torch.nan)
-    rows = torch.arange(0, num_tokens, entropy_stride(num_tokens, at_most))
-    values = entropies(rows)
-    return out.to(values).index_copy(0, rows.to(values.device), values)
 
 
 def token_logprobs(

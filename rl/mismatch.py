@@ -101,10 +101,7 @@ def by(
 def recommend(summary: GapSummary) -> str:
     """Which correction a gap calls for, by thresholds with their sources."""
     if summary.abs_max <= 1e-4:
-        return (
-            "none: no token differs by more than 1e-4 nats, float32's own rounding. With one update a step "
-            "bypass_mode saves a forward pass"
-        )
+        return "none: no token differs by more than 1e-4 nats, float32's own rounding"
     if abs(summary.k1) >= 1e-2:
         return (
             "do not train: |k1| is at least 0.01 nats, where a defect is likelier than rounding (tinker's "

@@ -16,10 +16,9 @@ from rl.distributions import generalized_jsd_of_states
 from rl.fused_head import fused_logprobs
 from rl.layout import PaddedLayout
 from rl.logprobs import (
-    chosen_logprobs,
+    ENTROPY_TOKENS,
     entropy_stride,
     next_token_targets,
-    sampled_entropies,
     scatter_tokens,
     token_logprobs,
 )
@@ -48,7 +47,7 @@ class PolicyModel(nn.Module):
         replay_routing: bool = False,
         head_dtype: torch.dtype = torch.float32,
         chunk_size: int = 1024,
-        entropy_tokens: int = 512,
+        entropy_tokens: int = ENTROPY_TOKENS,
         needs_log_z: bool = False,
     ) -> None:
         super().__init__()
@@ -123,20 +122,9 @@ class PolicyModel(nn.Module):
         is_narrow = self.head_dtype is not torch.float32 and head.dtype is not torch.float64
         if kept_ids is not None or self.needs_log_z or self.entropy_gradient or is_narrow:
             return whole(states, head, targets, kept_ids=kept_ids, entropy_gradient=self.entropy_gradient)
-        if foreseen is not None:
-            stride = entropy_stride(len(targets), self.entropy_tokens) if wants_entropy else 0
-            fused = partial(fused_logprobs, temperature=self.temperature, entropy_every=stride)
-            return *fused(states, head, targets, foreseen), None
-        logprobs = chosen_logprobs(states, head, targets, temperature=self.temperature)
-        if not wants_entropy:
-            return logprobs, torch.full_like(logprobs, torch.nan), None
-
-        def entropies(rows: torch.Tensor) -> torch.Tensor:
-            rows = rows.to(states.device)
-            with torch.no_grad():
-                return whole(states[rows], head, targets[rows], chunk_size=64)[1]
-
-        return logprobs, sampled_entropies(entropies, len(targets), self.entropy_tokens), None
+        stride = entropy_stride(len(targets), self.entropy_tokens) if wants_entropy else 0
+        fused = partial(fused_logprobs, temperature=self.temperature, entropy_every=stride)
+        return *fused(states, head, targets, foreseen), None
 
     def _heads(
         self, layout: PaddedLayout, *, router_loss: bool = False

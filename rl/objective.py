@@ -9,7 +9,8 @@ from typing import Any, Self
 class Objective:
     """The defaults of an objective that needs the policy's log-probs and nothing else.
 
-    `needs` names what Learner.score adds to a batch beyond old_logprobs. `critic` is none, head or separate.
+    `needs` names what the objective asks of a batch, `needs_for` what of it Learner.score must add before a
+    step of so many updates. `critic` is none, head or separate.
     `entropy_gradient` says whether the loss differentiates the entropy, `uses_teacher` whether there is a
     teacher, `loads_teacher` whether that is a model of its own and not the policy itself, told `hint`, and
     `compares_distributions` whether the loss compares its whole distribution with the policy's, by the
@@ -30,6 +31,10 @@ class Objective:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset()
+
+    def needs_for(self, num_updates: int) -> frozenset[str]:
+        del num_updates
+        return self.needs
 
     @property
     def entropy_gradient(self) -> bool:

@@ -130,7 +130,7 @@ class PolicyGradient(Objective):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the learner must add to a batch before `assign_advantages` and `loss`."""
+        """What `assign_advantages` and `loss` ask of a batch."""
         wanted = {
             "old_logprobs": not self.bypass_mode,
             "ref_logprobs": self.kl_loss_coef > 0 or self.kl_coef > 0,
@@ -138,6 +138,17 @@ class PolicyGradient(Objective):
             "teacher_logprobs": self.uses_teacher,
         }
         return frozenset(name for name, is_needed in wanted.items() if is_needed)
+
+    def needs_for(self, num_updates: int) -> frozenset[str]:
+        """What of `needs` must be scored before a step of `num_updates` updates.
+
+        The weights of its only update are those before it, so that update computes old_logprobs on its way,
+        where neither advantages nor a critic, which scores with it, look at them first.
+        """
+        looks_first = self.kl_coef > 0 or self.adv_estimator in TEACHER_ESTIMATORS
+        if num_updates > 1 or looks_first or self.critic != "none":
+            return self.needs | {"old_logprobs"}
+        return self.needs - {"old_logprobs"}
 
     @property
     def compares_members(self) -> bool:

@@ -36,7 +36,7 @@ class Preference(Objective):
 
     @property
     def needs(self) -> frozenset[str]:
-        return self.loss.needs
+        return self.loss.needs | {"old_logprobs"}
 
     def make_pairs(self, batch: TrainBatch) -> PairBatch:
         """The pairs of a scored batch."""
@@ -56,7 +56,8 @@ async def preference_step(
 ) -> Metrics:
     """One step: sample, score, pair, update, publish."""
     groups = await rollouts.next_groups(num_groups)  # o_1..o_G ~ pi(. | q), scored r_1..r_G
-    batch = await learner.score(make_batch(groups), algorithm.needs)  # log pi_ref where the loss has one
+    batch = make_batch(groups)
+    batch = await learner.score(batch, algorithm.needs_for(num_minibatches))  # log pi_ref where it has one
     pairs = algorithm.make_pairs(batch)  # o_w > o_l
     updates = [await learner.update(minibatch) for minibatch in pairs.minibatches(num_minibatches)]
     synced = await sync.publish(learner, rollouts)

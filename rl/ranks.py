@@ -69,6 +69,10 @@ class LearnerRank:
         with self._blaming("update"):
             return self._learner.update(part)
 
+    def own_logprobs(self) -> TokenArrays:
+        """Those that the last update of this rank's samples started from."""
+        return self._learner.own_logprobs()
+
     def call(self, method: str, *arguments: Any) -> Any:
         """A method of the learner that all ranks run; the answer is rank 0's."""
         with self._blaming(method):
@@ -122,6 +126,8 @@ class ShardedLearner(LearnerClient):
         return facts[0] | {"held_parameters": max(each["held_parameters"] for each in facts)}
 
     async def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
+        if not needs:
+            return await super().score(batch, needs)
         rows = rows_by_rank(batch.samples, len(self.actors))
         with self._timed("score"):
             references = [
@@ -138,6 +144,17 @@ class ShardedLearner(LearnerClient):
                 actor.update.remote(crossing(part)) for actor, part in zip(self.actors, parts, strict=True)
             ]
             return add_metrics(await self._all(references, deadline_s=self._deadline_s, what="update"))
+
+    async def with_old_logprobs(self, batch: TrainBatch) -> TrainBatch:
+        if batch.old_logprobs is not None:
+            return batch
+        rows = rows_by_rank(batch.samples, len(self.actors))
+        made = await self._all(
+            [actor.own_logprobs.remote() for actor in self.actors],
+            deadline_s=self._deadline_s,
+            what="own log-probs",
+        )
+        return replace(batch, old_logprobs=joined(rows, made))
 
     async def _ask(self, method: str, *arguments: Any, deadline_s: float, what: str) -> Any:
         references = [actor.call.remote(method, *arguments) for actor in self.actors]

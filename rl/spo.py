@@ -31,9 +31,9 @@ class PromptBaselines:
     """Nats a token that the policy has moved since the start."""
     way_when_seen: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.row.needs
+    def needs_for(self, num_updates: int) -> frozenset[str]:
+        """As PolicyGradient's."""
+        return self.row.needs_for(num_updates)
 
     def assign_advantages(self, batch: TrainBatch) -> TrainBatch:
         """Advantages over what was known, which then includes this batch's rewards."""

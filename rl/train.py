@@ -44,6 +44,7 @@ class LearnerHandle(Sender, Protocol):
 
     async def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch: ...
     async def update(self, minibatch: Any) -> MetricSums: ...
+    async def with_old_logprobs(self, batch: TrainBatch) -> TrainBatch: ...
     def take_seconds(self) -> dict[str, float]: ...
 
 
@@ -80,9 +81,10 @@ async def train_step(
     """One step: sample, score, weigh, update, publish."""
     groups = await rollouts.next_groups(num_groups)  # o_1..o_G ~ pi_old(. | q), scored r_1..r_G
     batch = make_batch(groups)
-    batch = await learner.score(batch, algorithm.needs)  # log pi_old; log pi_ref where the row needs it
+    batch = await learner.score(batch, algorithm.needs_for(num_minibatches))  # log pi_old, log pi_ref
     batch = algorithm.assign_advantages(batch)  # A_t
     updates = [await learner.update(minibatch) for minibatch in batch.minibatches(num_minibatches)]
+    batch = await learner.with_old_logprobs(batch)  # log pi_old, where the only update made it
     synced = await sync.publish(learner, rollouts)  # pi_old <- pi_theta
     observe(groups, batch)
     return rollout_metrics(groups) | batch_metrics(batch) | mean_metrics(updates) | synced

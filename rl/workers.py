@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,24 @@ class LearnerClient:
         return await self._ask("facts", deadline_s=self._deadline_s, what="start")
 
     async def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
-        """Add old_logprobs (and ref_logprobs where needed) to the batch."""
+        """Add what is needed to the batch; see Learner.score."""
         with self._timed("score"):
+            if not needs:
+                await self._ask("expect_update", deadline_s=self._deadline_s, what="score")
+                return batch
             return await self._ask("score", crossing(batch), needs, deadline_s=self._deadline_s, what="score")
 
     async def update(self, minibatch: Any) -> MetricSums:
         """One optimizer update, on the kind of batch that the learner takes."""
         with self._timed("update"):
             return await self._ask("update", crossing(minibatch), deadline_s=self._deadline_s, what="update")
+
+    async def with_old_logprobs(self, batch: TrainBatch) -> TrainBatch:
+        """The batch with old_logprobs: where it was not scored, those that its only update started from."""
+        if batch.old_logprobs is not None:
+            return batch
+        made = await self._ask("own_logprobs", deadline_s=self._deadline_s, what="own log-probs")
+        return replace(batch, old_logprobs=made)
 
     async def connect(self, backend: str, engines: Sequence[RemoteRollouts]) -> None:
         """Open a device channel from the learner to the engines' actors."""

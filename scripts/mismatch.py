@@ -101,7 +101,7 @@ async def _sample_and_score(config: Config) -> TokenGaps:
     row = get_algorithm("reinforce")
     spec = make_learner_spec(config, row, run_name="mismatch", incidents="")
     learner = Learner(replace(spec, precision=Precision(engine=config.engine_dtype)))
-    return token_gaps(learner.score(batch, frozenset()))
+    return token_gaps(learner.score(batch, frozenset({"old_logprobs"})))
 
 
 def table(summaries: dict[str, GapSummary], first: str) -> str:

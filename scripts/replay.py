@@ -113,7 +113,7 @@ def replay(run: Path, step: int) -> tuple[Metrics, Metrics]:
     for number, (recorded, groups) in enumerate(recorded_groups(run), 1):
         if recorded != number:
             break
-        batch = learner.score(make_batch(groups), objective.needs)
+        batch = learner.score(make_batch(groups), running.needs_for(config.num_minibatches))
         whole = (
             objective.make_pairs(batch)
             if isinstance(objective, Preference)

@@ -63,13 +63,13 @@ def _import_s(program: str) -> list[float]:
 def _first_steps(starts: int) -> tuple[Sequence[float], Sequence[float]]:
     """Wall seconds from a process's start to a stepped optimizer, TRL's and ours in turn.
 
-    Both get their completions: TRL's time to generate is not in it, nor ours. Ours scores before it updates.
+    Both get their completions: TRL's time to generate is not in it, nor ours.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
     with tempfile.TemporaryDirectory(prefix="whetstone-bench-") as folder:
         place = Prepared(TINY, Path(folder), reference=False)
         for number in range(1 + starts):  # the first only warms the page cache
-            for side, (start, do) in enumerate(((place.trl, "train"), (place.ours, "update"))):
+            for side, (start, do) in enumerate(((place.trl, "train"), (place.ours, "first"))):
                 with start() as child:
                     seconds_of_one = _answered_s(child, do, place.path)
                 if number:

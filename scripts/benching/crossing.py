@@ -63,10 +63,12 @@ def measure(options: argparse.Namespace) -> list[Measurement]:
     del options
     batch = trajectories()
     num_tokens = sum(len(sample.token_ids) for sample in batch.samples)
+    weighed = replace(
+        batch, advantages=tuple(np.full(len(s.token_ids), 0.5, np.float32) for s in batch.samples)
+    )
     scored = replace(
-        batch,
+        weighed,
         old_logprobs=tuple(np.where(s.loss_mask, s.rollout_logprobs, np.float32(0)) for s in batch.samples),
-        advantages=tuple(np.full(len(s.token_ids), 0.5, np.float32) for s in batch.samples),
     )
     subject = f"bytes: M11, {TRAJECTORIES} trajectories of {PROMPT + COMPLETION:,} tokens, eight a prompt"
     if any(a.token_ids.tobytes() != b.token_ids.tobytes() for a, b in _pairs(batch)):
@@ -74,17 +76,23 @@ def measure(options: argparse.Namespace) -> list[Measurement]:
     figures = [
         Figure(name="a TrainBatch as it is, a token", value=bytes_of(batch) / num_tokens, unit="B"),
         Figure(
-            name="to the learner's score, a token",
+            name="to the learner, a token",
             value=bytes_of(crossing(batch)) / num_tokens,
             unit="B",
             target=TARGET,
             detail="8.13 where every token is trained and none shared",
         ),
         Figure(
-            name="to its update, a token",
+            name="to a step's only update, a token",
+            value=bytes_of(crossing(weighed)) / num_tokens,
+            unit="B",
+            detail="with advantages",
+        ),
+        Figure(
+            name="to one of several updates, a token",
             value=bytes_of(crossing(scored)) / num_tokens,
             unit="B",
-            detail="with the learner's own log-probs and advantages",
+            detail="with advantages and the learner's own log-probs",
         ),
         Figure(name=f"objects for {TRAJECTORIES} trajectories", value=1, target=1, detail="an argument each"),
         Figure(

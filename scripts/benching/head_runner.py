@@ -2,8 +2,8 @@
 
     python -m scripts.benching.head_runner ours|later|trl NUM_TOKENS VOCAB HIDDEN
 
-`ours` is the head of a learner's first update after a score, `later` that of the updates behind it. All three
-tell log-probs and entropy as in training: TRL's of every token, ours of 512.
+`ours` is the head of the first update on what was sampled, `later` that of the updates behind it. All three
+tell log-probs and entropy as in training: TRL's of every token, ours of ENTROPY_TOKENS of them.
 The first `pass` also tells the peak of the memory above what hidden states and weights take, in MiB.
 """
 
@@ -22,14 +22,11 @@ from scripts.benching.commands import Commands, forget_peak, memory_kib
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Hidden states (N, H), weights (V, H), targets (N,) -> log-probs (N,)."""
 
-ENTROPY_TOKENS = 512
-CHUNK = 64
-
 
 def ours() -> Head:
     """Told what the loss will ask for: here, of a mean, the same of each token."""
     from rl.fused_head import fused_logprobs
-    from rl.logprobs import entropy_stride
+    from rl.logprobs import ENTROPY_TOKENS, entropy_stride
 
     def head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         count = len(targets)
@@ -40,15 +37,13 @@ def ours() -> Head:
 
 
 def later() -> Head:
-    from rl.logprobs import chosen_logprobs, sampled_entropies, token_logprobs
+    """Told nothing: the loss asks when it has the log-probs."""
+    from rl.fused_head import fused_logprobs
+    from rl.logprobs import ENTROPY_TOKENS, entropy_stride
 
     def head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        @torch.no_grad()
-        def entropies(rows: Tensor) -> Tensor:
-            return token_logprobs(hidden[rows], weight, targets[rows], chunk_size=CHUNK)[1]
-
-        sampled_entropies(entropies, len(targets), ENTROPY_TOKENS)
-        return chosen_logprobs(hidden, weight, targets)
+        stride = entropy_stride(len(targets), ENTROPY_TOKENS)
+        return fused_logprobs(hidden, weight, targets, entropy_every=stride)[0]
 
     return head
 

@@ -2,8 +2,8 @@
 
 Options beside the model: `layout` (where LearnerSpec has it), `micro_batch_size`, `leak` (a drill: every
 attention also sees one token that it must not). Commands: `gate` (log-probs and gradient of the batch at
-`path` against what lies at `reference`, no weight moves), `update` (score and update, CPU seconds of each),
-`peak` (most memory that an update takes above what the process held), `gemm` (the machine's matrix rate).
+`path` against what lies at `reference`, no weight moves), `update` (CPU seconds of a step's only update, which
+makes the old log-probs on its way), `first` (an update as soon as there is a batch), `peak` (most memory that an update takes above what the process held), `gemm` (the machine's matrix rate).
 """
 
 from __future__ import annotations
@@ -55,50 +55,45 @@ class LearnerRunner:
         with ExitStack() as stack:
             if self.leaks:
                 stack.enter_context(leaking())
-            batch = self._scored(Batch.load(path))
+            batch = self._sampled(Batch.load(path))
             ours = self._gradient(batch)
-        assert batch.old_logprobs is not None
         differences = [
             np.abs(own[sample.loss_mask] - wanted).max()
-            for own, sample, wanted in zip(batch.old_logprobs, batch.samples, expected, strict=True)
+            for own, sample, wanted in zip(self.learner.own_logprobs(), batch.samples, expected, strict=True)
         ]
         cosine = float(ours @ gradient / (np.linalg.norm(ours) * np.linalg.norm(gradient)))
         return {"max_dlogp": float(max(differences)), "cosine": cosine}
 
     def update(self, path: str) -> dict[str, Any]:
         """One step's work of the learner, on fresh objects as they come from a run."""
-        batch = to_train_batch(Batch.load(path))
+        batch = self._sampled(Batch.load(path))
         self.forwarded = 0
         began = time.process_time()
-        scored = self.learner.score(batch, frozenset())
-        scoring = time.process_time() - began
-        scored_tokens, self.forwarded = self.forwarded, 0
-        ready = _as_sampled_by_us(scored)
-        began = time.process_time()
-        self.learner.update(ready)
-        cpu_s = time.process_time() - began
+        self.learner.update(batch)
         return {
-            "cpu_s": cpu_s,
-            "score_cpu_s": scoring,
+            "cpu_s": time.process_time() - began,
             "forwarded": self.forwarded,
-            "score_forwarded": scored_tokens,
             "num_trained": batch.counts.num_tokens,
         }
 
+    def first(self, path: str) -> dict[str, Any]:
+        self.learner.expect_update()
+        return {"num_metrics": len(self.learner.update(to_train_batch(Batch.load(path))))}
+
     def peak(self, path: str) -> dict[str, Any]:
-        """Memory of scoring and updating, in MiB; the optimizer's state is there before it."""
+        """Memory of a forward pass and an update, in MiB; the optimizer's state is there before it."""
         few = Batch(prompts=[[FIRST_WORD]], completions=[[FIRST_WORD, EOS_ID]] * 2, rewards=[0.0, 1.0])
-        self.learner.update(self._scored(few))
+        self.learner.update(self._sampled(few))
         batch = Batch.load(path)
         gc.collect()
         forget_peak()
         before = memory_kib("VmRSS")
-        self.learner.update(self._scored(batch))
+        self.learner.update(self._sampled(batch))
         return {"mib": (memory_kib("VmHWM") - before) / 1024}
 
     def turns(self, path: str, num_turns: int) -> dict[str, Any]:
         """The same batch, its completions cut into turns that are samples of their own."""
-        batch = by_turns(self._scored(Batch.load(path)), num_turns)
+        batch = by_turns(self._sampled(Batch.load(path)), num_turns)
         self.forwarded = 0
         self.learner.update(batch)
         return {"forwarded": self.forwarded}
@@ -113,8 +108,15 @@ class LearnerRunner:
             seconds.append(time.process_time() - began)
         return {"flops": 2 * 1024**3 / min(seconds)}
 
-    def _scored(self, batch: Batch) -> TrainBatch:
-        return _as_sampled_by_us(self.learner.score(to_train_batch(batch), frozenset()))
+    def _sampled(self, batch: Batch) -> TrainBatch:
+        """With the learner's own log-probs as the engine's: on policy, no importance weight plays in."""
+        scored = self.learner.score(to_train_batch(batch), frozenset({"old_logprobs"}))
+        assert scored.old_logprobs is not None
+        samples = [
+            replace(sample, rollout_logprobs=np.where(sample.loss_mask, own, np.float32(np.nan)))
+            for sample, own in zip(scored.samples, scored.old_logprobs, strict=True)
+        ]
+        return replace(scored, samples=tuple(samples), old_logprobs=None)
 
     def _gradient(self, batch: TrainBatch) -> np.ndarray:
         """What the optimizer would be handed, as one vector; it does not step."""
@@ -136,17 +138,6 @@ class LearnerRunner:
 
     def _count(self, module: Any, args: tuple[torch.Tensor]) -> None:
         self.forwarded += args[0].numel()
-
-
-def _as_sampled_by_us(scored: TrainBatch) -> TrainBatch:
-    """On policy: the engine's log-probs are the learner's own, so that no importance weight plays in."""
-    assert scored.old_logprobs is not None
-    pairs = zip(scored.samples, scored.old_logprobs, strict=True)
-    samples = [
-        replace(sample, rollout_logprobs=np.where(sample.loss_mask, own, np.float32(np.nan)))
-        for sample, own in pairs
-    ]
-    return replace(scored, samples=tuple(samples))
 
 
 def main() -> None:

@@ -127,16 +127,16 @@ class StepRunner:
             logprobs = sample.rollout_logprobs.copy()
             logprobs[sample.loss_mask] = completion.logprobs
             samples.append(replace(sample, rollout_logprobs=logprobs))
-        scored = self.learner.score(replace(batch, samples=tuple(samples)), frozenset())
+        batch = replace(batch, samples=tuple(samples))
+        scored = self.learner.score(batch, ALGORITHM.needs_for(1))
         marks.append(cpu_s())
         sums = self.learner.update(scored)
         marks.append(cpu_s())
         await self.sync.publish(NearLearner(self.learner), NearEngine(self.engine))
         marks.append(cpu_s())
-        assert scored.old_logprobs is not None
         gap = max(
             float(abs(own[sample.loss_mask] - sample.rollout_logprobs[sample.loss_mask]).max())
-            for own, sample in zip(scored.old_logprobs, samples, strict=True)
+            for own, sample in zip(self.learner.own_logprobs(), samples, strict=True)
         )
         parts = ("generate", "score", "update", "sync")
         return {

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rl import learner as learner_module
 from rl.algorithms import get_algorithm
 from rl.foreseen import foreseen_gradient
 from rl.fused_head import fused_logprobs, scale_between
-from rl.logprobs import chosen_logprobs, token_logprobs
+from rl.logprobs import token_logprobs
 from tests.rl.test_learner import learner, multi_turn_batch
 from tests.tiny import make_tiny_model
 
@@ -31,8 +32,13 @@ def head(num_tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return states, weight, targets, torch.randn(num_tokens, dtype=torch.float64, generator=generator)
 
 
+def plain_logprobs(states: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """torch's own cross-entropy of a head."""
+    return -functional.linear_cross_entropy(states / temperature, weight, targets, reduction="none")
+
+
 @pytest.mark.parametrize("num_tokens", [0, 1, 300])
-@pytest.mark.parametrize("told", ["right", "scaled", "nearly", "wrong", "nothing"])
+@pytest.mark.parametrize("told", ["right", "scaled", "nearly", "wrong", "zeros", "nothing"])
 def test_gradients_are_those_of_the_plain_head_whatever_was_foreseen(num_tokens, told):
     states, weight, targets, asked = head(num_tokens)
     foreseen = {
@@ -40,9 +46,10 @@ def test_gradients_are_those_of_the_plain_head_whatever_was_foreseen(num_tokens,
         "scaled": asked / 1024,  # a loss scale, or the number of ranks
         "nearly": asked * (1 + 1e-9),
         "wrong": asked.flip(0) + 0.1,
-        "nothing": torch.zeros_like(asked),
+        "zeros": torch.zeros_like(asked),
+        "nothing": None,
     }[told]
-    wanted = chosen_logprobs(states, weight, targets, temperature=0.7)
+    wanted = plain_logprobs(states, weight, targets, 0.7)
     found, _ = fused_logprobs(states, weight, targets, foreseen, temperature=0.7)
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
     for x, y in zip(
@@ -51,6 +58,23 @@ def test_gradients_are_those_of_the_plain_head_whatever_was_foreseen(num_tokens,
         strict=True,
     ):
         torch.testing.assert_close(x, y, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_of_a_frozen_head_no_gradient_is_made(told):
+    states, weight, targets, asked = head(300)
+    found, _ = fused_logprobs(states, weight.detach(), targets, asked if told else None)
+    (found * asked).sum().backward()
+    plain, _ = fused_logprobs(states.detach().clone().requires_grad_(), weight, targets)
+    assert plain.requires_grad
+    wanted = plain_logprobs(states, weight.detach(), targets, 1.0)
+    torch.testing.assert_close(
+        states.grad, torch.autograd.grad(wanted, states, asked)[0], atol=1e-8, rtol=1e-8
+    )
+    assert weight.grad is None
+    with torch.no_grad():
+        scored, _ = fused_logprobs(states, weight, targets, asked if told else None)
+    torch.testing.assert_close(scored, wanted, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("every", [0, 1, 7])

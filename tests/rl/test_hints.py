@@ -92,7 +92,7 @@ def test_the_teacher_is_recomputed_from_the_weights_of_each_step(student):
 
 def test_an_update_moves_the_student_towards_what_it_says_when_told(student):
     own = learner(student)
-    batch = OPSD.assign_advantages(own.score(batch_of(own), OPSD.needs))
+    batch = OPSD.assign_advantages(own.score(batch_of(own), OPSD.needs_for(2)))
     own.update(batch)
     moved = own.score(batch_of(own), frozenset({"old_logprobs"}))
     gain = sum(

@@ -34,7 +34,7 @@ learner = Learner(LearnerSpec(model=sys.argv[1], algorithm=row, learning_rate=1e
 case = Case(name="few", prompt_len=16, completion_len=16, num_prompts=2, group_size=4)
 counts = []
 for step in range(int(sys.argv[2])):
-    batch = learner.score(to_train_batch(make_batch(case, step)), frozenset())
+    batch = learner.score(to_train_batch(make_batch(case, step)), row.needs)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     learner.update(batch)
     counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

@@ -90,7 +90,8 @@ def test_the_first_update_starts_at_ratio_one_and_clips_nothing(folder: Path) ->
 def test_in_bypass_mode_the_gap_of_a_later_update_is_that_of_the_first(folder: Path) -> None:
     own = learner(folder, algorithm=get_algorithm("dapo", bypass_mode=True, rollout_is="none"))
     own.perturb(0.05, seed=1)  # a gap to measure: the engine's log-probs are those of the weights before
-    batch = ready(own, folder)
+    row = own.spec.algorithm
+    batch = row.assign_advantages(own.score(multi_turn_batch(folder), row.needs_for(2)))
     first, second = (metric_values(own.update(batch)) for _ in range(2))
     gaps = [{name: x for name, x in values.items() if name.startswith("gap/")} for values in (first, second)]
     assert gaps[0]["gap/abs_mean"] > 1e-3

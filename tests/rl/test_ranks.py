@@ -63,10 +63,18 @@ async def test_the_client_of_two_ranks_gives_the_numbers_of_one(folder: Path, tm
         assert expected.old_logprobs is not None
         for found, wanted in zip(scored.old_logprobs, expected.old_logprobs, strict=True):
             np.testing.assert_allclose(found, wanted, atol=2e-6)
-        weighed = spec.algorithm.assign_advantages(expected)
+        weighed, needs = spec.algorithm.assign_advantages(expected), spec.algorithm.needs_for(1)
         for minibatch in (weighed, *weighed.minibatches(3)):
             sums = metric_values(await client.update(minibatch))
             assert sums == pytest.approx(metric_values(own.update(minibatch)), rel=2e-4, abs=2e-6)
+        ready = [await client.score(batch, needs), own.score(batch, needs)]
+        found, wanted = (spec.algorithm.assign_advantages(each) for each in ready)
+        sums = metric_values(await client.update(found))
+        assert sums == pytest.approx(metric_values(own.update(wanted)), rel=2e-4, abs=2e-6)
+        made = (await client.with_old_logprobs(found)).old_logprobs
+        assert made is not None
+        for array, expected_array in zip(made, own.own_logprobs(), strict=True):
+            np.testing.assert_allclose(array, expected_array, atol=2e-6)
         manifest = await client.publish(1)
         assert {tensor.name for tensor in manifest.tensors} == own.sketch_weights(3).keys() - {
             "lm_head.weight"

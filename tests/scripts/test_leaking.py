@@ -18,7 +18,7 @@ def test_a_leak_moves_log_probs_far_beyond_the_gate(tmp_path: Path, layout: str)
     own, batch = learner(folder, layout=layout), multi_turn_batch(folder)
 
     def scored() -> np.ndarray:
-        arrays = own.score(batch, frozenset()).old_logprobs
+        arrays = own.score(batch, frozenset({"old_logprobs"})).old_logprobs
         assert arrays is not None
         return np.concatenate(arrays)
 
