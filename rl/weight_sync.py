@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rollout.engine_spec import POLICY
 from rollout.manifest import Manifest, WeightSyncError
 from rollout.weight_sketch import Sketch, compare_sketches
 
@@ -37,11 +38,11 @@ class Receiver(Protocol):
     name: str
 
     async def receive_weights(self, manifest: Manifest, drill: str = "") -> int: ...
-    async def receive_adapter(self, manifest: Manifest, drill: str = "") -> int: ...
+    async def receive_adapter(self, manifest: Manifest, drill: str = "", name: str = POLICY) -> int: ...
     async def prepare_weights(self, manifest: Manifest) -> None: ...
     async def serve_weights(self, version: int) -> int: ...
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]: ...
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]: ...
+    async def score(self, sequences: Sequence[Sequence[int]], adapter: str = POLICY) -> list[np.ndarray]: ...
 
 
 class HasRunners(Protocol):
@@ -53,6 +54,11 @@ class HasRunners(Protocol):
 
 class Transfer(Protocol):
     """How the bytes of a published version get into the engines; chosen once, by the run's weight channel."""
+
+    @property
+    def adapter(self) -> str:
+        """Who is asked whether it serves what was brought."""
+        ...
 
     async def connect(self, learner: Sender, receivers: Sequence[Any]) -> None:
         """Open the channel, once, when learner and engines are up."""
@@ -71,6 +77,8 @@ class Transfer(Protocol):
 class EnginesLoad:
     """Shared memory: every engine loads the file that the manifest names."""
 
+    adapter = POLICY
+
     async def connect(self, learner: Sender, receivers: Sequence[Any]) -> None:
         """Nothing to open."""
 
@@ -83,8 +91,14 @@ class EnginesLoad:
         """Not known: the weights that served before are gone."""
 
 
+@dataclass(frozen=True, slots=True)
 class EnginesLoadAdapter:
-    """Files on this host: every engine loads the folder that the manifest names, beside its frozen model."""
+    """Files on this host: every engine loads the folder that the manifest names, beside its frozen model.
+
+    Runs that share engines each have an `adapter` of their own there (and in their CollectorSpec).
+    """
+
+    adapter: str = POLICY
 
     async def connect(self, learner: Sender, receivers: Sequence[Any]) -> None:
         """Nothing to open."""
@@ -92,7 +106,7 @@ class EnginesLoadAdapter:
     async def carry(
         self, learner: Sender, receivers: Sequence[Receiver], manifest: Manifest, drill: str
     ) -> list[int]:
-        return await asyncio.gather(*(r.receive_adapter(manifest, drill) for r in receivers))
+        return await asyncio.gather(*(r.receive_adapter(manifest, drill, self.adapter) for r in receivers))
 
     async def decoy(self, learner: Sender, canaries: Sequence[Sequence[int]]) -> np.ndarray:
         """The model without its adapter."""
@@ -108,6 +122,7 @@ class LearnerSends:
     """
 
     backend: str
+    adapter = POLICY
 
     async def connect(self, learner: Sender, receivers: Sequence[Any]) -> None:
         await learner.connect(self.backend, receivers)
@@ -208,7 +223,7 @@ class WeightSync:
         decoy: np.ndarray | None,
     ) -> float:
         served, scores = await asyncio.gather(
-            receiver.sketch_served_weights(seed), receiver.score(self.canaries)
+            receiver.sketch_served_weights(seed), receiver.score(self.canaries, self._transfer.adapter)
         )
         compare_sketches(served, expected, dtype=self.engine_dtype, who=receiver.name)
         given = np.concatenate(scores)

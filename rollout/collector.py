@@ -69,7 +69,8 @@ class CollectorSpec:
     `min_group` scored members has no signal either. `max_staleness` 0 is synchronous:
     every group is sampled by the version that the learner holds.
     `max_groups_per_runner` bounds what one runner works on at a time. With `exact` a trajectory that the
-    clock ended raises ClockError: no seed would bring it back.
+    clock ended raises ClockError: no seed would bring it back. `adapter` is whom an engine that serves
+    several lets play: runs can share it, one adapter each.
     """
 
     group_size: int
@@ -85,6 +86,7 @@ class CollectorSpec:
     max_groups_per_runner: int = 64
     exact: bool = False
     deadline_s: float = 300.0
+    adapter: str = POLICY
 
 
 class Collector(Generic[Runner]):
@@ -231,6 +233,7 @@ class Collector(Generic[Runner]):
             group_size=group_size,
             temperature=self.spec.temperature,
             filters=self.spec.filters,
+            adapter=self.spec.adapter,
         )
 
     def _has_signal(self, group: TrajectoryGroup) -> bool:

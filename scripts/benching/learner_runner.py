@@ -2,9 +2,9 @@
 
 Options beside the model: `layout` (where LearnerSpec has it), `micro_batch_size`, `leak` (a drill: every
 attention also sees one token that it must not). Commands: `gate` (log-probs and gradient of the batch at
-`path` against what lies at `reference`, no weight moves), `update` (CPU seconds of a step's only update, which
-makes the old log-probs on its way), `first` (an update as soon as there is a batch), `peak` (most memory that
-an update takes above what the process held), `gemm` (the machine's matrix rate).
+`path` against what lies at `reference`, no weight moves), `update` (CPU seconds of a step's only update, the
+old log-probs made on its way), `first` (an update as soon as there is a batch), `peak` (most memory that an
+update takes above what the process held), `gemm` (the machine's matrix rate).
 """
 
 from __future__ import annotations

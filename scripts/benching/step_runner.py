@@ -69,8 +69,8 @@ class NearEngine:
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
         return await self._engine.sketch_served_weights(seed)
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        return list(await asyncio.gather(*(self._engine.score(ids) for ids in sequences)))
+    async def score(self, sequences: Sequence[Sequence[int]], adapter: str) -> list[np.ndarray]:
+        return list(await asyncio.gather(*(self._engine.score(ids, adapter=adapter) for ids in sequences)))
 
 
 class StepRunner:

@@ -18,8 +18,9 @@ from rl.algorithms import get_algorithm
 from rl.learner import Learner
 from rl.learner_spec import LearnerSpec
 from rl.lora_settings import LoraSpec
-from rl.weight_sync import ADAPTER_FILES, SHARED_MEMORY, WeightSync
+from rl.weight_sync import SHARED_MEMORY, EnginesLoadAdapter, WeightSync
 from rollout.engine import EngineError, VllmEngine
+from rollout.engine_spec import POLICY
 from rollout.manifest import Manifest, WeightSyncError
 from rollout.weight_sketch import Sketch, compare_sketches
 from tests.rl.test_lora import adapter_of, base_bytes
@@ -73,15 +74,15 @@ class HereEngine:
         await self.engine.receive_weights(manifest, drill=drill)
         return await self.engine.served_version()
 
-    async def receive_adapter(self, manifest: Manifest, drill: str = "") -> int:
-        await self.engine.receive_adapter(manifest, drill=drill)
-        return await self.engine.served_version()
+    async def receive_adapter(self, manifest: Manifest, drill: str = "", name: str = POLICY) -> int:
+        await self.engine.receive_adapter(manifest, drill=drill, name=name)
+        return await self.engine.served_version(name)
 
     async def sketch_served_weights(self, seed: int) -> dict[str, Sketch]:
         return await self.engine.sketch_served_weights(seed)
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        return list(await asyncio.gather(*(self.engine.score(ids) for ids in sequences)))
+    async def score(self, sequences: Sequence[Sequence[int]], adapter: str = POLICY) -> list[np.ndarray]:
+        return list(await asyncio.gather(*(self.engine.score(ids, adapter=adapter) for ids in sequences)))
 
 
 @dataclass
@@ -89,13 +90,13 @@ class Pair:
     learner: Learner
     engine: HereEngine
 
-    def sync(self, drill: str = "", gap_limit: float = MAX_GAP) -> WeightSync:
+    def sync(self, drill: str = "", gap_limit: float = MAX_GAP, adapter: str = POLICY) -> WeightSync:
         return WeightSync(
             canaries=CANARIES,
             gap_limit=gap_limit,
             engine_dtype="float32",
             drill=drill,
-            transfer=ADAPTER_FILES,
+            transfer=EnginesLoadAdapter(adapter),
         )
 
     async def publish(self, sync: WeightSync, version: int) -> dict[str, float]:
@@ -104,10 +105,10 @@ class Pair:
     async def loaded(self) -> set[int]:
         return await self.engine.engine._adapters.loaded()
 
-    async def gap(self, seed: int) -> float:
+    async def gap(self, seed: int, adapter: str = POLICY) -> float:
         """Largest |log-prob difference| on freshly sampled tokens of one prompt."""
-        prompt = [9] * 40
-        completion = await self.engine.engine.complete(prompt, SamplingParams(max_tokens=24, seed=seed))
+        prompt, sampling = [9] * 40, SamplingParams(max_tokens=24, seed=seed)
+        completion = await self.engine.engine.complete(prompt, sampling, adapter=adapter)
         (answer,) = self.learner.score_sequences([[*prompt, *completion.token_ids]])
         return float(np.abs(answer[len(prompt) - 1 :] - completion.logprobs).max())
 
@@ -126,7 +127,7 @@ async def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Pair]:
     folder = make_tiny_model(tmp_path_factory.mktemp("model"), tied=request.param == "tied")
-    engine = VllmEngine(replace(engine_spec(folder), adapter_rank=4, adapter_targets=TARGETS))
+    engine = VllmEngine(replace(engine_spec(folder), adapter_rank=4, adapter_targets=TARGETS, num_adapters=2))
     await engine.start()
     learner = lora_learner(folder, lora=LoraSpec(rank=4, alpha=8.0, serves_adapter=True))
     yield Pair(learner, HereEngine(engine))
@@ -168,6 +169,27 @@ async def test_a_request_in_flight_ends_with_the_adapter_that_it_began_with(pair
     np.testing.assert_allclose(completion.logprobs, alone.logprobs, atol=1e-5)
     assert not before & await pair.loaded()
     assert len(await pair.loaded()) == 1
+
+
+async def test_two_runs_share_an_engine_and_each_proves_its_own_adapter(pair: Pair) -> None:
+    spec = replace(pair.learner.spec, run_name="other")
+    other = Pair(Learner(spec), pair.engine)
+    pairs, syncs = (pair, other), (pair.sync(), other.sync(adapter="other"))
+    try:
+        for version in (14, 15):
+            for number, (one, sync) in enumerate(zip(pairs, syncs, strict=True)):
+                one.learner.perturb(0.05, seed=version + 7 * number)
+                assert (await one.publish(sync, version))["sync/canary_gap_max"] < 1e-5
+            assert await pair.gap(seed=0) < MAX_GAP
+            assert await other.gap(seed=0, adapter="other") < MAX_GAP
+            assert await pair.gap(seed=0, adapter="other") > 0.1  # they are not the same
+        with pytest.raises(WeightSyncError, match="version 16"):
+            await other.publish(pair.sync("no_adapter"), 16)  # the other run's weights under the first name
+        assert await other.gap(seed=0, adapter="other") < MAX_GAP
+    finally:
+        other.learner.close()
+        await pair.engine.engine.remove_adapter("other")
+        await pair.publish(pair.sync(), 17)
 
 
 @pytest.mark.parametrize("gap_limit", [MAX_GAP, 100.0])
