@@ -178,7 +178,8 @@ class Learner(Publishing):
             if not is_scored:
                 self._own_logprobs |= unpadded(own, rows, minibatch.samples)
             parts.append(sums)
-        return self.finish(parts, minibatch, num_passes)
+        used = minibatch if is_scored else replace(minibatch, old_logprobs=self.own_logprobs())
+        return self.finish(parts, used, num_passes)
 
     def finish(self, parts: Sequence[MetricSums], minibatch: Any, num_passes: int) -> MetricSums:
         """Keep the other ranks company until each has made `num_passes` passes, then apply the gradients."""

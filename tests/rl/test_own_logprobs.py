@@ -87,6 +87,19 @@ def test_an_engine_in_float32_tells_what_the_loss_will_ask_for(folder, engine, i
     assert bool(scales) == is_foreseen
 
 
+def test_an_update_that_is_not_applied_keeps_what_it_started_from(folder, tmp_path):
+    own = learner(folder, incidents=str(tmp_path / "incidents"))
+    batch = own.spec.algorithm.assign_advantages(as_sampled(own, folder))
+    wanted = own.score(batch, SCORED).old_logprobs
+    assert wanted is not None
+    handle = own.model.model.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+    own.update(batch)
+    handle.remove()
+    with np.load(tmp_path / "incidents" / "update_000001" / "batch.npz", allow_pickle=False) as arrays:
+        for row, expected in enumerate(wanted):
+            np.testing.assert_allclose(arrays[f"{row}/old_logprobs"], expected, atol=1e-6)
+
+
 def test_of_a_later_update_old_logprobs_must_have_been_scored(folder):
     own = learner(folder)
     batch = own.spec.algorithm.assign_advantages(as_sampled(own, folder))
