@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl.batch import LossCounts
+from rl.fused_head import TOLERANCE
 from rl.layout import PaddedLayout
 from rl.outputs import TokenOutputs
 
@@ -15,8 +16,8 @@ from rl.outputs import TokenOutputs
 def foreseen_gradient(objective: Any, layout: PaddedLayout, counts: LossCounts) -> Tensor | None:
     """d loss / d log π of the N sampled tokens, row by row, where log π is old_logprobs: float32 (N,).
 
-    That is what the first update after a score asks for (rl/fused_head.py). None where the loss looks at
-    more than log-probs, or there are none to look at.
+    That is what the first update of weights that scored or sampled asks for (rl/fused_head.py). None where
+    the loss looks at more than log-probs, or there are none to look at.
     """
     looks_further = (
         objective.critic != "none"
@@ -35,3 +36,9 @@ def foreseen_gradient(objective: Any, layout: PaddedLayout, counts: LossCounts) 
             return None
         (gradient,) = torch.autograd.grad(loss, logprobs)
     return gradient[layout.loss_mask]
+
+
+def was_told(logprobs: Tensor, layout: PaddedLayout) -> bool:
+    """Whether the engine had said `logprobs` (B, T) of the sampled tokens already, but for rounding."""
+    gaps = (logprobs - layout.rollout_logprobs)[layout.loss_mask]
+    return bool((gaps.abs() <= TOLERANCE).all())

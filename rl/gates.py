@@ -135,9 +135,10 @@ class StepGates:
 
     The gap may touch its limit once (single spikes are harmless) but not `patience` steps in a row, nor ten
     times over, and it must be known for all but MAX_MISSING of the tokens. Fewer than `max_skipped_steps`
-    steps in a row may have an update that was not applied. On the first update the policy is the one that
-    sampled: its ratio to itself is 1 and nothing is clipped. Every sampled token and trajectory is accounted
-    for (rl/accounting.py), and the world fails fewer episodes than the breaker allows (rl/breaker.py).
+    steps in a row may have an update that was not applied. Before a run's first update its policy scores the
+    batch: the update must compute the same, so that the ratio is 1 and nothing is clipped. Every sampled
+    token and trajectory is accounted for (rl/accounting.py), and the world fails fewer episodes than the
+    breaker allows (rl/breaker.py).
     """
 
     gap_limit: float

@@ -20,7 +20,7 @@ from rl.batch import LossCounts, TrainBatch
 from rl.checkpoint import save_checkpoint
 from rl.determinism import use_exact_kernels
 from rl.first_ratio import first_ratio_error
-from rl.foreseen import foreseen_gradient
+from rl.foreseen import foreseen_gradient, was_told
 from rl.hints import hint_message, hinted
 from rl.incidents import save_incident
 from rl.layout import PaddedLayout, TokenArrays, pad, unpadded
@@ -80,7 +80,7 @@ class Learner(Publishing):
             self._reference = self.backend.freeze(self.reference)
         elif has_reference and self.adapter is not None:
             self._reference = as_it_began(self._forward, self.adapter)
-        self.is_first_update = False  # since the last score
+        self.is_first_update = False  # since a score, or since one was called for
         self._own_logprobs: dict[int, np.ndarray] = {}
 
     def _critic_parameters(self) -> list[nn.Parameter]:
@@ -110,11 +110,12 @@ class Learner(Publishing):
         """Add what is named in `needs`: the policy's own `old_logprobs`, with a critic's `old_values`, and
         what reference and teacher are asked.
 
-        Each is one float32 array (T,) a sample.
+        Each is one float32 array (T,) a sample. Before a run's first update the policy scores in any case,
+        so that this update's ratio can be checked (rl/gates.py).
         """
         self.expect_update()
         arrays: dict[str, TokenArrays] = {}
-        if "old_logprobs" in needs:
+        if needs & {"old_logprobs", "old_values"} or not self.optimizer.num_updates:
             has_critic = self.spec.algorithm.critic != "none"
             own = ("old_logprobs", "old_values") if has_critic else ("old_logprobs",)
             arrays |= self._per_sample(own, self._own_scores, batch.samples)
@@ -134,14 +135,11 @@ class Learner(Publishing):
         return replace(batch, **arrays)
 
     def expect_update(self) -> None:
-        """The weights stay as they are until the next update: what it computes of old_logprobs is theirs."""
+        """As a score of which nothing is needed: the next update's weights are those before it."""
         self.is_first_update = True
 
     def own_logprobs(self) -> TokenArrays:
-        """The log-probs that the last update started from, where its batch came without old_logprobs.
-
-        One float32 array (T,) a sample, in the batch's order; of no sample otherwise.
-        """
+        """What the last update made of old_logprobs: float32 (T,) a sample; of none where it was given them."""
         return tuple(self._own_logprobs[row] for row in range(len(self._own_logprobs)))
 
     def update(self, minibatch: TrainBatch) -> MetricSums:
@@ -166,10 +164,13 @@ class Learner(Publishing):
         parts: list[MetricSums] = []
         passes = self.passes(minibatch.samples)
         num_passes = self.backend.largest(len(passes))
+        is_known = True  # which log-probs the loss will be given
         for rows, micro_batch in zip(passes, minibatch.micro_batches(passes), strict=True):
             layout = micro_batch.padded(layout=self.layout).to(self.device)
-            outputs = self.evaluate(layout, self._compared, foreseen=self._foreseen(layout, counts))
+            foreseen = self._foreseen(layout, counts) if is_known else None
+            outputs = self.evaluate(layout, self._compared, foreseen=foreseen)
             own = outputs.logprobs.detach()
+            is_known = is_scored or (is_known and was_told(own, layout))
             known = layout if is_scored else replace(layout, old_logprobs=own)
             loss, sums = self.spec.algorithm.loss(outputs, known, counts)
             self.optimizer.backward(loss)
@@ -246,7 +247,7 @@ class Learner(Publishing):
     def _foreseen(self, layout: PaddedLayout, counts: LossCounts) -> torch.Tensor | None:
         """What the loss will ask for, where the weights are still those that old_logprobs are of.
 
-        An engine in float32 has said them already, but for rounding.
+        An engine in float32 has said them already, but for rounding: where that is not so, was_told notices.
         """
         precision = self.spec.precision
         if not self.is_first_update or precision.model_dtype is not torch.float32:

@@ -125,19 +125,17 @@ class ShardedLearner(LearnerClient):
         )
         return facts[0] | {"held_parameters": max(each["held_parameters"] for each in facts)}
 
-    async def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
-        if not needs:
-            return await super().score(batch, needs)
+    async def _score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
         rows = rows_by_rank(batch.samples, len(self.actors))
-        with self._timed("score"):
-            references = [
-                actor.score.remote(crossing(part), needs)
-                for actor, part in zip(self.actors, batch.split(rows), strict=True)
-            ]
-            scored = await self._all(references, deadline_s=self._deadline_s, what="score")
+        references = [
+            actor.score.remote(crossing(part), needs)
+            for actor, part in zip(self.actors, batch.split(rows), strict=True)
+        ]
+        scored = await self._all(references, deadline_s=self._deadline_s, what="score")
         return replace(batch, **{name: joined(rows, [part[name] for part in scored]) for name in scored[0]})
 
     async def update(self, minibatch: Any) -> MetricSums:
+        self._has_updated = True
         parts = self._kind.split(minibatch, len(self.actors), self._spec.algorithm)
         with self._timed("update"):
             references = [

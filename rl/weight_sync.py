@@ -95,7 +95,8 @@ class EnginesLoad:
 class EnginesLoadAdapter:
     """Files on this host: every engine loads the folder that the manifest names, beside its frozen model.
 
-    Runs that share engines each have an `adapter` of their own there (and in their CollectorSpec).
+    Runs that share engines each have an `adapter` of their own there (and in their CollectorSpec), which
+    answers from its first publish on; EngineSpec.num_adapters makes room for them.
     """
 
     adapter: str = POLICY

@@ -34,6 +34,7 @@ class LearnerClient:
     def __init__(self, *, deadline_s: float, sync_s: float) -> None:
         self._deadline_s, self._sync_s = deadline_s, sync_s
         self._seconds = {"score": 0.0, "update": 0.0}
+        self._has_updated = False
 
     async def _ask(self, method: str, *arguments: Any, deadline_s: float, what: str) -> Any:
         """What the learner's `method` returns."""
@@ -46,13 +47,17 @@ class LearnerClient:
     async def score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
         """Add what is needed to the batch; see Learner.score."""
         with self._timed("score"):
-            if not needs:
+            if not needs and self._has_updated:
                 await self._ask("expect_update", deadline_s=self._deadline_s, what="score")
                 return batch
-            return await self._ask("score", crossing(batch), needs, deadline_s=self._deadline_s, what="score")
+            return await self._score(batch, needs)
+
+    async def _score(self, batch: TrainBatch, needs: frozenset[str]) -> TrainBatch:
+        return await self._ask("score", crossing(batch), needs, deadline_s=self._deadline_s, what="score")
 
     async def update(self, minibatch: Any) -> MetricSums:
         """One optimizer update, on the kind of batch that the learner takes."""
+        self._has_updated = True
         with self._timed("update"):
             return await self._ask("update", crossing(minibatch), deadline_s=self._deadline_s, what="update")
 

@@ -70,7 +70,8 @@ class CollectorSpec:
     every group is sampled by the version that the learner holds.
     `max_groups_per_runner` bounds what one runner works on at a time. With `exact` a trajectory that the
     clock ended raises ClockError: no seed would bring it back. `adapter` is whom an engine that serves
-    several lets play: runs can share it, one adapter each.
+    several lets play: runs can share it, one adapter each, once each has published (rl/weight_sync.py). A
+    judge that is the policy itself (rewards/judge_file.py) is POLICY all the same.
     """
 
     group_size: int
@@ -171,9 +172,11 @@ class Collector(Generic[Runner]):
         temperature: float,
         num_samples: int = 1,
         filters: SamplingFilters = NO_FILTERS,
-        adapter: str = POLICY,
+        adapter: str | None = None,
     ) -> list[TrajectoryGroup]:
-        """`num_samples` trajectories for each task; the cursor stays where it is.
+        """`num_samples` trajectories for each task, the spec's adapter's where none is named.
+
+        The cursor stays where it is.
 
         Two policies evaluated so meet the same tasks and random streams, and sample m of a task draws from
         the same stream however many there are.
@@ -186,7 +189,7 @@ class Collector(Generic[Runner]):
                 group_size=num_samples,
                 temperature=temperature,
                 filters=filters,
-                adapter=adapter,
+                adapter=self.spec.adapter if adapter is None else adapter,
             )
             for index, task in enumerate(tasks)
         ]

@@ -63,7 +63,8 @@ def _import_s(program: str) -> list[float]:
 def _first_steps(starts: int) -> tuple[Sequence[float], Sequence[float]]:
     """Wall seconds from a process's start to a stepped optimizer, TRL's and ours in turn.
 
-    Both get their completions: TRL's time to generate is not in it, nor ours.
+    Both get their completions: TRL's time to generate is not in it, nor ours. Ours scores, as a run
+    does before its first update.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
     with tempfile.TemporaryDirectory(prefix="whetstone-bench-") as folder:

@@ -3,7 +3,7 @@
 Options beside the model: `layout` (where LearnerSpec has it), `micro_batch_size`, `leak` (a drill: every
 attention also sees one token that it must not). Commands: `gate` (log-probs and gradient of the batch at
 `path` against what lies at `reference`, no weight moves), `update` (CPU seconds of a step's only update, the
-old log-probs made on its way), `first` (an update as soon as there is a batch), `peak` (most memory that an
+old log-probs made on its way), `first` (a run's first update), `peak` (most memory that an
 update takes above what the process held), `gemm` (the machine's matrix rate).
 """
 
@@ -78,8 +78,8 @@ class LearnerRunner:
         }
 
     def first(self, path: str) -> dict[str, Any]:
-        self.learner.expect_update()
-        return {"num_metrics": len(self.learner.update(to_train_batch(Batch.load(path))))}
+        batch = self.learner.score(to_train_batch(Batch.load(path)), ALGORITHM.needs_for(1))
+        return {"num_metrics": len(self.learner.update(batch))}
 
     def peak(self, path: str) -> dict[str, Any]:
         """Memory of a forward pass and an update, in MiB; the optimizer's state is there before it."""

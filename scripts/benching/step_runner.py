@@ -1,4 +1,4 @@
-"""Our whole step, one a command: vLLM samples, the learner scores and updates, the engine gets the weights.
+"""Our whole step, one a command: vLLM samples, the learner updates, the engine gets the weights.
 
     python -m scripts.benching.step_runner '{"model": FOLDER, "context_length": 1024}'
 
@@ -136,7 +136,7 @@ class StepRunner:
         marks.append(cpu_s())
         gap = max(
             float(abs(own[sample.loss_mask] - sample.rollout_logprobs[sample.loss_mask]).max())
-            for own, sample in zip(self.learner.own_logprobs(), samples, strict=True)
+            for own, sample in zip(scored.old_logprobs or self.learner.own_logprobs(), samples, strict=True)
         )
         parts = ("generate", "score", "update", "sync")
         return {

@@ -26,13 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"), tied=True)
 
 
-def as_sampled(own: Learner, folder: Path) -> TrainBatch:
-    """The batch with log-probs of an engine that is the learner but for rounding."""
+def as_sampled(own: Learner, folder: Path, noise: float = 1e-6) -> TrainBatch:
+    """The batch with log-probs of an engine that is the learner but for so many nats."""
     batch = own.score(multi_turn_batch(folder), SCORED)
     assert batch.old_logprobs is not None
-    noise = np.random.default_rng(0)
+    drawn = np.random.default_rng(0)
     samples = [
-        replace(sample, rollout_logprobs=(old + noise.normal(0, 1e-6, len(old))).astype(np.float32))
+        replace(sample, rollout_logprobs=(old + drawn.normal(0, noise, len(old))).astype(np.float32))
         for sample, old in zip(batch.samples, batch.old_logprobs, strict=True)
     ]
     return replace(batch, samples=tuple(samples), old_logprobs=None)
@@ -56,16 +56,21 @@ def updated(own: Learner, batch: TrainBatch) -> tuple[torch.Tensor, dict[str, fl
         ("grpo", {"rollout_is": "none", "bypass_mode": True}),
     ],
 )
-def test_an_update_without_a_score_is_the_update_with_one(folder, algorithm, knobs, micro_batch_size):
+@pytest.mark.parametrize("noise", [1e-6, 3e-4])
+def test_an_update_without_a_score_is_the_update_with_one(folder, algorithm, knobs, micro_batch_size, noise):
     row = get_algorithm(algorithm, **knobs)
     results = []
-    for needs in (row.needs_for(2), row.needs_for(1)):
+    for num_updates in (2, 1):
         own = learner(folder, row, micro_batch_size=micro_batch_size)
-        batch = own.score(as_sampled(own, folder), needs)
+        sampled = as_sampled(own, folder, noise)
+        own.optimizer.num_updates = (
+            1  # behind the first update of a run, before which the policy scores in any case
+        )
+        batch = own.score(sampled, row.needs_for(num_updates))
+        assert (batch.old_logprobs is None) == (num_updates == 1)
         results.append((*updated(own, batch), batch.old_logprobs or own.own_logprobs()))
-        assert (batch.old_logprobs is None) == (needs == row.needs_for(1))
     (wanted, scored_sums, scored), (found, sums, made) = results
-    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+    assert float((found - wanted).norm() / wanted.norm()) < 3e-5
     assert scored_sums.pop("policy/first_ratio_error") < 1e-5
     assert sums == pytest.approx(scored_sums, rel=1e-5, abs=1e-6)
     for array, expected in zip(made, scored, strict=True):
@@ -80,11 +85,29 @@ def test_an_engine_in_float32_tells_what_the_loss_will_ask_for(folder, engine, i
     real = fused_head.scale_between
     monkeypatch.setattr(fused_head, "scale_between", lambda *given: scales.append(real(*given)) or scales[-1])
     own = learner(folder, get_algorithm("grpo", kl_loss_coef=0.0), precision=Precision(engine=engine))
-    batch = as_sampled(own, folder)
-    own.expect_update()
-    updated(own, batch)
+    updated(own, as_sampled(own, folder))
     assert scales == [1.0] * len(scales)
     assert bool(scales) == is_foreseen
+
+
+def test_after_a_pass_that_it_told_wrongly_it_is_not_asked_again(folder, monkeypatch):
+    asked = []
+    real = fused_head.scale_between
+    monkeypatch.setattr(fused_head, "scale_between", lambda *given: asked.append(1) or real(*given))
+    own = learner(folder, get_algorithm("grpo", kl_loss_coef=0.0), micro_batch_size=1)
+    updated(own, as_sampled(own, folder, noise=0.1))
+    assert len(asked) == 1
+
+
+def test_before_a_runs_first_update_the_policy_scores_so_that_its_ratio_is_checked(folder):
+    row = get_algorithm("dr_grpo")
+    own = learner(folder, row)
+    ratios = []
+    for _ in range(2):
+        batch = row.assign_advantages(own.score(multi_turn_batch(folder), row.needs_for(1)))
+        ratios.append(metric_values(own.update(batch)).get("policy/first_ratio_error"))
+    assert ratios[0] < 1e-5
+    assert ratios[1] is None
 
 
 def test_an_update_that_is_not_applied_keeps_what_it_started_from(folder, tmp_path):
