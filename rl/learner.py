@@ -139,7 +139,7 @@ class Learner(Publishing):
         self.is_first_update = True
 
     def own_logprobs(self) -> TokenArrays:
-        """What the last update made of old_logprobs: float32 (T,) a sample; nothing where these were given."""
+        """What the last update made of old_logprobs: float32 (T,) a sample; none where it was given them."""
         return tuple(self._own_logprobs[row] for row in range(len(self._own_logprobs)))
 
     def update(self, minibatch: TrainBatch) -> MetricSums:
