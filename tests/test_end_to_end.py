@@ -202,8 +202,8 @@ OTHERS = sorted(name for name, row in ALGORITHMS.items() if name != "grpo" and n
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
-    # All but every fourth are left to `-m extra`: all learn in test_learns.py, and share the whole of a run.
-    [pytest.param(name, marks=[pytest.mark.extra] if place % 4 else []) for place, name in enumerate(OTHERS)],
+    # All but every eighth are left to `-m extra`: all learn in test_learns.py, and share the whole of a run.
+    [pytest.param(name, marks=[pytest.mark.extra] if place % 8 else []) for place, name in enumerate(OTHERS)],
 )
 def test_every_algorithm_runs(tmp_path: Path, algorithm: str) -> None:
     own = {"spo": ["--num-tasks", "8", "--num-minibatches", "2", "--micro-batch-size", "8"]}.get(

@@ -23,7 +23,7 @@ SHORT = ("--num-steps", "2", "--eval-tasks", "8")
         pytest.param("trl.py:some", "", marks=pytest.mark.extra),
         pytest.param("trl.py:think_format_reward", "", marks=pytest.mark.extra),
         pytest.param("trl.py:overlong", "", marks=pytest.mark.extra),
-        ("verl.py:compute_score", "reward/turns"),
+        pytest.param("verl.py:compute_score", "reward/turns", marks=pytest.mark.extra),
         ("verl.py:compute_scores", "reward/turns"),
         ("openrlhf.py:reward_func", "reward/scores"),
     ],
