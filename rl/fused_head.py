@@ -97,7 +97,8 @@ def _passed(
 
 
 def _softmax(logits: Tensor, places: Tensor, asked: Tensor | None, looked_at: slice) -> tuple[Tensor, Tensor]:
-    """Make `asked` * d log π(y) / d logits of logits (n, V), in place; `places` and `asked` are (n, 1).
+    """Make `asked` * d log π(y) / d logits of logits (n, V), in place, or with None exp of them less their
+    largest; `places` and `asked` are (n, 1).
 
     Returns:
         log π(y) (n,), and the entropies of the rows `looked_at`.
