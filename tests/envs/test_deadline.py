@@ -8,6 +8,8 @@ import pytest
 from envs.deadline import DeadlineError, in_thread, paused, within
 from envs.sandbox.blocking import run_blocking
 
+pytestmark = pytest.mark.alone
+
 
 async def test_a_blocking_call_is_left_behind_at_the_deadline():
     start = time.monotonic()

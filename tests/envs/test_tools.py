@@ -200,6 +200,7 @@ async def test_a_failing_world_and_a_bug_propagate():
             await dispatch(parse_calls(f"[{broken.spec.name}]", [broken.spec]), {broken.spec.name: broken})
 
 
+@pytest.mark.alone
 async def test_an_overdue_tool_is_an_error_for_the_policy():
     @tool(timeout_s=0.05)
     def blocks() -> str:

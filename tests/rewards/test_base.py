@@ -87,6 +87,7 @@ async def test_a_reward_that_exits_does_not_end_the_run():
     assert "SystemExit: 3" in score.error
 
 
+@pytest.mark.alone
 async def test_a_hung_reward_is_unscored_at_its_deadline():
     start = time.monotonic()
     score = await scored(lambda episode: time.sleep(3), timeout_s=0.1)

@@ -141,6 +141,7 @@ async def test_transport_errors_are_retried_and_then_the_episode_is_unscored(mon
     assert KEY not in (lost.error or "")
 
 
+@pytest.mark.alone
 async def test_a_slow_judge_is_unscored_at_its_deadline():
     def answer(body):
         time.sleep(3)

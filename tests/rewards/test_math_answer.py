@@ -88,6 +88,7 @@ HUGE = [
 ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("answer", HUGE)
 def test_numbers_beyond_the_bounds_are_zero_before_anything_is_computed(answer):
     started = time.monotonic()

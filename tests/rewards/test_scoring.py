@@ -113,6 +113,7 @@ async def test_no_process_of_the_functions_own_outlives_its_worker(tmp_path, mon
     assert not psutil.pid_exists(sleeper)
 
 
+@pytest.mark.alone
 async def test_calls_run_side_by_side_and_waiting_for_a_worker_costs_no_time_of_a_call(monkeypatch):
     async with opened("compute_score", num_workers=2) as reward:
         started = time.monotonic()

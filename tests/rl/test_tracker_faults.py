@@ -166,6 +166,7 @@ def test_a_tracker_that_cannot_begin_ends_itself(tmp_path: Path, silent_server: 
     assert (done.returncode, done.stdout) == (-signal.SIGALRM, "")
 
 
+@pytest.mark.alone
 def test_a_server_that_never_answers_holds_up_neither_steps_nor_the_end(
     tmp_path: Path, silent_server: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:

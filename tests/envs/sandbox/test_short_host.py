@@ -82,6 +82,7 @@ async def test_a_launcher_that_cannot_be_run_is_the_worlds_failure_and_a_probe_s
         assert "Too many open files" in (await backend.probe()).missing
 
 
+@pytest.mark.alone
 async def test_the_event_loop_runs_while_a_launcher_starts(tmp_path: Path, monkeypatch):
     backend = BuiltIn((await choose()).backend, 3)
     slow = tmp_path / "python"
