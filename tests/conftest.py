@@ -1,7 +1,7 @@
 """Tests on several cores at once (pytest-xdist), and those that must not share them.
 
-A test marked `alone` holds a lock for itself while it runs, the others share it: what is measured in fractions of a
-second, or looks at the whole machine, then meets no second test.
+A test marked `alone` holds a lock for itself while it runs, the others share it: what is measured in
+fractions of a second then meets no second test.
 """
 
 from __future__ import annotations

@@ -34,11 +34,11 @@ def probabilities(learner: Learner) -> list[float]:
 @pytest.mark.parametrize("name", sorted(name for name, row in ALGORITHMS.items() if not row.uses_teacher))
 def test_every_algorithm_learns_which_token_is_rewarded(folder: Path, name: str) -> None:
     row = get_algorithm(name)
-    learner = Learner(LearnerSpec(model=str(folder), algorithm=row, learning_rate=3e-3, num_updates=60))
+    learner = Learner(LearnerSpec(model=str(folder), algorithm=row, learning_rate=6e-3, num_updates=30))
     running = row.start()
     generator = torch.Generator().manual_seed(0)
     assert max(probabilities(learner)) < 0.05
-    for _ in range(60):
+    for _ in range(30):
         groups = []
         for index, (prompt, wanted) in enumerate(zip(PROMPTS, WANTED, strict=True)):
             with torch.no_grad():
