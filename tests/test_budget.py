@@ -26,6 +26,7 @@ def test_training_ends_after_the_first_step_that_spends_the_budget(tmp_path: Pat
     assert {record.step for record in finished.records if record.split == "eval"} == {0, 2}
 
 
+@pytest.mark.extra
 def test_a_budget_that_ends_nothing_is_said(tmp_path: Path) -> None:
     finished = run_recipe(tmp_path / "run", ["--budget-tokens", "1000000", "--num-steps", "1"])
     assert finished.code == 0, finished.screen

@@ -51,13 +51,14 @@ def assert_clean_stop(ended: Ended, *named: str, code: int = 3, within_s: float 
     assert ended.shared_memory == set()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(STEP_S + 120)
 @pytest.mark.parametrize(
     ("title", "named"),
     [
-        pytest.param("VLLM::EngineCore", ["engine 0", "is dead", "was killed"], marks=pytest.mark.slow),
-        pytest.param("ray::RolloutWorker", ["engine 0", "died", "was killed"], marks=pytest.mark.slow),
-        pytest.param("ray::Learner", ["the learner", "died", "was killed"], marks=pytest.mark.slow),
+        ("VLLM::EngineCore", ["engine 0", "is dead", "was killed"]),
+        pytest.param("ray::RolloutWorker", ["engine 0", "died", "was killed"], marks=pytest.mark.extra),
+        ("ray::Learner", ["the learner", "died", "was killed"]),
     ],
 )
 def test_a_killed_process_stops_the_run_by_its_role(tmp_path: Path, title: str, named: list[str]) -> None:
@@ -74,7 +75,12 @@ def test_a_killed_process_stops_the_run_by_its_role(tmp_path: Path, title: str, 
     [
         # whatever the run is doing just then: a group, or a weight sync
         ("VLLM::EngineCore", "--group-deadline-s", "the collector waited 40 s|waited 40 s for engine 0"),
-        ("ray::Learner", "--learner-deadline-s", "the driver waited 40 s for the learner"),
+        pytest.param(
+            "ray::Learner",
+            "--learner-deadline-s",
+            "the driver waited 40 s for the learner",
+            marks=pytest.mark.extra,
+        ),
     ],
 )
 def test_a_process_that_hangs_stops_the_run_at_its_deadline(
@@ -90,7 +96,9 @@ def test_a_process_that_hangs_stops_the_run_at_its_deadline(
 
 @pytest.mark.slow
 @pytest.mark.timeout(STEP_S + 120)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.extra)]
+)
 def test_an_interrupted_run_ends_its_processes_and_says_so(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

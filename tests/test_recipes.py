@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rl.checkpoint import checkpoints_of
 from rl.metrics import check_names
 from tests.finished_run import ROOT, FinishedRun, run_recipe
 
@@ -37,7 +38,7 @@ def sound(finished: FinishedRun, metric: str) -> None:
     [
         [],
         pytest.param(["--algorithm", "kto"], marks=pytest.mark.extra),
-        ["--algorithm", "simpo", "--swap-pairs"],
+        pytest.param(["--algorithm", "simpo", "--swap-pairs"], marks=pytest.mark.extra),
     ],
 )
 def test_preferences(tmp_path: Path, options: list[str]) -> None:
@@ -45,9 +46,15 @@ def test_preferences(tmp_path: Path, options: list[str]) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["opd", pytest.param("opsd", marks=pytest.mark.extra), "jsd"])
-def test_distillation(tmp_path: Path, algorithm: str) -> None:
-    finished = run_recipe(tmp_path / "run", ["--algorithm", algorithm], recipe="calc_distill", timeout_s=500)
-    sound(finished, "distill/teacher_kl_k1")
+def test_distillation(tmp_path: Path, grpo: FinishedRun, algorithm: str) -> None:
+    teacher = [] if algorithm == "opsd" else ["--teacher", str(checkpoints_of(grpo.path / "checkpoints")[0])]
+    options = ["--algorithm", algorithm, *teacher]
+    sound(run_recipe(tmp_path / "run", options, recipe="calc_distill"), "distill/teacher_kl_k1")
+
+
+@pytest.mark.extra
+def test_distillation_from_the_teacher_that_the_recipe_makes(tmp_path: Path) -> None:
+    sound(run_recipe(tmp_path / "run", [], recipe="calc_distill", timeout_s=500), "distill/teacher_kl_k1")
 
 
 def test_fine_tuning_on_a_runs_trajectories(tmp_path: Path, grpo: FinishedRun) -> None:

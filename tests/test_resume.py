@@ -16,30 +16,27 @@ from tests.running import running
 from tests.runs import assert_same_records, last_checkpoint, recipe, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-NUM_STEPS = len(killed.PHASES) + 1
-SETTINGS = [
-    "--determinism",
-    "exact",
-    "--smoke",
-    "--num-steps",
-    str(NUM_STEPS),
-    "--eval-tasks",
-    "8",
-    "--save-every",
-    "1",
-]
 
 
-def test_killed_in_every_phase_a_run_comes_to_the_same_weights_metrics_and_trajectories(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    "phases",
+    [
+        pytest.param(("update", "saving", "renamed"), id="three"),
+        pytest.param(killed.PHASES, id="every", marks=pytest.mark.extra),
+    ],
+)
+def test_killed_in_these_phases_a_run_comes_to_the_same_weights_metrics_and_trajectories(
+    tmp_path: Path, phases: tuple[str, ...]
 ) -> None:
-    row = ["--algorithm", f"{killed.__file__}:ROW"]
+    num_steps = len(phases) + 1
+    settings = ["--algorithm", f"{killed.__file__}:ROW", "--determinism", "exact", "--smoke"]
+    settings += ["--num-steps", str(num_steps), "--eval-tasks", "8", "--save-every", "1"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    code, screen = recipe([*SETTINGS, *row, "--run-dir", str(unbroken)])
+    code, screen = recipe([*settings, "--run-dir", str(unbroken)])
     assert code == 0, screen
 
-    for number, phase in enumerate(killed.PHASES):
-        options = ["--resume", str(broken)] if number else [*SETTINGS, *row, "--run-dir", str(broken)]
+    for number, phase in enumerate(phases):
+        options = ["--resume", str(broken)] if number else [*settings, "--run-dir", str(broken)]
         code, screen = recipe(options, KILL=f"{phase} {number + 2}")
         assert code == -signal.SIGKILL, (phase, screen)
         steps = len(rows(broken / "metrics.jsonl"))
@@ -48,13 +45,13 @@ def test_killed_in_every_phase_a_run_comes_to_the_same_weights_metrics_and_traje
         assert saved == f"step_{number + 2 if phase == 'renamed' else number + 1:06d}", phase
     code, screen = recipe(["--resume", str(broken)])
     assert code == 0, screen
-    assert f"resumed after step {NUM_STEPS}" in screen or f"resumed after step {NUM_STEPS - 1}" in screen
+    assert f"resumed after step {num_steps}" in screen or f"resumed after step {num_steps - 1}" in screen
 
     assert_same_records(broken, unbroken)
-    assert last_checkpoint(broken, NUM_STEPS) == last_checkpoint(unbroken, NUM_STEPS)
+    assert last_checkpoint(broken, num_steps) == last_checkpoint(unbroken, num_steps)
     trained = [name for step in rows(broken / "consumed.jsonl") for name in step["trajectories"]]
-    assert len(trained) == len(set(trained)) == NUM_STEPS * 16
-    assert len(json.loads((broken / "resumes.json").read_text())) == len(killed.PHASES)
+    assert len(trained) == len(set(trained)) == num_steps * 16
+    assert len(json.loads((broken / "resumes.json").read_text())) == len(phases)
 
 
 def test_a_run_that_is_asked_to_end_saves_says_how_to_go_on_and_goes_on(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ SHORT = ("--num-steps", "2", "--eval-tasks", "8")
 @pytest.mark.parametrize(
     ("function", "part"),
     [
-        ("trl.py:exact", "reward/step"),
+        ("trl.py:exact", "reward/step"),  # verl's form is that of the hostile one below
         pytest.param("trl.py:some", "", marks=pytest.mark.extra),
         pytest.param("trl.py:think_format_reward", "", marks=pytest.mark.extra),
         pytest.param("trl.py:overlong", "", marks=pytest.mark.extra),
         pytest.param("verl.py:compute_score", "reward/turns", marks=pytest.mark.extra),
-        ("verl.py:compute_scores", "reward/turns"),
-        ("openrlhf.py:reward_func", "reward/scores"),
+        pytest.param("verl.py:compute_scores", "reward/turns", marks=pytest.mark.extra),
+        pytest.param("openrlhf.py:reward_func", "reward/scores", marks=pytest.mark.extra),
     ],
 )
 def test_a_function_written_for_another_library_trains_unchanged(
