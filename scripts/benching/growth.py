@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
 
-from scripts.benching.children import Child
+from scripts.benching.children import Child, column, measure_in_turns
 from scripts.benching.fitting import exponent, product_term
 from scripts.benching.head import head_child
 from scripts.benching.learner import Prepared, our_layouts
@@ -20,7 +21,7 @@ GROUPS, TURNS, CONTEXTS = (2, 4, 8, 16, 32), (1, 2, 4, 8, 16), (512, 1024, 2048,
 VOCABS, HEAD_TOKENS = (8_192, 32_768, 151_936), (512, 1024, 2048)
 PROMPT, COMPLETIONS = 512, 1024
 GROUP_SLOPE, TURN_EXPONENT, BYTES_OF_PRODUCT, CONTEXT_EXPONENT = 0.05, 1.05, 0.05, 1.05
-REPEATS = 3
+REPEATS = 5
 AT_WORST = 40  # bytes a (token x vocabulary entry): ten copies of the logits; what does not fit is left out
 
 
@@ -67,12 +68,12 @@ def _group_case(size: int) -> Case:
 
 
 def _group(child: Child, folder: Path, sizes: Sequence[int]) -> list[Figure]:
-    cpu_s, forwarded = [], []
-    for size in sizes:
-        path = str(make_batch(_group_case(size)).save(folder / f"groups-{size}.json"))
-        answers = [child.ask("update", path=path) for _ in range(1 + REPEATS)][1:]
-        cpu_s.append(min(answer["cpu_s"] for answer in answers))
-        forwarded.append(answers[0]["forwarded"])
+    paths = {size: str(make_batch(_group_case(size)).save(folder / f"groups-{size}.json")) for size in sizes}
+    sides = {str(size): partial(child.ask, "update", path=path) for size, path in paths.items()}
+    # In turns, as the machine's speed drifts: one size after the other, its drift would be the slope.
+    answers = measure_in_turns(sides, rounds=REPEATS, warm_ups=1)
+    cpu_s = [min(column(rounds, "cpu_s")) for rounds in answers.values()]
+    forwarded = [rounds[0]["forwarded"] for rounds in answers.values()]
     points = f"G = {_told(sizes)}, {PROMPT} + {COMPLETIONS:,} tokens"
     return [
         Figure(
