@@ -21,6 +21,7 @@ from tests.outside import solves
 from tests.tiny import load, make_tiny_mixture, reference_logprobs
 
 NUM_STEPS = 3
+EXTRA = [pytest.mark.slow, pytest.mark.extra]
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +136,13 @@ def test_a_run_directory_in_use_or_used_is_refused_at_once(run: FinishedRun) -> 
     ("options", "complaint"),
     [
         (["--algoritm", "rloo"], "--algorithm"),
-        pytest.param(["--algorithm", "grop"], "grpo", marks=pytest.mark.slow),
-        pytest.param(["--env", "clac"], "calc", marks=pytest.mark.slow),
+        pytest.param(["--algorithm", "grop"], "grpo", marks=EXTRA),
+        pytest.param(["--env", "clac"], "calc", marks=EXTRA),
         (["--level", "99"], "99"),
         pytest.param(["--num-minibatches", "3"], "does not divide", marks=pytest.mark.slow),
-        pytest.param(["--kl-loss-type", "k9"], "k9", marks=pytest.mark.slow),
+        pytest.param(["--kl-loss-type", "k9"], "k9", marks=EXTRA),
         (["--model", "/nowhere"], "/nowhere"),
-        pytest.param(["--max-staleness", "2"], "max_staleness", marks=pytest.mark.slow),
+        pytest.param(["--max-staleness", "2"], "max_staleness", marks=EXTRA),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(

@@ -12,7 +12,7 @@ import pytest
 from tests.running import RunningRun, running
 from tests.runs import assert_same_records, last_checkpoint, recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.extra, pytest.mark.timeout(1800)]
 NUM_STEPS = 6
 SETTINGS = ["--determinism", "exact", "--num-steps", str(NUM_STEPS), "--eval-tasks", "8", "--save-every", "1"]
 
@@ -37,7 +37,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("whose", ["driver", pytest.param("learner", marks=pytest.mark.extra)])
+@pytest.mark.parametrize("whose", ["driver", "learner"])
 def test_a_run_whose_disk_fills_says_so_and_goes_on_to_the_same_numbers(
     tmp_path: Path, unbroken: Path, whose: str
 ) -> None:
