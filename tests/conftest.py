@@ -1,4 +1,4 @@
-"""Tests on several cores at once (pytest-xdist), and those that must not share them.
+"""Tests on several cores at once (pytest-xdist), and those that must not share them; a process's own folder.
 
 A test marked `alone` holds a lock for itself while it runs, the others share it: what is measured in
 fractions of a second then meets no second test.
@@ -7,6 +7,7 @@ fractions of a second then meets no second test.
 from __future__ import annotations
 
 import fcntl
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     session = Path(item.config.option.basetemp).parent  # every worker has a folder of its own below it
     with _turn(session, alone=item.get_closest_marker("alone") is not None):
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _same_folder_of_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What starts processes of a run moves TMPDIR for good (recipes/leftovers.py): for one test only here."""
+    monkeypatch.setenv("TMPDIR", tempfile.gettempdir())
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
 
 
 @contextmanager

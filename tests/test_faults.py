@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import tempfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -161,9 +160,6 @@ def test_what_a_gate_found_stops_the_run_and_a_bug_does_not_hide() -> None:
 
 def test_a_cluster_that_is_not_there_stops_the_run(monkeypatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
-    # This process's temporary files go where Ray's do from then on: the other tests keep theirs.
-    monkeypatch.setenv("TMPDIR", tempfile.gettempdir())
-    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
     with pytest.raises(PeerFailedError, match="Ray did not start: ") as raised:
         start_ray(Config())
     stop = stop_of(raised.value)

@@ -43,7 +43,7 @@ class Machine:
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    folder = tempfile.mkdtemp()  # where any user may look
+    folder = tempfile.mkdtemp(dir="/tmp")  # where any user may look, whatever TMPDIR is
     os.chmod(folder, 0o755)
     yield Machine(Path(folder))
     shutil.rmtree(folder)
