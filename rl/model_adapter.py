@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftConfig
 from peft.utils.save_and_load import load_peft_weights
 
 from rl.lora import shape_problems, told
 from rl.lora_settings import LoraBase
-from rl.model_folder import format_of
+from rl.model_folder import FORMAT, format_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -43,7 +45,7 @@ def adapter_problems(
     try:
         config = PeftConfig.from_pretrained(path)
         weights = load_peft_weights(path, device="cpu")
-        trained_beside = format_of(path)
+        trained_beside = format_at(path)
     except (OSError, ValueError, TypeError, KeyError) as error:
         yield (
             f"{where} cannot be read as an adapter: {error}. Expected a folder with {CONFIG} and {WEIGHTS}, "
@@ -79,6 +81,30 @@ def adapter_problems(
             "layers have the same shapes. Use that model; if it is the same under another name, say so in "
             f"{CONFIG} (base_model_name_or_path)"
         )
+
+
+def format_at(path: str) -> LoraBase:
+    """As format_of, of a folder or a hub id: there too base.json says so, and an adapter without it is full.
+
+    Raises:
+        OSError: the hub cannot be asked.
+        ValueError: what is there cannot be read.
+    """
+    if Path(path).expanduser().is_dir():
+        return format_of(path)
+    # Offline, what was fetched of it is all there is.
+    found = try_to_load_from_cache(path, FORMAT) if constants.HF_HUB_OFFLINE else _fetched(path, FORMAT)
+    return format_of(Path(found).parent) if isinstance(found, str) else "full"
+
+
+def _fetched(path: str, name: str) -> str | None:
+    """Where the hub's file is now; None where the hub has none of that name."""
+    try:
+        return hf_hub_download(path, name)
+    except LocalEntryNotFoundError:  # the hub did not answer, which says nothing of the file
+        raise
+    except EntryNotFoundError:
+        return None
 
 
 def _is_same(theirs: str | None, ours: str) -> bool:

@@ -71,7 +71,8 @@ class PolicyGradient(Objective):
         entropy_coeff: weight of the entropy bonus.
         z_loss_coef: weight of the mean (log Z)² of trained tokens (PaLM, arXiv 2204.02311, section 5), which
             keeps logits from drifting to where bfloat16 is coarse.
-        router_aux_loss_coef: weight of a mixture's load-balancing loss (arXiv 2101.03961, eq. 4).
+        router_aux_loss_coef: weight of the load-balancing loss (arXiv 2101.03961, eq. 4) of each pass,
+            by its share of the trained tokens: it alone depends on micro-batches and ranks.
     Critic
         critic: none, a value head on the policy's own states, or a separate model.
         cliprange_value, vf_coef: the value loss's clip around the old value (None is off), and its weight.

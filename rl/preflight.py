@@ -49,6 +49,9 @@ RANK_BYTES = 4
 FROZEN_BYTES = 4
 """Those of a parameter that an adapter leaves as it is. The adapter's own are a hundredth of all, or less."""
 
+MOMENT_BYTES = 8
+"""AdamW's two moments of a parameter, in float32."""
+
 NF4_BYTES = 4.127 / 8
 """Those of one in 4 bits, scales included (arXiv 2305.14314, section 3)."""
 
@@ -159,6 +162,7 @@ def teacher_problems(config: Config, tokenizer: Any) -> Iterator[str]:
 def memory_problems(config: Config, machine: Machine, facts: ModelFacts) -> Iterator[str]:
     """Weights alone that the machine's memory cannot hold; activations and caches come on top."""
     if config.device != "cpu":
+        yield from _offload_problems(config, machine, facts)
         return
     wire = ITEM_BYTES[config.engine_dtype]
     held = FROZEN_BYTES if config.trains_adapter else LEARNER_BYTES
@@ -171,6 +175,19 @@ def memory_problems(config: Config, machine: Machine, facts: ModelFacts) -> Iter
             f"model {config.model} has {facts.num_parameters / 1e6:,.0f} M parameters: learner, weight sync "
             f"and {config.engines} engine(s) need {num_bytes / 1e9:,.1f} GB at least, this machine has "
             f"{machine.memory_bytes / 1e9:,.1f} GB; use a smaller model or a larger machine"
+        )
+
+
+def _offload_problems(config: Config, machine: Machine, facts: ModelFacts) -> Iterator[str]:
+    """AdamW's moments that main memory cannot hold where a GPU's learner keeps them there."""
+    if config.optimizer_offload == "none" or config.trains_adapter:
+        return
+    num_bytes = facts.num_parameters * MOMENT_BYTES  # on all ranks together: each has its part
+    if num_bytes > machine.memory_bytes:
+        yield (
+            f"optimizer_offload = {config.optimizer_offload!r}: AdamW's moments of {config.model}'s "
+            f"{facts.num_parameters / 1e6:,.0f} M parameters are {num_bytes / 1e9:,.1f} GB of main memory, "
+            f"this machine has {machine.memory_bytes / 1e9:,.1f} GB; use a smaller model or --lora.rank"
         )
 
 

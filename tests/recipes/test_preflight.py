@@ -16,7 +16,7 @@ from rl.config import Config
 from rl.defaults import resolve
 from rl.machine import Machine
 from rl.model import model_facts
-from rl.preflight import LEARNER_BYTES, preflight
+from rl.preflight import LEARNER_BYTES, memory_problems, preflight
 from rl.validation import ConfigError
 from tests.tiny import load, make_tiny_mixture, make_tiny_model
 
@@ -159,6 +159,18 @@ def test_a_model_larger_than_the_memory_is_refused(model, tmp_path):
     config = config_of(model, engines=2)
     assert "need 0.0 GB at least" in complaint(config, tmp_path, small)
     preflight(config, dataclasses.replace(MACHINE, memory_bytes=needed), tmp_path / "run")
+
+
+def test_moments_that_main_memory_cannot_hold_are_refused(model):
+    facts = model_facts(str(model))
+    needed = facts.num_parameters * 8  # two moments in float32
+    config = Config(model=str(model), device="cuda", optimizer_offload="cpu")
+    small, enough = (dataclasses.replace(MACHINE, memory_bytes=size) for size in (needed - 1, needed))
+    (told,) = memory_problems(config, small, facts)
+    assert "optimizer_offload = 'cpu': AdamW's moments" in told
+    assert not list(memory_problems(config, enough, facts))
+    assert not list(memory_problems(dataclasses.replace(config, optimizer_offload="none"), small, facts))
+    assert not list(memory_problems(dataclasses.replace(config, lora_rank=8), small, facts))
 
 
 def test_every_problem_is_told_at_once(model, tmp_path):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 
 from recipes.cli import parse
@@ -88,6 +89,26 @@ def test_an_adapter_of_another_base_is_refused_with_what_differs(tied: Path, tmp
     settings = json.loads((saved / "adapter_config.json").read_text())
     (tmp_path / "dora" / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
     assert "use_dora" in problems(tied, lora_adapter=str(tmp_path / "dora"))
+
+
+@pytest.mark.parametrize("held", ["full", "nf4"])
+def test_an_adapter_of_the_hub_says_how_its_base_was_held(
+    tied: Path, tmp_path: Path, held, monkeypatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--owner--adapter"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    copy = repository / "snapshots" / ("0" * 40)
+    learner(tied).checkpoint(str(copy), {})
+    assert not problems(tied, lora_adapter="owner/adapter")
+    (copy / "base.json").write_text(json.dumps({"lora_base": held}))
+    told = problems(tied, lora_adapter="owner/adapter")
+    if held == "nf4":
+        assert "'owner/adapter' was trained beside its base in nf4, and lora_base is 'full'" in told
+    else:
+        assert 'base.json names a base that is not known here; expected {"lora_base": "nf4"}' in told
 
 
 @pytest.mark.parametrize(

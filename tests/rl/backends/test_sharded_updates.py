@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,10 @@ def on_ranks(spec: LearnerSpec, minibatches: Sequence[TrainBatch], work: Any = u
 
 
 def distance(those: Mapping[str, np.ndarray], these: Mapping[str, np.ndarray]) -> float:
-    """The largest difference of a tensor, relative to it, in L2 norms."""
+    """The largest difference of a tensor, relative to it, in L2 norms; of one that is 0, infinite or 0."""
     assert those.keys() == these.keys()
-    return max(float(np.linalg.norm(those[name] - x) / np.linalg.norm(x)) for name, x in these.items())
+    norms = [(float(np.linalg.norm(those[name] - x)), float(np.linalg.norm(x))) for name, x in these.items()]
+    return max(difference / norm if norm else inf if difference else 0.0 for difference, norm in norms)
 
 
 @pytest.mark.parametrize(("backend", "stage", "num_ranks"), SHARDED)
