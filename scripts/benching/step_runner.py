@@ -79,9 +79,8 @@ class StepRunner:
     def __init__(self, engine: VllmEngine, learner: Learner) -> None:
         self.engine, self.learner = engine, learner
         drawn = random.Random(0)
-        canaries = [
-            drawn.choices(range(FIRST_WORD, VOCAB_SIZE), k=CANARY_LENGTH) for _ in range(NUM_CANARIES)
-        ]
+        length = min(CANARY_LENGTH, engine.spec.context_length - 1)  # a token is generated behind each
+        canaries = [drawn.choices(range(FIRST_WORD, VOCAB_SIZE), k=length) for _ in range(NUM_CANARIES)]
         self.sync: Any = WeightSync(canaries=canaries, gap_limit=GAP_LIMIT, engine_dtype="float32")
 
     @classmethod
