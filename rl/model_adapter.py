@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftConfig
 from peft.utils.save_and_load import load_peft_weights
@@ -92,19 +92,14 @@ def format_at(path: str) -> LoraBase:
     """
     if Path(path).expanduser().is_dir():
         return format_of(path)
-    # Offline, what was fetched of it is all there is.
-    found = try_to_load_from_cache(path, FORMAT) if constants.HF_HUB_OFFLINE else _fetched(path, FORMAT)
-    return format_of(Path(found).parent) if isinstance(found, str) else "full"
-
-
-def _fetched(path: str, name: str) -> str | None:
-    """Where the hub's file is now; None where the hub has none of that name."""
     try:
-        return hf_hub_download(path, name)
-    except LocalEntryNotFoundError:  # the hub did not answer, which says nothing of the file
-        raise
-    except EntryNotFoundError:
-        return None
+        file = hf_hub_download(path, FORMAT)
+    except EntryNotFoundError as error:
+        # A hub that did not answer has said nothing of the file; offline, what was fetched is all there is.
+        if isinstance(error, LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
+            raise
+        return "full"
+    return format_of(Path(file).parent)
 
 
 def _is_same(theirs: str | None, ours: str) -> bool:

@@ -1,4 +1,4 @@
-"""What conftest.py promises of tests on several cores."""
+"""What conftest.py promises: of tests on several cores, and of each one's folder of temporary files."""
 
 from __future__ import annotations
 
@@ -30,6 +30,31 @@ ALONE = """
 def test_alone(number):
     note("alone")
 """
+MOVES = """
+import os, tempfile
+
+def test_moves():
+    os.environ["TMPDIR"] = {moved!r}
+    tempfile.tempdir = None
+    assert tempfile.gettempdir() == {moved!r}
+
+def test_does_not_see_it():
+    assert {moved!r} not in (tempfile.gettempdir(), os.environ["TMPDIR"])
+"""
+
+
+def test_a_test_that_moves_temporary_files_moves_its_own_only(tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+    (tmp_path / "test_moves.py").write_text(MOVES.format(moved=str(moved)))
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, str(tmp_path / "test_moves.py")]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=plain, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
 
 
 def test_a_test_marked_alone_meets_no_other_and_others_meet(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 import sys
 import tomllib
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import huggingface_hub.constants
 import pytest
@@ -22,6 +25,7 @@ from rl.lora import fit_problems, num_trained, with_targets
 from rl.lora_settings import LoraSpec
 from rl.machine import Machine
 from rl.model import model_facts
+from rl.model_adapter import format_at
 from rl.preflight import memory_problems
 from rl.screens import adapter_line
 from rl.validation import ConfigError, validate
@@ -109,6 +113,49 @@ def test_an_adapter_of_the_hub_says_how_its_base_was_held(
         assert "'owner/adapter' was trained beside its base in nf4, and lora_base is 'full'" in told
     else:
         assert 'base.json names a base that is not known here; expected {"lora_base": "nf4"}' in told
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As the Hugging Face hub answers for one repository, which holds `files`; or a proxy that forbids it."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    is_forbidden: ClassVar[bool] = False
+
+    def do_HEAD(self) -> None:
+        content = self.files.get(self.path.removeprefix("/owner/adapter/resolve/main/"))
+        self.send_response(403 if self.is_forbidden else 404 if content is None else 200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        if self.is_forbidden:
+            content = b""
+        elif content is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        else:
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.files.get(self.path.removeprefix("/owner/adapter/resolve/main/"), b""))
+
+
+def test_the_hub_is_asked_how_an_adapters_base_was_held(tmp_path: Path, monkeypatch) -> None:
+    constants = huggingface_hub.constants
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.split("/", 3)[3]
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{template}")
+        assert format_at("owner/adapter") == "full"
+        monkeypatch.setitem(Hub.files, "base.json", b'{"lora_base": "nf4"}')
+        assert format_at("owner/adapter") == "nf4"
+        shutil.rmtree(tmp_path / "models--owner--adapter")
+        monkeypatch.setattr(Hub, "is_forbidden", True)
+        with pytest.raises(OSError, match="cannot find the requested files"):
+            format_at("owner/adapter")
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

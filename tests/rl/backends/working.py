@@ -89,7 +89,10 @@ class Updated:
 
 def updated(spec: LearnerSpec, minibatches: Sequence[Any], kind: type[Learner] = Learner) -> Updated:
     """An update on each of this rank's parts."""
-    learner = kind(spec)
+    return updates_of(kind(spec), minibatches)
+
+
+def updates_of(learner: Learner, minibatches: Sequence[Any]) -> Updated:
     sums = [learner.update(minibatches[0])]
     first = whole_moments(learner)
     sums += [learner.update(minibatch) for minibatch in minibatches[1:]]
